@@ -1,0 +1,1 @@
+"""What Crossfade needs of a broker (`protocol`), and who gives it: `memory`, `redis`, `kafka`."""

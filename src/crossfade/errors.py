@@ -1,0 +1,168 @@
+"""Every error that a user can meet, as one tree.
+
+    CrossfadeError
+    |- UsageError                    exit 2   the command line or the configuration is wrong
+    |  `- GuaranteeRefused           exit 2   this configuration cannot keep the guarantee that was asked for
+    |- RefusedByRail                 exit 4   a safety rule forbids it
+    |  |- NotStarted                          a lane has no marker and was not started by `relay start`
+    |  |- MarkerLost                          a lane was started, but its marker is gone
+    |  `- RouteConflict                       another live route writes to the same lanes, or the route changed
+    |- BrokerError                   exit 5   the whole connection
+    |  |- Unreachable                         no answer; trying again may help
+    |  |- AccessRefused                       wrong password, missing ACL, missing topic or key
+    |  |- Fenced                              a newer claim owns these lanes
+    |  `- Indeterminate                       it may or may not have happened; only a new claim can tell
+    `- LaneError                     exit 1   one lane's trouble; the other lanes go on
+       |- SourceTrimmed                       records were removed before they were copied
+       |- SourceReset                         the lane was deleted and made anew
+       |- SourceRegressed                     the lane is shorter than what was already copied (failover, truncation)
+       |- SourceDeleted                       single records were deleted before they were copied
+       |- TargetTorn                          marker and records disagree and the data cannot decide
+       |- TargetReset                         the target lane was deleted or emptied behind the marker
+       |- TargetFull                          the target refuses writes for lack of memory or disk; the lane waits
+       |- QuarantineFull                      more records were refused than the budget allows
+       `- MappingFailed                       a record cannot be mapped and quarantine is off
+
+An error carries data, a `hint` (what the operator does next) and a `kind` (what the relay does next).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+
+class Kind(Enum):
+    """What the relay does about an error."""
+
+    RETRY = "retry"  # the same step again, after a pause
+    RECLAIM = "reclaim"  # drop the claim, claim anew, resume from the marker
+    HALT = "halt"  # stop (the lane or the process) until an operator decides
+
+
+class CrossfadeError(Exception):
+    """Base of all errors; `str()` is one sentence, `hint` is the next step for the operator."""
+
+    kind: ClassVar[Kind] = Kind.HALT
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def as_dict(self) -> dict[str, object]:
+        """The error as `-o json` prints it."""
+        return {"error": type(self).__name__, "message": self.message, "hint": self.hint, "kind": self.kind.value}
+
+
+class UsageError(CrossfadeError):
+    exit_code = 2
+
+
+class GuaranteeRefused(UsageError):
+    """The configuration cannot keep the guarantee that was asked for."""
+
+
+class RefusedByRail(CrossfadeError):
+    exit_code = 4
+
+
+class NotStarted(RefusedByRail):
+    """A lane has never been started; `run` never starts one by itself."""
+
+
+class MarkerLost(RefusedByRail):
+    """A lane was started, its marker is gone: only the operator can say where to go on."""
+
+
+class RouteConflict(RefusedByRail):
+    """Another live route writes to this target, or this route's source, mapping or lane map changed."""
+
+
+class BrokerError(CrossfadeError):
+    exit_code = 5
+
+
+class Unreachable(BrokerError):
+    kind = Kind.RETRY
+
+
+class AccessRefused(BrokerError):
+    """Authentication, authorization, or a missing topic or key; waiting does not help."""
+
+
+class Fenced(BrokerError):
+    """A newer claim owns the lanes; nothing of this claim can be written any more."""
+
+    kind = Kind.RECLAIM
+
+
+class Indeterminate(BrokerError):
+    """The step may or may not have happened. The claim is dead: claim anew and read back."""
+
+    kind = Kind.RECLAIM
+
+
+class LaneError(CrossfadeError):
+    """One lane's trouble: that lane is taken out, the rest goes on."""
+
+    def __init__(self, lane: int, message: str, *, hint: str = "", position: str = "", lost_records: int = -1) -> None:
+        super().__init__(message, hint=hint)
+        self.lane = lane
+        self.position = position
+        #: how many source records are gone uncopied; -1 = cannot be known
+        self.lost_records = lost_records
+
+    def as_dict(self) -> dict[str, object]:
+        return super().as_dict() | {
+            "lane": self.lane,
+            "position": self.position,
+            "lost_records": None if self.lost_records < 0 else self.lost_records,
+        }
+
+
+class SourceTrimmed(LaneError):
+    pass
+
+
+class SourceReset(LaneError):
+    pass
+
+
+class SourceRegressed(LaneError):
+    pass
+
+
+class SourceDeleted(LaneError):
+    pass
+
+
+class TargetTorn(LaneError):
+    pass
+
+
+class TargetReset(LaneError):
+    pass
+
+
+class TargetFull(LaneError):
+    kind = Kind.RETRY
+
+
+class QuarantineFull(LaneError):
+    pass
+
+
+class MappingFailed(LaneError):
+    pass
+
+
+class InvariantBroken(RuntimeError):
+    """A mistake of ours, not the user's: the process stops at once."""
+
+
+def invariant(condition: bool, sentence: str) -> None:
+    """Raise InvariantBroken(`sentence`) unless `condition`; unlike `assert` it also holds under `python -O`."""
+    if not condition:
+        raise InvariantBroken(sentence)

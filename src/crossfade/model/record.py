@@ -1,0 +1,99 @@
+"""Records as the hot path moves them: lists of plain tuples, one list per lane.
+
+Two shapes exist, because copying between two brokers of one kind must not pay for a translation:
+a *record* is Kafka-shaped, an *entry* is Redis-shaped. `model.mapping` turns one into the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple, TypeAlias
+
+from .position import NativePosition, Place
+
+#: Index of a lane within its stream: the Kafka partition, or the place of the Redis stream key in its stream.
+Lane: TypeAlias = int
+#: (source lane, target lane): what a marker, an ordinal and an epoch belong to.
+Path: TypeAlias = tuple[int, int]
+#: Kafka headers, in order; names repeat; a value may be None.
+Headers: TypeAlias = list[tuple[str, bytes | None]]
+
+
+class Shape(Enum):
+    RECORD = "record"  # rows are `Record`: what Kafka keeps
+    ENTRY = "entry"  # rows are `Entry`: what a Redis stream keeps
+
+
+class Record(NamedTuple):
+    """A Kafka-shaped row. Adapters may move plain 4-tuples of the same layout."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers | None  # None = no headers
+    time_ms: int  # CreateTime, milliseconds since the epoch; -1 = none
+
+
+class Entry(NamedTuple):
+    """A Redis-shaped row. Adapters may move plain 2-tuples of the same layout."""
+
+    fields: list[bytes]  # name, value, name, value ... in order, names may repeat; never empty
+    time_ms: int  # of the record; where no `xf` field says otherwise, the milliseconds of the entry id
+
+
+#: Record or Entry, or a plain tuple of the same layout.
+Row: TypeAlias = Any
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one read gives for one source lane.
+
+    `positions[i]` is the place of `rows[i]`. `place` is where the reader stands after the batch; it can be ahead of
+    the last row (control records, aborted data, deleted entries) and is what the next read goes on from.
+    """
+
+    lane: Lane
+    shape: Shape
+    positions: list[Any]
+    rows: list[Row]
+    place: Place
+    #: True when the read saw the end of the lane: nothing more was there at that moment
+    at_end: bool = False
+    #: payload bytes of all rows, for limits and metrics
+    size_bytes: int = 0
+
+
+class Reject(NamedTuple):
+    """A record that the target does not take, on its way to quarantine."""
+
+    position: NativePosition
+    row: Row  # in the *source's* shape, so that it can be replayed
+    reason: str  # one sentence
+    shape: Shape
+
+
+class Mapped(NamedTuple):
+    """A batch in the target's shape: `positions[i]` belongs to `rows[i]`, source order kept."""
+
+    positions: list[Any]
+    rows: list[Row]
+    rejects: list[Reject]
+
+
+@dataclass(slots=True)
+class Write:
+    """What one append carries for one path, in source order.
+
+    `rows` are in the target's shape; `rejects` were refused by the mapping (a target adds those that it refuses
+    itself). Rows and rejects of one write cover everything between the path's marker and `place`.
+    A write without rows and rejects moves the marker alone.
+    """
+
+    path: Path
+    positions: list[Any]
+    rows: list[Row]
+    place: Place
+    rejects: list[Reject] = field(default_factory=list)
+    #: how many more records this path may still quarantine before the lane halts
+    quarantine_left: int = 0

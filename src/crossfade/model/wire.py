@@ -1,0 +1,97 @@
+"""Versioned text formats: the `xf` header (or field) of a relayed record, and the marker.
+
+`xf` is `1;<route>/<source lane>@<source position>#<ordinal>;<epoch>` and, only where the target cannot give a record's
+own time back, `;t=<milliseconds>`. Loss, duplicates, order and zombies show from the target alone.
+A reader refuses a newer major version; fields that it does not know are ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import msgspec
+
+from ..errors import UsageError
+from .position import Marker, position_order
+
+#: name of the Kafka header, and of the Redis field, that carries the origin
+XF = "xf"
+XF_FIELD = b"xf"
+#: Kafka refuses group-offset metadata above this many UTF-16 units
+MARKER_UNITS_MAX = 4095
+
+_ORIGIN = re.compile(r"1;([a-z0-9-]{1,63})/(\d+)@(\d+(?:-\d+)?)#(\d+);(\d+)((?:;[a-z]+=[^;]*)*)")
+
+
+class Origin(NamedTuple):
+    """Where a relayed record came from."""
+
+    route: str
+    lane: int  # of the source
+    position: str  # in the source
+    ordinal: int
+    epoch: int
+    time_ms: int | None = None  # the record's own time, where the target shows another
+
+
+def origin_prefix(route: str, source_lane: int) -> str:
+    """The part of `xf` that is equal for all records of a lane; append position, `#`, ordinal, `origin_suffix`."""
+    return f"1;{route}/{source_lane}@"
+
+
+def origin_suffix(epoch: int) -> str:
+    """The part of `xf` behind the ordinal that is equal for all records of a claim."""
+    return f";{epoch}"
+
+
+def encode_origin(origin: Origin) -> str:
+    """One `xf` value. The hot path builds the same text from prefix and suffix."""
+    prefix = origin_prefix(origin.route, origin.lane)
+    own_time = "" if origin.time_ms is None else f";t={origin.time_ms}"
+    return f"{prefix}{origin.position}#{origin.ordinal}{origin_suffix(origin.epoch)}{own_time}"
+
+
+def decode_origin(text: str | bytes | None) -> Origin | None:
+    """The origin in an `xf` value, or None where the text is not ours (applications may use the name too)."""
+    if text is None:
+        return None
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("ascii")
+        except UnicodeDecodeError:
+            return None
+    match = _ORIGIN.fullmatch(text)
+    if match is None:
+        return None
+    route, lane, position, ordinal, epoch, extras = match.groups()
+    time_ms = None
+    for extra in extras.split(";")[1:]:
+        name, _, value = extra.partition("=")
+        if name == "t" and value.lstrip("-").isdigit():
+            time_ms = int(value)
+    return Origin(route, int(lane), position, int(ordinal), int(epoch), time_ms)
+
+
+def encode_marker(marker: Marker) -> str:
+    """The marker as text, at most MARKER_UNITS_MAX units (it is ASCII)."""
+    return "1;" + msgspec.json.encode(marker).decode()
+
+
+def decode_marker(text: str) -> Marker:
+    """The marker in `text`.
+
+    Raises UsageError when a newer release wrote it.
+    """
+    version, _, body = text.partition(";")
+    if version != "1":
+        raise UsageError(
+            f"a marker of format version {version!r} was found; this release reads version 1",
+            hint="run the release that wrote it, or a newer one",
+        )
+    return msgspec.json.decode(body, type=Marker)
+
+
+def is_after(left: str, right: str) -> bool:
+    """True where position `left` comes after `right` in one lane."""
+    return position_order(left) > position_order(right)
