@@ -1,0 +1,393 @@
+"""The copying loop: claim -> read -> translate -> append, for the lanes that this process owns.
+
+There is one recovery path. A crash, a timeout, a fence, a rebalance and an upgrade all end the claim; the loop claims
+again and goes on from the markers that it finds in the target. Nothing is ever resumed from the process's own memory.
+While one append is under way the next read is already being made (depth one); rows of a lane whose append failed are
+thrown away with its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+import structlog
+
+from ..brokers.protocol import Appended, Claim, From, Log, Owner, Start
+from ..errors import (
+    CrossfadeError,
+    Kind,
+    LaneError,
+    MarkerLost,
+    NotStarted,
+    SourceDeleted,
+    SourceRegressed,
+    SourceReset,
+    invariant,
+)
+from ..model.mapping import Mapping
+from ..model.position import Place
+from ..model.record import Batch, Lane, Path, Write
+from ..model.route import Route
+from ..telemetry import step
+from .documents import Desired, RouteBoard
+from .fanout import plan_writes
+from .lanes import LaneState, State
+from .pace import BatchSize, Limits, RateLimit
+
+_BACKOFF_MAX_S = 5.0
+
+
+class Copier:
+    """Copies the owned lanes of one route until told to stop. Implements `brokers.protocol.Listener`."""
+
+    def __init__(
+        self,
+        route: Route,
+        source: Log,
+        target: Log,
+        mapping: Mapping,
+        board: RouteBoard,
+        limits: Limits,
+        *,
+        instance: str,
+        shard: tuple[int, int] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.route = route
+        self.source = source
+        self.target = target
+        self.mapping = mapping
+        self.board = board
+        self.limits = limits
+        self.instance = instance
+        self.shard = shard
+        self.lanes: dict[Lane, LaneState] = {}
+        self.claim: Claim | None = None
+        self.desired = Desired()
+        self.throttle = ""
+        self.trouble = ""
+        self.alarms: list[str] = []
+        self.records_total = 0
+        #: loop time of the last sign of progress: an append, or a read that found nothing new
+        self.progress_s = 0.0
+        #: called after each append with (lane state, records, oldest row's time in ms, wall clock in s)
+        self.on_appended: Callable[[LaneState, int, int, float], None] | None = None
+        self._clock = clock
+        self._batch = BatchSize(limits)
+        self._rate = RateLimit(limits.rate_records_per_s, 0.0)
+        self._owned: frozenset[Lane] = frozenset()
+        self._token: object | None = None
+        self._generation = 0
+        self._ownership = asyncio.Event()
+        self._appending = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self._log = structlog.get_logger().bind(route=route.name, instance=instance)
+
+    # -- ownership (called by the Assignment) ------------------------------------------------------------------------
+
+    async def assigned(self, lanes: frozenset[Lane], token: object | None) -> None:
+        """Own exactly these lanes from now on. The claim is made anew: the handle belongs to this generation alone."""
+        self._generation += 1
+        async with self._appending:  # an open append ends (or fails) under the old handle
+            self._owned, self._token = lanes, token
+            self._ownership.set()
+        self._log.info("lanes assigned", lanes=len(lanes), generation=self._generation)
+
+    async def revoked(self, lanes: frozenset[Lane]) -> None:
+        """Stop appending to `lanes`; returns when nothing is in flight."""
+        self._generation += 1
+        async with self._appending:
+            self._owned -= lanes
+        self._log.info("lanes revoked", lanes=len(lanes))
+
+    async def lost(self, lanes: frozenset[Lane]) -> None:
+        """Others own `lanes` already: the claim is dead, an append under way is refused by the broker."""
+        self._generation += 1
+        self._owned -= lanes
+        self._log.warning("lanes lost", lanes=len(lanes), hint="the process was too slow or cut off for a session")
+
+    def stop(self) -> None:
+        """End after the append under way."""
+        self._stop.set()
+        self._ownership.set()
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Claim and copy until `stop()`; raises what waiting cannot mend (kind HALT)."""
+        failures = 0
+        while not self._stop.is_set():
+            await self._ownership.wait()
+            if self._stop.is_set():
+                return
+            if not self._owned:
+                self._ownership.clear()
+                continue
+            try:
+                await self._claim_and_copy()
+                failures = 0
+            except CrossfadeError as error:
+                if error.kind is Kind.HALT:
+                    raise
+                moved = self.claim is not None and self.progress_s > 0
+                failures = 1 if moved else failures + 1
+                self.trouble = error.message
+                pause_s = min(0.05 * 2 ** min(failures, 10), _BACKOFF_MAX_S)
+                self._log.warning(
+                    "claim ended", reason=error.message, error=type(error).__name__, hint=error.hint, again_in_s=pause_s
+                )
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), pause_s)
+            finally:
+                self.claim = None
+
+    async def _claim_and_copy(self) -> None:
+        generation, owned = self._generation, self._owned
+        paths = [path for lane in sorted(owned) for path in self.route.paths_of(lane)]
+        owner = Owner(
+            self.route.id, self.instance, self.route.source, shard=self.shard, token=self._token, paths=tuple(paths)
+        )
+        async with self._appending:
+            step("relay.claim.before")
+            claim = await self.target.claim(owner, paths)
+            step("relay.claim.after")
+        for alarm in claim.alarms:
+            self._log.error("claim found and healed", alarm=alarm)
+            self.alarms = [*self.alarms[-99:], alarm]
+        await self._enter(claim, owned)
+        self.claim, self.trouble = claim, ""
+        self._log.info("claimed", epoch=claim.epoch, lanes=len(owned), claim=claim.claim_id)
+        await self._copy(claim, generation)
+
+    async def _enter(self, claim: Claim, owned: frozenset[Lane]) -> None:
+        """Make the lane states anew from the markers; refuse lanes without one."""
+        missing = {lane for lane in owned for path in self.route.paths_of(lane) if not _known(claim, path)}
+        if missing:
+            await self._refuse_without_marker(missing)
+        now_s = self._now()
+        lanes: dict[Lane, LaneState] = {}
+        for lane in sorted(owned):
+            errors = [claim.errors[path] for path in self.route.paths_of(lane) if path in claim.errors]
+            markers = {path: claim.markers[path] for path in self.route.paths_of(lane) if path in claim.markers}
+            state = LaneState(lane, self.source.lane_name(lane), markers, Place())
+            known = self.lanes.get(lane)
+            if known is not None:  # rates and totals of this process go on
+                state.records_total, state.looks, state.bounds = known.records_total, known.looks, known.bounds
+                state.relayed_time_ms, state.quarantined_total = known.relayed_time_ms, known.quarantined_total
+            state.marker_written_s = now_s
+            if errors:
+                state.error, state.state = errors[0], State.HALTED
+                self._log.error("lane halted", lane=lane, **errors[0].as_dict())
+            else:
+                state.place = state.settled
+            lanes[lane] = state
+        self.lanes = lanes
+
+    async def _refuse_without_marker(self, missing: set[Lane]) -> None:
+        names = ", ".join(self.source.lane_name(lane) for lane in sorted(missing)[:5])
+        if missing & await self.board.started():
+            raise MarkerLost(
+                f"route {self.route.name!r}: {len(missing)} lanes were started but have no marker in the target: {names}",
+                hint="the marker was deleted or expired; compare both sides with `crossfade verify`, then start the "
+                "lanes again from the position that it names: `crossfade relay start --from position:...`",
+            )
+        raise NotStarted(
+            f"route {self.route.name!r}: {len(missing)} lanes were never started: {names}",
+            hint=f"start them once: `crossfade relay start {self.route.name}` (it writes the first marker)",
+        )
+
+    async def _copy(self, claim: Claim, generation: int) -> None:
+        reading: asyncio.Task[dict[Lane, Batch | LaneError]] | None = None
+        try:
+            while not self._stop.is_set() and generation == self._generation:
+                if reading is None:
+                    reading = await self._start_read()
+                    if reading is None:
+                        continue
+                batches, reading = await reading, None
+                writes = self._translate(batches)
+                if not writes:
+                    self.progress_s = self._now()
+                    continue
+                self._rate.spend(sum(len(write.rows) for write in writes))
+                reading = await self._start_read()
+                await self._append(claim, generation, writes)
+        finally:
+            if reading is not None:
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError, CrossfadeError):
+                    await reading
+
+    async def _start_read(self) -> asyncio.Task[dict[Lane, Batch | LaneError]] | None:
+        """Begin the next read of all working lanes, or None after a pause when none may be read now."""
+        now_s = self._now()
+        after: dict[Lane, Place] = {}
+        for lane, state in self.lanes.items():
+            if state.state is State.WAITING and now_s >= state.retry_at_s:
+                state.revive()
+            paused = self.desired.paused or lane in self.desired.paused_lanes
+            if state.state is State.HALTED or state.state is State.WAITING:
+                continue
+            if paused:
+                state.state, state.place = State.PAUSED, state.settled
+                continue
+            if state.state is State.PAUSED:
+                state.revive()
+            after[lane] = state.place
+        allowed = self._rate.allowance(self._batch.records, now_s)
+        self.throttle = "" if allowed >= self._batch.records else f"rate limit {self._rate.rate_records_per_s:g}/s"
+        if not after or allowed == 0:
+            if not after:
+                self.progress_s = now_s
+            await self._nap(0.1 if not after else self._rate.wait_s())
+            return None
+        return asyncio.create_task(
+            self.source.read(after, allowed, self.limits.batch_size_bytes_max, self.limits.idle_wait_s)
+        )
+
+    async def _nap(self, wait_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), wait_s)
+
+    # -- one round ---------------------------------------------------------------------------------------------------
+
+    def _translate(self, batches: dict[Lane, Batch | LaneError]) -> list[Write]:
+        """Turn what was read into writes; halts lanes whose source check failed."""
+        now_s = self._now()
+        writes: list[Write] = []
+        for lane, batch in batches.items():
+            state = self.lanes[lane]
+            if isinstance(batch, LaneError):
+                self._fail(state, batch)
+                continue
+            if state.state is not State.COPYING and state.state is not State.IDLE:
+                continue
+            if not batch.rows and not self._marker_due(state, batch, now_s):
+                state.state = State.IDLE
+                state.place = batch.place
+                continue
+            mapped = self.mapping.translate(batch, self.target.shape)
+            left = self.limits.quarantine_records_max - state.quarantined
+            writes += plan_writes(self.route, self.mapping, self.target.shape, batch, mapped, state.markers, left)
+            state.place, state.state = batch.place, State.COPYING
+            state.retries = 0 if batch.rows else state.retries
+        return writes
+
+    def _marker_due(self, state: LaneState, batch: Batch, now_s: float) -> bool:
+        """Whether a batch without rows is worth an append of the marker alone."""
+        age_s = now_s - state.marker_written_s
+        moved = batch.place != state.settled
+        return age_s >= (self.limits.marker_refresh_s if moved else self.limits.marker_keepalive_s)
+
+    async def _append(self, claim: Claim, generation: int, writes: list[Write]) -> None:
+        async with self._appending:
+            if generation != self._generation:
+                return  # lanes changed hands while we read: claim anew, resume from the markers
+            started_s = self._now()
+            step("relay.append.before")
+            outcomes = await self.target.append(claim, writes)
+            step("relay.append.after")
+        now_s = self._now()
+        records = 0
+        for write in writes:
+            records += self._settle(write, outcomes[write.path], now_s)
+        self._batch.observe(records, now_s - started_s)
+        self.records_total += records
+        self.progress_s = now_s
+
+    def _settle(self, write: Write, outcome: Appended | LaneError, now_s: float) -> int:
+        state = self.lanes[write.path[0]]
+        if isinstance(outcome, LaneError):
+            self._fail(state, outcome)
+            return 0
+        before = state.markers[write.path]
+        marker = outcome.marker
+        invariant(marker.ordinal == before.ordinal + outcome.records, "an append advances the ordinal by its records")
+        invariant(marker.place == write.place, "a marker stands where its write ends")
+        state.markers[write.path] = marker
+        state.marker_written_s = now_s
+        state.records_total += outcome.records
+        state.quarantined_total += outcome.quarantined
+        if outcome.quarantined:
+            self._log.warning("records quarantined", lane=state.lane, records=outcome.quarantined, total=state.quarantined)
+        if write.rows:
+            state.relayed_time_ms = write.rows[-1][-1]
+            if self.on_appended is not None:
+                self.on_appended(state, outcome.records, write.rows[0][-1], self._clock())
+        return outcome.records
+
+    def _fail(self, state: LaneState, error: LaneError) -> None:
+        if state.state is not State.HALTED:
+            state.fail(error, self._now())
+            self._log.error("lane " + state.state.value, **error.as_dict())
+
+    # -- the operator's wishes ---------------------------------------------------------------------------------------
+
+    async def obey(self, desired: Desired) -> None:
+        """Take over pause, rate and accepted losses."""
+        self.desired = desired
+        wanted = desired.rate_records_per_s
+        self._rate.rate_records_per_s = self.limits.rate_records_per_s if wanted is None else wanted
+        for lane, accepted in desired.accepted.items():
+            state = self.lanes.get(int(lane))
+            if state is None or state.error is None or state.state is not State.HALTED:
+                continue
+            if accepted.error == type(state.error).__name__ and accepted.position == state.settled.position:
+                await self._go_on_behind_loss(state)
+
+    async def _go_on_behind_loss(self, state: LaneState) -> None:
+        """Find the first place that still continues the lane; the marker moves there with the next append."""
+        start = Start(From.EARLIEST)  # trimmed or re-created: everything that is left is new
+        if isinstance(state.error, SourceDeleted):
+            start = Start(From.POSITION, state.settled.position)
+        elif isinstance(state.error, SourceRegressed) and state.bounds is not None:
+            start = Start(From.POSITION, (await self.source.bounds([state.lane]))[state.lane].last)
+        elif not isinstance(state.error, SourceReset) and state.error is not None and not state.error.position:
+            return
+        place = (await self.source.begin([state.lane], start))[state.lane]
+        if isinstance(place, LaneError):
+            self._fail(state, place)
+            return
+        self._log.warning("loss accepted", lane=state.lane, error=type(state.error).__name__, resumes_at=place.position)
+        state.error, state.state, state.place = None, State.COPYING, place
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _known(claim: Claim, path: Path) -> bool:
+    return path in claim.markers or path in claim.errors
+
+
+async def start_lanes(
+    route: Route, source: Log, target: Log, board: RouteBoard, start: Start, lanes: list[Lane]
+) -> dict[Lane, Place]:
+    """Write the first marker of lanes that have none: the explicit beginning of a copy.
+
+    Lanes that already have a marker keep it (starting twice changes nothing). Returns the places of the lanes that were
+    started now. Raises RouteConflict, MarkerLost, Indeterminate, Unreachable, AccessRefused, LaneError.
+    """
+    paths = [path for lane in lanes for path in route.paths_of(lane)]
+    owner = Owner(route.id, "start", route.source, paths=tuple(paths), starting=True)
+    claim = await target.claim(owner, paths)
+    for error in claim.errors.values():
+        raise error
+    fresh = [lane for lane in lanes if not all(path in claim.markers for path in route.paths_of(lane))]
+    places: dict[Lane, Place] = {}
+    if fresh:
+        for lane, place in (await source.begin(fresh, start)).items():
+            if isinstance(place, LaneError):
+                raise place
+            places[lane] = place
+        writes = [
+            Write(path, [], [], places[lane]) for lane in fresh for path in route.paths_of(lane) if path not in claim.markers
+        ]
+        for outcome in (await target.append(claim, writes)).values():
+            if isinstance(outcome, LaneError):
+                raise outcome
+    await board.add_started(set(lanes))
+    return places
+

@@ -1,0 +1,140 @@
+"""What the relay keeps on the board: which lanes were started, what the operator wants, what each process reports.
+
+Documents are JSON with a `version`; a newer major version is refused. Positions are never kept here.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from ..brokers.protocol import Board, VersionConflict
+from ..errors import UsageError
+
+_VERSION = 1
+_TRIES = 5
+
+
+class Started(msgspec.Struct, omit_defaults=True):
+    """Lanes that have had their first marker: without it, a missing marker means a lost one."""
+
+    version: int = _VERSION
+    lanes: list[int] = []
+
+
+class AcceptedLoss(msgspec.Struct):
+    """An operator's decision to go on behind a halt. It answers exactly one error at one position."""
+
+    error: str
+    position: str
+    by: str
+    at: str
+    reason: str = ""
+
+
+class Desired(msgspec.Struct, omit_defaults=True):
+    """What the operator asked of the route's relays."""
+
+    version: int = _VERSION
+    paused: bool = False
+    paused_lanes: list[int] = []
+    rate_records_per_s: float | None = None  # None = as configured
+    accepted: dict[str, AcceptedLoss] = {}  # by lane
+    #: all decisions ever taken, newest last, at most 1,000
+    journal: list[AcceptedLoss] = []
+
+
+class LaneReport(msgspec.Struct, omit_defaults=True):
+    lane: int
+    name: str
+    state: str
+    position: str = ""
+    ordinal: int = 0
+    lag_records: int | None = None
+    lag_s: float | None = None
+    records_per_s: float = 0.0
+    quarantined: int = 0
+    trimmed_in_s: float | None = None
+    error: str = ""
+    reason: str = ""
+    hint: str = ""
+
+
+class Report(msgspec.Struct, omit_defaults=True):
+    """One process's heartbeat."""
+
+    instance: str
+    at_s: float  # seconds since the epoch, the reporter's clock
+    version: int = _VERSION
+    epoch: int = 0
+    state: str = ""
+    throttle: str = ""
+    reason: str = ""
+    records: int = 0
+    alarms: list[str] = []
+    lanes: list[LaneReport] = []
+
+
+_T = TypeVar("_T", Started, Desired, Report)
+
+
+def _decode(body: bytes, kind: type[_T], name: str) -> _T:
+    document = msgspec.json.decode(body, type=kind)
+    if document.version > _VERSION:
+        raise UsageError(
+            f"the board's document {name!r} has version {document.version}; this release reads up to {_VERSION}",
+            hint="run the newest release of Crossfade everywhere",
+        )
+    return document
+
+
+class RouteBoard:
+    """The documents of one route."""
+
+    def __init__(self, board: Board, route_id: str) -> None:
+        self._board = board
+        self._started = f"started/{route_id}"
+        self._desired = f"desired/{route_id}"
+        self._status = f"status/{route_id}/"
+
+    async def started(self) -> frozenset[int]:
+        document = await self._board.get(self._started)
+        return frozenset(_decode(document.body, Started, self._started).lanes) if document else frozenset()
+
+    async def add_started(self, lanes: set[int]) -> None:
+        for _ in range(_TRIES):
+            document = await self._board.get(self._started)
+            known = set(_decode(document.body, Started, self._started).lanes) if document else set()
+            if lanes <= known:
+                return
+            body = msgspec.json.encode(Started(lanes=sorted(known | lanes)))
+            try:
+                await self._board.put(self._started, body, document.version if document else 0)
+                return
+            except VersionConflict:
+                continue
+        raise VersionConflict("the board's list of started lanes keeps changing", hint="run the command again")
+
+    async def desired(self) -> Desired:
+        document = await self._board.get(self._desired)
+        return _decode(document.body, Desired, self._desired) if document else Desired()
+
+    async def change_desired(self, change: Desired, seen: int) -> None:
+        await self._board.put(self._desired, msgspec.json.encode(change), seen)
+
+    async def desired_with_version(self) -> tuple[Desired, int]:
+        document = await self._board.get(self._desired)
+        if document is None:
+            return Desired(), 0
+        return _decode(document.body, Desired, self._desired), document.version
+
+    async def report(self, report: Report) -> None:
+        await self._board.put(self._status + report.instance, msgspec.json.encode(report))
+
+    async def reports(self) -> list[Report]:
+        documents = await self._board.list(self._status)
+        return [_decode(document.body, Report, name) for name, document in sorted(documents.items())]
+
+    async def forget_report(self, instance: str) -> None:
+        await self._board.delete(self._status + instance)

@@ -1,0 +1,50 @@
+"""From one source lane's batch to the writes of its paths. Pure.
+
+One to one, a batch is one write. N to M by key, each target lane gets the rows whose key belongs to it, drops what its own
+marker already covers (its siblings may have been behind), and every path's marker moves to the batch's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as Dict
+
+from ..model.mapping import Mapping
+from ..model.partitioner import partition_many
+from ..model.position import Marker, position_order, position_text
+from ..model.record import Batch, Mapped, NativePosition, Path, Shape, Write
+from ..model.route import LaneMap, Route
+
+
+def plan_writes(
+    route: Route,
+    mapping: Mapping,
+    shape: Shape,
+    batch: Batch,
+    mapped: Mapped,
+    markers: Dict[Path, Marker],
+    quarantine_left: int,
+) -> list[Write]:
+    """The writes that bring all paths of `batch.lane` to `batch.place`."""
+    if route.lane_map is LaneMap.ONE_TO_ONE:
+        path = (batch.lane, batch.lane)
+        return [Write(path, mapped.positions, mapped.rows, batch.place, mapped.rejects, quarantine_left)]
+    writes = {path: Write(path, [], [], batch.place, [], quarantine_left) for path in route.paths_of(batch.lane)}
+    keyless_lane = batch.lane % route.target_lanes
+    keys = [mapping.key_of(row, shape) for row in mapped.rows]
+    lanes = partition_many(route.partitioner, keys, route.target_lanes, keyless_lane)
+    covered = {path: position_order(markers[path].place.position) for path in writes}
+    ragged = len(set(covered.values())) > 1
+    for position, row, lane in zip(mapped.positions, mapped.rows, lanes, strict=True):
+        path = (batch.lane, lane)
+        if ragged and _order(position) <= covered[path]:
+            continue
+        write = writes[path]
+        write.positions.append(position)
+        write.rows.append(row)
+    home = writes[(batch.lane, keyless_lane)]
+    home.rejects += [r for r in mapped.rejects if not ragged or _order(r.position) > covered[home.path]]
+    return list(writes.values())
+
+
+def _order(position: NativePosition) -> tuple[int, int]:
+    return position_order(position_text(position))

@@ -1,0 +1,114 @@
+"""What the relay knows of each lane that it owns: its state, its markers, its halts. No I/O.
+
+A lane is `copying`, `idle`, `paused`, `waiting` (a passing trouble, tried again after a pause) or `halted` (an error that
+only an operator's decision ends).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ..brokers.protocol import Bounds
+from ..errors import Kind, LaneError
+from ..model.position import Marker, Place, position_order
+from ..model.record import Lane, Path
+
+
+class State(Enum):
+    COPYING = "copying"
+    IDLE = "idle"
+    PAUSED = "paused"
+    WAITING = "waiting"
+    HALTED = "halted"
+
+
+@dataclass(slots=True)
+class LaneState:
+    """One source lane with the markers of its paths."""
+
+    lane: Lane
+    name: str
+    markers: dict[Path, Marker]
+    place: Place  # where the next read goes on; ahead of the markers while an append is under way
+    state: State = State.COPYING
+    error: LaneError | None = None
+    retry_at_s: float = 0.0
+    retries: int = 0
+    bounds: Bounds | None = None
+    records_total: int = 0
+    quarantined_total: int = 0
+    #: event time of the last relayed record in ms since the epoch, -1 = none yet
+    relayed_time_ms: int = -1
+    marker_written_s: float = 0.0
+    #: (loop time, removed records, records relayed) of the last two looks at the source, for rates
+    looks: list[tuple[float, int, int]] = field(default_factory=list)
+
+    @property
+    def settled(self) -> Place:
+        """The place that all paths have reached in the target: where a new claim would resume."""
+        return resume_place(list(self.markers.values()))
+
+    @property
+    def ordinal(self) -> int:
+        return sum(marker.ordinal for marker in self.markers.values())
+
+    @property
+    def quarantined(self) -> int:
+        return sum(marker.quarantined for marker in self.markers.values())
+
+    def fail(self, error: LaneError, now_s: float) -> None:
+        """Take the lane out: for a while where the trouble passes by itself, else until an operator decides."""
+        self.error = error
+        self.place = self.settled
+        if error.kind is Kind.RETRY:
+            self.retries += 1
+            self.state = State.WAITING
+            self.retry_at_s = now_s + min(0.25 * 2 ** min(self.retries, 8), 30.0)
+        else:
+            self.state = State.HALTED
+
+    def revive(self) -> None:
+        """Put the lane back to work from its markers."""
+        self.error = None
+        self.state = State.COPYING
+        self.place = self.settled
+
+    def look(self, bounds: Bounds, now_s: float) -> None:
+        """Note what the source holds now; keeps about ten seconds of looks."""
+        self.bounds = bounds
+        self.looks.append((now_s, bounds.count - bounds.length, self.records_total))
+        while len(self.looks) > 2 and now_s - self.looks[0][0] > 10:
+            self.looks.pop(0)
+
+    @property
+    def lag_records(self) -> int | None:
+        """Source records not yet in the target; an upper bound on Kafka (control records count). None = not known."""
+        if self.bounds is None:
+            return None
+        place = self.settled
+        if place.count >= 0:
+            return max(0, self.bounds.count - place.count)
+        return 0 if position_order(place.position) >= position_order(self.bounds.last) else None
+
+    @property
+    def records_per_s(self) -> float:
+        if len(self.looks) < 2:
+            return 0.0
+        (first_s, _, first), (last_s, _, last) = self.looks[0], self.looks[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+    @property
+    def trimmed_in_s(self) -> float | None:
+        """Seconds until trimming reaches the lane's position at the present rate; None = not in sight."""
+        if len(self.looks) < 2 or self.bounds is None or not self.lag_records or self.settled.count < 0:
+            return None
+        (first_s, first, _), (last_s, last, _) = self.looks[0], self.looks[-1]
+        rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+        margin = self.settled.count - (self.bounds.count - self.bounds.length)
+        return max(0.0, margin / rate) if rate > 0 else None
+
+
+def resume_place(markers: list[Marker]) -> Place:
+    """The smallest place of a lane's paths: what lies behind it is in every target lane that it belongs to."""
+    return min((marker.place for marker in markers), key=lambda place: (position_order(place.position), place.count))

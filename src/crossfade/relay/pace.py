@@ -1,0 +1,66 @@
+"""How much to move at once, and how fast: batch size from measured appends, and a live rate limit. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that the user can see and set. All are per process and route."""
+
+    batch_records_max: int = 32_000
+    batch_size_bytes_max: int = 64 * 1024 * 1024
+    commit_interval_s: float = 0.15  # what one append should take under load
+    quarantine_records_max: int = 100
+    rate_records_per_s: float = 0.0  # 0 = no limit
+    idle_wait_s: float = 0.5
+    marker_refresh_s: float = 30.0  # a place that moved without records is stored at least this often
+    marker_keepalive_s: float = 3600.0  # an idle lane's marker is written again, so that it never expires
+
+
+class BatchSize:
+    """Records per append: grows while appends are quick and full, shrinks while they are slow."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._max = limits.batch_records_max
+        self._goal_s = limits.commit_interval_s
+        self.records = min(4_000, self._max)
+
+    def observe(self, records: int, took_s: float) -> None:
+        """Learn from one append of `records` that took `took_s`."""
+        if took_s > 2 * self._goal_s:
+            self.records = max(250, int(self.records * 0.7))
+        elif took_s < self._goal_s and records >= 0.8 * self.records:
+            self.records = min(self._max, int(self.records * 1.5))
+
+
+class RateLimit:
+    """A token bucket of one second; `rate_records_per_s` may change at any time, 0 lifts it."""
+
+    def __init__(self, rate_records_per_s: float, now_s: float) -> None:
+        self.rate_records_per_s = rate_records_per_s
+        self._tokens = 0.0
+        self._at_s = now_s
+
+    def allowance(self, wanted: int, now_s: float) -> int:
+        """How many of `wanted` records may be read now."""
+        if self.rate_records_per_s <= 0:
+            return wanted
+        self._refill(now_s)
+        return max(0, min(wanted, int(self._tokens)))
+
+    def spend(self, records: int) -> None:
+        if self.rate_records_per_s > 0:
+            self._tokens -= records
+
+    def wait_s(self) -> float:
+        """Until a tenth of a second's worth of records may be read."""
+        if self.rate_records_per_s <= 0:
+            return 0.0
+        need = max(1.0, self.rate_records_per_s / 10) - self._tokens
+        return max(0.0, need / self.rate_records_per_s)
+
+    def _refill(self, now_s: float) -> None:
+        self._tokens = min(self.rate_records_per_s, self._tokens + (now_s - self._at_s) * self.rate_records_per_s)
+        self._at_s = now_s
