@@ -312,7 +312,9 @@ class Copier:
         state.records_total += outcome.records
         state.quarantined_total += outcome.quarantined
         if outcome.quarantined:
-            self._log.warning("records quarantined", lane=state.lane, records=outcome.quarantined, total=state.quarantined)
+            self._log.warning(
+                "records quarantined", lane=state.lane, records=outcome.quarantined, total=state.quarantined
+            )
         if write.rows:
             state.relayed_time_ms = write.rows[-1][-1]
             if self.on_appended is not None:
@@ -383,11 +385,13 @@ async def start_lanes(
                 raise place
             places[lane] = place
         writes = [
-            Write(path, [], [], places[lane]) for lane in fresh for path in route.paths_of(lane) if path not in claim.markers
+            Write(path, [], [], places[lane])
+            for lane in fresh
+            for path in route.paths_of(lane)
+            if path not in claim.markers
         ]
         for outcome in (await target.append(claim, writes)).values():
             if isinstance(outcome, LaneError):
                 raise outcome
     await board.add_started(set(lanes))
     return places
-

@@ -1,0 +1,163 @@
+"""What a relay tells the outside: the heartbeat document, the Prometheus metrics, and health over HTTP.
+
+Metrics are read from the copier when they are scraped; nothing here runs per record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from .copier import Copier
+from .documents import LaneReport, Report
+from .lanes import LaneState, State
+
+#: a copier without any sign of life for this long is not alive
+STALL_S = 30.0
+_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+def make_report(copier: Copier, now_s: float) -> Report:
+    """The heartbeat of one process: what `crossfade relay status` shows."""
+    claim = copier.claim
+    states = {state.state for state in copier.lanes.values()}
+    overall = "waiting for lanes" if not copier.lanes else "claiming" if claim is None else "copying"
+    if states and states <= {State.HALTED}:
+        overall = "halted"
+    elif states and states <= {State.PAUSED}:
+        overall = "paused"
+    return Report(
+        instance=copier.instance,
+        at_s=now_s,
+        epoch=claim.epoch if claim else 0,
+        state=overall,
+        throttle=copier.throttle,
+        reason=copier.trouble,
+        records=copier.records_total,
+        alarms=copier.alarms[-5:],
+        lanes=[_lane_report(state, now_s) for state in copier.lanes.values()],
+    )
+
+
+def _lane_report(state: LaneState, now_s: float) -> LaneReport:
+    lag = state.lag_records
+    lag_s = None
+    if lag == 0:
+        lag_s = 0.0
+    elif lag and state.relayed_time_ms > 0:
+        lag_s = max(0.0, now_s - state.relayed_time_ms / 1000)
+    return LaneReport(
+        lane=state.lane,
+        name=state.name,
+        state=state.state.value,
+        position=state.settled.position,
+        ordinal=state.ordinal,
+        lag_records=lag,
+        lag_s=lag_s,
+        records_per_s=round(state.records_per_s, 1),
+        quarantined=state.quarantined,
+        trimmed_in_s=state.trimmed_in_s,
+        error=type(state.error).__name__ if state.error else "",
+        reason=state.error.message if state.error else "",
+        hint=state.error.hint if state.error else "",
+    )
+
+
+class Metrics:
+    """Prometheus metrics of one relay process."""
+
+    def __init__(self, copier: Copier) -> None:
+        self._copier = copier
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        self._latency = Histogram(
+            "crossfade_relay_latency_seconds",
+            "From the record's own time to its commit in the target, of the oldest record of each append.",
+            ["route"],
+            registry=self._registry,
+            buckets=_BUCKETS_S,
+        ).labels(copier.route.name)
+        copier.on_appended = self._appended
+
+    def _appended(self, state: LaneState, records: int, oldest_ms: int, now_s: float) -> None:
+        if oldest_ms > 0:
+            self._latency.observe(max(0.0, now_s - oldest_ms / 1000))
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry at each scrape."""
+        route = self._copier.route.name
+        labels = ["route", "lane"]
+        records = CounterMetricFamily("crossfade_relay_records", "Records relayed by this process.", labels=labels)
+        quarantined = CounterMetricFamily("crossfade_relay_quarantined_records", "Records quarantined.", labels=labels)
+        lag = GaugeMetricFamily("crossfade_relay_lag_records", "Source records not yet in the target.", labels=labels)
+        halted = GaugeMetricFamily("crossfade_relay_lane_halted", "1 where an operator must decide.", labels=labels)
+        trimmed = GaugeMetricFamily(
+            "crossfade_relay_trimmed_in_seconds", "Until the source's trimming reaches the position.", labels=labels
+        )
+        for state in self._copier.lanes.values():
+            at = [route, state.name]
+            records.add_metric(at, state.records_total)
+            quarantined.add_metric(at, state.quarantined_total)
+            halted.add_metric(at, float(state.state is State.HALTED))
+            if (lag_records := state.lag_records) is not None:
+                lag.add_metric(at, lag_records)
+            if (trimmed_in_s := state.trimmed_in_s) is not None:
+                trimmed.add_metric(at, trimmed_in_s)
+        epoch = GaugeMetricFamily("crossfade_relay_epoch", "Epoch of the present claim, 0 = none.", labels=["route"])
+        epoch.add_metric([route], self._copier.claim.epoch if self._copier.claim else 0)
+        return iter([records, quarantined, lag, halted, trimmed, epoch])
+
+    def render(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class HealthServer:
+    """`/metrics`, `/livez` (makes progress) and `/readyz` (owns a claim) of several copiers, on one port."""
+
+    def __init__(self, copiers: list[Copier], metrics: list[Metrics]) -> None:
+        self._copiers = copiers
+        self._metrics = metrics
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; port 0 takes a free one. Returns the port."""
+        self._server = await asyncio.start_server(self._serve, host, port)
+        port_taken: int = self._server.sockets[0].getsockname()[1]
+        return port_taken
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            status, body = self._answer(request.split(b" ", 2)[1].decode("latin-1"))
+            head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+            writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+            await writer.drain()
+        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, IndexError):
+            return  # not an HTTP client, or it went away
+        finally:
+            writer.close()
+
+    def _answer(self, path: str) -> tuple[str, bytes]:
+        if path == "/metrics":
+            return "200 OK", b"".join(metrics.render() for metrics in self._metrics)
+        if path == "/livez":
+            now_s = asyncio.get_running_loop().time()
+            stalled = [c.route.name for c in self._copiers if c.claim is not None and now_s - c.progress_s > STALL_S]
+            return ("503 Service Unavailable", f"no progress: {stalled}\n".encode()) if stalled else ("200 OK", b"ok\n")
+        if path == "/readyz":
+            waiting = [c.route.name for c in self._copiers if c.claim is None]
+            return ("503 Service Unavailable", f"no claim: {waiting}\n".encode()) if waiting else ("200 OK", b"ok\n")
+        return "404 Not Found", b"try /metrics, /livez or /readyz\n"
+
+
+def wall_clock() -> float:
+    return time.time()
