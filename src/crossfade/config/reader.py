@@ -1,0 +1,484 @@
+"""Reads `crossfade.yaml` into a `Config`, or says everything that is wrong with it at once.
+
+Walks the tree of nodes along the types in `shape`, so unknown keys, wrong types and missing keys need no code per key.
+Keeps going after a problem: a value that cannot be used becomes BAD and its owner is not built.
+Called by `load` alone; references between names (a route's stream, a stream's brokers) are checked on the way.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union
+
+import msgspec
+
+from ..errors import UsageError
+from .secret import Secret, has_reference
+from .shape import (
+    LANE_MARK,
+    NAME,
+    Beginning,
+    Config,
+    Duration,
+    KafkaBroker,
+    KafkaSide,
+    MappingChoice,
+    NameText,
+    RedisBroker,
+    RedisSide,
+    RouteSettings,
+    StreamSettings,
+    Tls,
+)
+from .tree import ConfigError, Node, Problem, join, nearest, override, parse
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_USERINFO = re.compile(r"(\w*://)(?:([^:@/]*)(?::(.*))?@)?([^@]*)")
+_URL = re.compile(r"(rediss?)://(?P<hosts>[^@/?#]+)(?:/(?P<database>\d*))?")
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\],]+)(:\d{1,5})?")
+_NAME_EXPECTED = "1 to 63 characters of a-z, 0-9 and -"
+_BEGINNINGS = "earliest, latest, {time: 2026-01-31T12:00:00Z} or {position: ..}"
+#: property names whose literal values must not show in logs
+_SECRET_PROPERTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config")
+
+#: a value that cannot be used; the problem is already noted
+BAD: Any = object()
+
+
+class Reader:
+    """One reading of one tree."""
+
+    def __init__(self, root: Node, path: Path, environ: Mapping[str, str]) -> None:
+        self._root = root
+        self._path = path
+        self._environ = environ
+        self.problems: list[Problem] = []
+        self._brokers = self._names("brokers")
+        self._streams = self._names("streams")
+
+    def _names(self, section: str) -> dict[str, Node]:
+        node = self._root.entries.get(section)
+        return node.entries if node is not None else {}
+
+    def read(self) -> Any:
+        """The Config, or BAD."""
+        return self._struct(Config, self._root, "", given={"path": self._path})
+
+    # -- by type -------------------------------------------------------------------------------------------------
+
+    def _value(self, kind: Any, node: Node, key: str) -> Any:
+        metas: tuple[Any, ...] = ()
+        if typing.get_origin(kind) is typing.Annotated:
+            kind, *rest = typing.get_args(kind)
+            metas = tuple(rest)
+        special = _SPECIAL.get(kind)
+        if special is not None:
+            return special(self, node, key)
+        origin = typing.get_origin(kind)
+        if origin in (Union, UnionType):
+            return self._optional(kind, node, key)
+        if origin is Literal:
+            return self._choice(typing.get_args(kind), node, key)
+        if origin is dict:
+            return self._dict(typing.get_args(kind)[1], node, key)
+        if origin is tuple:
+            return self._texts(node, key)
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            return self._struct(kind, node, key)
+        return self._scalar(kind, metas, node, key)
+
+    def _optional(self, kind: Any, node: Node, key: str) -> Any:
+        kinds = [each for each in typing.get_args(kind) if each is not NoneType]
+        if set(kinds) == {RedisBroker, KafkaBroker}:
+            return self._broker(node, key)
+        return self._value(kinds[0], node, key)
+
+    def _struct(self, kind: type[msgspec.Struct], node: Node, key: str, given: Mapping[str, Any] | None = None) -> Any:
+        given = given or {}
+        fields = [field for field in msgspec.structs.fields(kind) if field.name not in given]
+        names = [field.encode_name for field in fields]
+        if node.kind != "map":
+            return self._wrong(node, key, f"a mapping with {_one_of(names)}")
+        values = dict(given)
+        for name, value in node.entries.items():
+            if name not in names:
+                self._unknown(value, key, name, names)
+        for field in fields:
+            child = node.entries.get(field.encode_name)
+            if child is not None:
+                values[field.name] = self._value(field.type, child, join(key, field.encode_name))
+            elif field.required:
+                expected = self._expected(field.type) + _says(field.type)
+                self._note(node, join(key, field.encode_name), "nothing", expected)
+                values[field.name] = BAD
+        bad = any(value is BAD for value in values.values()) or any(name not in names for name in node.entries)
+        return BAD if bad else kind(**values)
+
+    def _dict(self, kind: Any, node: Node, key: str) -> Any:
+        if node.kind != "map":
+            return self._wrong(node, key, "a mapping of names")
+        values = {}
+        for name, child in node.entries.items():
+            if kind == str | Secret:
+                values[name] = self._property(name, child, join(key, name))
+                continue
+            values[name] = self._value(kind, child, join(key, name))
+            if not NAME.fullmatch(name):
+                values[name] = self._note(child, join(key, name), f'the name "{name}"', _NAME_EXPECTED)
+        return BAD if any(value is BAD for value in values.values()) else values
+
+    def _choice(self, choices: tuple[Any, ...], node: Node, key: str) -> Any:
+        for choice in choices:
+            if node.kind == "scalar" and node.text == str(choice):
+                return choice
+        close = nearest(node.text, map(str, choices)) if node.kind == "scalar" else ""
+        return self._wrong(node, key, _one_of(map(str, choices)), close)
+
+    def _texts(self, node: Node, key: str) -> Any:
+        if node.kind == "scalar" and node.tag == "text":
+            return tuple(part.strip() for part in node.text.split(","))
+        if node.kind != "list" or not node.items:
+            return self._wrong(node, key, "a list of names")
+        texts = [self._text(item, f"{key}[{index}]") for index, item in enumerate(node.items)]
+        return BAD if BAD in texts else tuple(texts)
+
+    def _scalar(self, kind: type, metas: tuple[Any, ...], node: Node, key: str) -> Any:
+        if any(isinstance(meta, Duration) for meta in metas):
+            return self._duration(node, key)
+        if any(isinstance(meta, NameText) for meta in metas):
+            text = self._text(node, key)
+            return text if text is BAD or NAME.fullmatch(text) else self._wrong(node, key, _NAME_EXPECTED)
+        if kind is str:
+            return self._text(node, key)
+        return self._number(kind, metas, node, key)
+
+    def _number(self, kind: type, metas: tuple[Any, ...], node: Node, key: str) -> Any:
+        expected = _number_expected(kind, metas)
+        tags = ("int", "float", "text") if kind is float else ("int", "text")
+        if node.kind != "scalar" or node.tag not in tags:
+            return self._wrong(node, key, expected)
+        try:
+            number = kind(node.text.replace("_", ""))
+        except ValueError:
+            return self._wrong(node, key, expected)
+        low, high = _limits(metas)
+        in_limits = (low is None or number >= low) and (high is None or number <= high)
+        # NaN compares false with everything, infinity passes a lower limit: neither is a number to wait or count by.
+        return number if in_limits and abs(number) < 1e18 else self._wrong(node, key, expected)
+
+    def _text(self, node: Node, key: str) -> Any:
+        if node.kind != "scalar" or node.tag == "bool" or node.text == "":
+            return self._wrong(node, key, "text")
+        secret = self._secret(node, key)
+        return BAD if secret is BAD else secret.get()
+
+    def _secret(self, node: Node, key: str) -> Any:
+        if node.kind != "scalar" or node.tag == "bool" or node.text == "":
+            return self._wrong(node, key, "text, ${env:NAME} or ${file:PATH}")
+        return self._readable(Secret(node.text, self._environ, self._path.parent), node, key)
+
+    def _readable(self, secret: Secret, node: Node, key: str) -> Any:
+        try:
+            secret.get()
+        except UsageError as error:
+            return self._note(node, key, f"a reference that cannot be read ({error.message})", "a value")
+        return secret
+
+    def _duration(self, node: Node, key: str) -> Any:
+        match = _DURATION.fullmatch(node.text) if node.kind == "scalar" else None
+        if match is None:
+            return self._wrong(node, key, "a duration with its unit, such as 500ms, 90s, 15m, 12h or 7d")
+        return float(match[1]) * _UNIT_S[match[2]]
+
+    # -- what is not one key, one type ---------------------------------------------------------------------------
+
+    def _property(self, name: str, node: Node, key: str) -> Any:
+        if node.kind != "scalar":
+            return self._wrong(node, key, "text, a number, true or false")
+        if has_reference(node.text) or _SECRET_PROPERTY.search(name):
+            return self._readable(Secret(node.text, self._environ, self._path.parent), node, key)
+        return node.text
+
+    def _broker(self, node: Node, key: str) -> Any:
+        if node.kind != "map":
+            return self._wrong(node, key, "a mapping with kind: redis or kind: kafka")
+        kinds = {"redis": RedisBroker, "kafka": KafkaBroker}
+        kind = node.entries.get("kind")
+        if kind is None:
+            return self._note(node, join(key, "kind"), "nothing", _one_of(kinds))
+        chosen = self._choice(tuple(kinds), kind, join(key, "kind"))
+        if chosen == "kafka":
+            return self._kafka(node, key)
+        return self._redis(node, key) if chosen == "redis" else BAD
+
+    def _kafka(self, node: Node, key: str) -> Any:
+        broker = self._struct(KafkaBroker, node, key)
+        properties = node.entries.get("properties")
+        if properties is not None and properties.kind == "map" and "bootstrap.servers" not in properties.entries:
+            close = nearest("bootstrap.servers", properties.entries)
+            found = f'no "bootstrap.servers" (but "{close}")' if close else "nothing"
+            return self._note(properties, join(key, "properties.bootstrap.servers"), found, "HOST:PORT[,HOST:PORT]")
+        return broker
+
+    def _redis(self, node: Node, key: str) -> Any:
+        broker = self._struct(RedisBroker, node, key)
+        if broker is BAD:
+            return BAD
+        url_node = node.entries["url"]
+        # Credentials are split off the raw text, so that a reference in them stays one that can be read again.
+        raw = _USERINFO.fullmatch(url_node.text)
+        plain = Secret(f"{raw[1]}{raw[4]}" if raw else url_node.text, self._environ, self._path.parent).get()
+        match = _URL.fullmatch(plain)
+        if raw is None or match is None or not all(_HOST.fullmatch(host) for host in match["hosts"].split(",")):
+            scheme = nearest(plain.partition("://")[0], ["redis", "rediss"]) if match is None else ""
+            return self._note(
+                url_node, join(key, "url"), f'"{plain}"', "redis://HOST:PORT/DB or rediss://HOST:PORT/DB", scheme
+            )
+        if (broker.mode == "sentinel") != bool(broker.sentinel_master):
+            found = "nothing" if broker.mode == "sentinel" else f'"{broker.sentinel_master}" with mode: {broker.mode}'
+            expected = "the master's name" if broker.mode == "sentinel" else "mode: sentinel, or no such key"
+            return self._note(node.entries.get("sentinel_master", node), join(key, "sentinel_master"), found, expected)
+        url = f"{match[1]}://{match['hosts']}/{match['database'] or 0}"
+        return self._with_files_found(msgspec.structs.replace(broker, url=url, **self._credentials(broker, raw)))
+
+    def _credentials(self, broker: RedisBroker, raw: re.Match[str]) -> dict[str, Any]:
+        """User and password of the URL, where the broker's own keys do not give them."""
+        from urllib.parse import unquote
+
+        given: dict[str, Any] = {}
+        for name, text in (("username", raw[2]), ("password", raw[3])):
+            if text and not getattr(broker, name):
+                plain = text if has_reference(text) else unquote(text)
+                secret = Secret(plain, self._environ, self._path.parent)
+                given[name] = secret if name == "password" else secret.get()
+        return given
+
+    def _with_files_found(self, broker: RedisBroker) -> RedisBroker:
+        """The broker with the paths of its certificates starting at the configuration's folder."""
+        if broker.tls is None:
+            return broker
+        files = {name: getattr(broker.tls, name) for name in Tls.__struct_fields__}
+        folder = self._path.parent
+        found = {name: str(folder / Path(file).expanduser()) if file else "" for name, file in files.items()}
+        return msgspec.structs.replace(broker, tls=Tls(**found))
+
+    def _stream(self, node: Node, key: str) -> Any:
+        own = [field.encode_name for field in msgspec.structs.fields(StreamSettings) if field.name != "sides"]
+        if node.kind != "map":
+            return self._wrong(node, key, f"a mapping with the brokers' names, {_one_of(own)}")
+        sides: dict[str, Any] = {}
+        rest: dict[str, Node] = {}
+        for name, child in node.entries.items():
+            if name in own:
+                rest[name] = child
+            elif name in self._brokers:
+                sides[name] = self._side(name, child, join(key, name))
+            else:
+                self._unknown(child, key, name, [*self._brokers, *own])
+                sides[name] = BAD
+        if not sides:
+            self._note(
+                node, key, "no broker's name", f"how one of {', '.join(self._brokers) or 'the brokers'} keeps it"
+            )
+            return BAD
+        bad = any(side is BAD for side in sides.values())
+        settings = self._struct(StreamSettings, Node("map", node.where, node.line, entries=rest), key, {"sides": sides})
+        return BAD if bad else settings
+
+    def _side(self, broker: str, node: Node, key: str) -> Any:
+        kind = self._brokers[broker].entries.get("kind")
+        if kind is not None and kind.text == "kafka":
+            return self._struct(KafkaSide, node, key)
+        if kind is None or kind.text != "redis":
+            return BAD  # the broker's own problem is noted already
+        count = node.entries.get("count")
+        if count is not None and count.text == "discover":
+            return self._wrong(count, join(key, "count"), "a number: this release does not discover new lanes")
+        side = self._struct(RedisSide, node, key)
+        return side if side is BAD else self._redis_side(side, node, key)
+
+    def _redis_side(self, side: RedisSide, node: Node, key: str) -> Any:
+        entries = node.entries
+        if side.keys:
+            other = entries.get("lanes") or entries.get("count")
+            if other is not None:
+                return self._note(other, key, '"keys" beside "lanes" or "count"', "one of the two ways")
+            twice = next((name for index, name in enumerate(side.keys) if name in side.keys[:index]), None)
+            if twice is not None:
+                return self._note(entries["keys"], join(key, "keys"), f'"{twice}" twice', "each stream key once")
+            return side
+        if not side.lanes:
+            return self._note(node, join(key, "lanes"), "nothing", f"a pattern such as msg:stream:{LANE_MARK}, or keys")
+        if side.lanes.count(LANE_MARK) != 1:
+            return self._wrong(entries["lanes"], join(key, "lanes"), f"a pattern with {LANE_MARK} in it once")
+        if not side.count:
+            return self._note(node, join(key, "count"), "nothing", "how many lanes the pattern has")
+        return side
+
+    def _route(self, node: Node, key: str) -> Any:
+        route = self._struct(RouteSettings, node, key)
+        if node.kind != "map":
+            return BAD
+        fine = route is not BAD
+        for end in ("source", "target"):
+            fine &= self._known(node, key, end, self._brokers, "broker")
+        fine &= self._known(node, key, "stream", self._streams, "stream")
+        return route if fine and self._ends_fit(route, node, key) else BAD
+
+    def _known(self, node: Node, key: str, name: str, known: Mapping[str, Node], noun: str) -> bool:
+        child = node.entries.get(name)
+        if child is None or child.kind != "scalar" or child.text in known:
+            return True
+        expected = f"the name of a {noun} ({', '.join(known) or 'none is configured'})"
+        self._wrong(child, join(key, name), expected, nearest(child.text, known))
+        return False
+
+    def _ends_fit(self, route: RouteSettings, node: Node, key: str) -> bool:
+        if route.source == route.target:
+            expected = "another broker than the source (a second entry may name the same server)"
+            self._wrong(node.entries["target"], join(key, "target"), expected)
+            return False
+        fine = True
+        for end in ("source", "target"):
+            broker = getattr(route, end)
+            if broker not in self._streams[route.stream].entries:
+                found = f'"{broker}", on which stream {route.stream} has no place'
+                self._note(node.entries[end], join(key, end), found, f"a key streams.{route.stream}.{broker}")
+                fine = False
+        return fine
+
+    def _beginning(self, node: Node, key: str) -> Any:
+        if node.kind == "scalar" and node.text in ("earliest", "latest"):
+            return Beginning("earliest" if node.text == "earliest" else "latest")
+        if node.kind != "map" or len(node.entries) != 1:
+            close = nearest(node.text, ["earliest", "latest"]) if node.kind == "scalar" else ""
+            return self._wrong(node, key, _BEGINNINGS, close)
+        ((name, child),) = node.entries.items()
+        if name == "time":
+            return self._time(child, join(key, name))
+        if name != "position":
+            return self._unknown(child, key, name, ["time", "position"])
+        if not re.fullmatch(r"\d+(-\d+)?", child.text):
+            return self._wrong(child, join(key, name), "a position such as 1700000000000-0 or 42")
+        return Beginning("position", child.text)
+
+    def _time(self, node: Node, key: str) -> Any:
+        try:
+            moment = datetime.fromisoformat(node.text.strip())
+        except ValueError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            return self._wrong(node, key, "a time with its zone, such as 2026-01-31T12:00:00Z")
+        return Beginning("time", str(round(moment.timestamp() * 1000)))
+
+    def _mapping(self, node: Node, key: str) -> Any:
+        if node.kind == "scalar" and node.text:
+            return MappingChoice(node.text)
+        if node.kind != "map" or "name" not in node.entries:
+            return self._wrong(node, key, "the name of a mapping, or {name: .., its options}")
+        name = self._text(node.entries["name"], join(key, "name"))
+        options = {
+            option: self._texts(child, join(key, option))
+            if child.kind == "list"
+            else self._option(child, join(key, option))
+            for option, child in node.entries.items()
+            if option != "name"
+        }
+        return BAD if name is BAD or BAD in options.values() else MappingChoice(name, options)
+
+    def _option(self, node: Node, key: str) -> Any:
+        return node.text if node.kind == "scalar" and node.tag == "bool" else self._text(node, key)
+
+    # -- problems ------------------------------------------------------------------------------------------------
+
+    def _note(self, node: Node, key: str, found: str, expected: str, close: str = "") -> Any:
+        self.problems.append(Problem(node.where, key, found, expected, close, node.line))
+        return BAD
+
+    def _wrong(self, node: Node, key: str, expected: str, close: str = "") -> Any:
+        return self._note(node, key, node.describe(), expected, close)
+
+    def _unknown(self, node: Node, key: str, name: str, names: Iterable[str]) -> Any:
+        names = list(names)
+        return self._note(node, join(key, name), f'the unknown key "{name}"', _one_of(names), nearest(name, names))
+
+    def _expected(self, kind: Any) -> str:
+        if typing.get_origin(kind) is typing.Annotated:
+            kind, *metas = typing.get_args(kind)
+            if kind in (int, float):
+                return _number_expected(kind, tuple(metas))
+        if typing.get_origin(kind) is Literal:
+            return _one_of(map(str, typing.get_args(kind)))
+        return "a mapping" if typing.get_origin(kind) is dict else "text"
+
+
+def _says(kind: Any) -> str:
+    metas = typing.get_args(kind)[1:] if typing.get_origin(kind) is typing.Annotated else ()
+    return next((f": {meta.description}" for meta in metas if isinstance(meta, msgspec.Meta)), "")
+
+
+def _one_of(names: Iterable[str]) -> str:
+    listed = list(names)
+    return listed[0] if len(listed) == 1 else f"one of {', '.join(listed)}"
+
+
+def _limits(metas: tuple[Any, ...]) -> tuple[int | float | None, int | float | None]:
+    meta = next((meta for meta in metas if isinstance(meta, msgspec.Meta)), None)
+    return (None, None) if meta is None else (meta.ge, meta.le)
+
+
+def _number_expected(kind: type, metas: tuple[Any, ...]) -> str:
+    noun = "a whole number" if kind is int else "a number"
+    low, high = _limits(metas)
+    if high is not None:
+        return f"{noun} from {low} to {high}"
+    return noun if low is None else f"{noun}, {low} or more"
+
+
+_SPECIAL: dict[Any, Any] = {
+    Secret: Reader._secret,
+    Beginning: Reader._beginning,
+    MappingChoice: Reader._mapping,
+    StreamSettings: Reader._stream,
+    RouteSettings: Reader._route,
+}
+
+
+def load(path: Path | None, overrides: Mapping[str, str], environ: Mapping[str, str]) -> Config:
+    """Read the configuration at `path`, else at $CROSSFADE_CONFIG, else `crossfade.yaml` in this folder.
+
+    `overrides` maps dotted keys to text and beats `CROSSFADE_<KEY>__<KEY>` variables of `environ`, which beat the file.
+    Raises ConfigError with every problem found.
+    """
+    path = path or Path(environ.get("CROSSFADE_CONFIG") or "crossfade.yaml")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            [Problem(str(path), "", "no such file", "a configuration")],
+            hint="`crossfade init` writes one; `--config FILE` or CROSSFADE_CONFIG names another",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError([Problem(str(path), "", f"a file that cannot be read ({reason})", "a YAML file")]) from None
+    root, problems = parse(text, str(path))
+    if root.kind != "map":
+        found = root.describe()
+        raise ConfigError(
+            [Problem(root.where, "", found, "a mapping with version, brokers, streams and routes", line=root.line)]
+        )
+    override(root, overrides, environ)
+    reader = Reader(root, path, environ)
+    config = reader.read()
+    problems += reader.problems
+    if problems:
+        raise ConfigError(problems, hint="docs/configuration.md lists every key")
+    if not isinstance(config, Config):
+        raise AssertionError("a configuration without problems was not built")
+    return config

@@ -1,0 +1,68 @@
+"""Text that refers to the environment or to a file, and is read again each time it is asked for.
+
+Hides `${env:NAME}` and `${file:PATH}`. Keeps one invariant: a secret's value appears in no repr, log line or error.
+The configuration reader makes secrets; adapters call `get()` at each connect, so that a rotated password is picked up
+without a restart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import UsageError
+
+_REFERENCE = re.compile(r"\$\{([^}]*)\}?")
+_KNOWN = re.compile(r"(env|file):(.+)")
+
+
+class Secret:
+    """A value that may change while the process runs and must never be shown."""
+
+    __slots__ = ("_directory", "_environ", "_text")
+
+    def __init__(self, text: str, environ: Mapping[str, str] | None = None, directory: Path | None = None) -> None:
+        self._text = text
+        self._environ: Mapping[str, str] = {} if environ is None else environ
+        self._directory = Path() if directory is None else directory
+
+    def get(self) -> str:
+        """The value now; files and variables are read anew.
+
+        Raises UsageError when a variable is not set or a file cannot be read.
+        """
+        return _REFERENCE.sub(self._resolve, self._text)
+
+    def _resolve(self, match: re.Match[str]) -> str:
+        known = _KNOWN.fullmatch(match[1])
+        if known is None or not match[0].endswith("}"):
+            raise UsageError(f"{match[0]} is neither ${{env:NAME}} nor ${{file:PATH}}")
+        kind, name = known.groups()
+        if kind == "env":
+            value = self._environ.get(name)
+            if value is None:
+                raise UsageError(f"the environment variable {name} is not set")
+            return value
+        path = self._directory / Path(name).expanduser()
+        try:
+            return path.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise UsageError(f"cannot read {path}: {reason}") from None
+
+    def __repr__(self) -> str:
+        # References are safe to show, and help; anything literal beside them is not.
+        references = [match[0] for match in _REFERENCE.finditer(self._text)]
+        return f"Secret({''.join(references)})" if "".join(references) == self._text and references else "Secret(***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and (self._text, self._directory) == (other._text, other._directory)
+
+    def __hash__(self) -> int:
+        return hash((self._text, self._directory))
+
+
+def has_reference(text: str) -> bool:
+    """True where `text` holds something that looks like a reference, well-formed or not."""
+    return "${" in text

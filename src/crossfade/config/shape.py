@@ -1,0 +1,202 @@
+"""What a configuration holds, as frozen structs.
+
+Hides the difference between what people write (`retention: 7d`, `from: earliest`) and what the code uses
+(`retention_s`, `Beginning`). Types and descriptions here drive the reader, the JSON Schema and docs/configuration.md,
+so a key exists in one place. Wiring turns these structs into adapters; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from .secret import Secret
+
+NAME = re.compile(r"[a-z0-9-]{1,63}")
+#: stands in a pattern of Redis stream keys for the number of the lane; `{}` would be Redis' hash tag
+LANE_MARK = "<lane>"
+
+
+def says(description: str, *, ge: int | None = None, le: int | None = None) -> Meta:
+    """What editors and the reference show beside a key, and its limits."""
+    return Meta(description=description, ge=ge, le=le)
+
+
+class Duration:
+    """Marks a float of seconds that is written with a unit: 500ms, 90s, 15m, 12h, 7d."""
+
+
+class NameText:
+    """Marks text of the form [a-z0-9-]{1,63}."""
+
+
+class Beginning(msgspec.Struct, frozen=True):
+    """Where the first start of a lane begins."""
+
+    where: Literal["earliest", "latest", "time", "position"] = "earliest"
+    #: time: milliseconds since the epoch; position: start after this position; else ""
+    value: str = ""
+
+
+class MappingChoice(msgspec.Struct, frozen=True):
+    """A mapping by name, with its options as text, or lists of text."""
+
+    name: str = "lossless"
+    options: dict[str, str | tuple[str, ...]] = {}
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Certificates for a Redis connection; relative paths start at the configuration file's folder."""
+
+    ca: Annotated[str, says("file of the certificate authority; without it the system's authorities hold")] = ""
+    cert: Annotated[str, says("file of the client certificate (mutual TLS)")] = ""
+    key: Annotated[str, says("file of the client certificate's private key")] = ""
+
+
+class RedisBroker(msgspec.Struct, frozen=True, kw_only=True):
+    """A Redis or Valkey server, Sentinel group or Cluster."""
+
+    kind: Annotated[Literal["redis"], says("redis, for Redis and Valkey")] = "redis"
+    url: Annotated[
+        str, says("redis://HOST:PORT/DB, or rediss:// for TLS; Sentinel and Cluster take several HOST:PORT with commas")
+    ]
+    username: Annotated[str, says("ACL user; without it the default user")] = ""
+    password: Annotated[Secret | None, says("password of the user; use ${env:NAME} or ${file:PATH}")] = None
+    mode: Annotated[Literal["standalone", "sentinel", "cluster"], says("how the servers stand together")] = "standalone"
+    sentinel_master: Annotated[str, says("name of the master that Sentinel watches; only with mode: sentinel")] = ""
+    sentinel_username: Annotated[str, says("ACL user of the Sentinels, where it differs")] = ""
+    sentinel_password: Annotated[Secret | None, says("password of the Sentinels")] = None
+    tls: Annotated[Tls | None, says("certificates; its presence turns TLS on")] = None
+    request_timeout_s: Annotated[float, says("seconds until a request counts as unanswered", ge=0)] = 5.0
+
+    @property
+    def endpoints(self) -> tuple[tuple[str, int], ...]:
+        """(host, port) of each server in the URL."""
+        port_default = 26379 if self.mode == "sentinel" else 6379
+        found = []
+        for part in _url_parts(self.url)[1].split(","):
+            host, _, port = part.rpartition(":") if re.search(r":\d+$", part) else (part, "", "")
+            found.append((host.strip("[]"), int(port) if port else port_default))
+        return tuple(found)
+
+    @property
+    def database(self) -> int:
+        """Number of the database, 0 where the URL names none."""
+        return int(_url_parts(self.url)[2] or 0)
+
+    @property
+    def is_tls(self) -> bool:
+        """True where connections are encrypted."""
+        return self.tls is not None or self.url.startswith("rediss://")
+
+
+class KafkaBroker(msgspec.Struct, frozen=True, kw_only=True):
+    """A Kafka cluster."""
+
+    kind: Annotated[Literal["kafka"], says("kafka")] = "kafka"
+    properties: Annotated[
+        dict[str, str | Secret],
+        says("librdkafka properties, bootstrap.servers among them; those that would break the guarantee are refused"),
+    ]
+    request_timeout_s: Annotated[float, says("seconds until a request counts as unanswered", ge=0)] = 30.0
+
+    def plain_properties(self) -> dict[str, str]:
+        """The properties as librdkafka takes them, secrets read now.
+
+        Raises UsageError when a secret cannot be read.
+        """
+        return {name: v.get() if isinstance(v, Secret) else v for name, v in self.properties.items()}
+
+
+Broker: TypeAlias = RedisBroker | KafkaBroker
+
+
+class RedisSide(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream as Redis keeps it: one stream key a lane."""
+
+    lanes: Annotated[str, says("pattern of the stream keys; <lane> stands for 0, 1, 2 ...")] = ""
+    count: Annotated[int, says("how many lanes the pattern has", ge=1, le=100_000)] = 0
+    keys: Annotated[tuple[str, ...], says("the stream keys one by one, instead of lanes and count")] = ()
+
+    @property
+    def lane_keys(self) -> tuple[str, ...]:
+        """The stream key of each lane, in lane order."""
+        return self.keys or tuple(self.lanes.replace(LANE_MARK, str(lane)) for lane in range(self.count))
+
+    @property
+    def name(self) -> str:
+        """What people call it: the pattern, or the first and last key."""
+        return self.lanes or (self.keys[0] if len(self.keys) == 1 else f"{self.keys[0]}..{self.keys[-1]}")
+
+
+class KafkaSide(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream as Kafka keeps it: one partition a lane."""
+
+    topic: Annotated[str, says("name of the topic; the relay never creates or changes it")]
+
+    @property
+    def name(self) -> str:
+        return self.topic
+
+
+Side: TypeAlias = RedisSide | KafkaSide
+
+
+class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, rename={"from_": "from", "retention_s": "retention"}):
+    """One stream, and how each broker keeps it (`sides`, by broker name)."""
+
+    sides: dict[str, Side]
+    mapping: Annotated[MappingChoice, says("how records and entries become each other; default lossless")] = (
+        MappingChoice()
+    )
+    partitioner: Annotated[
+        Literal["murmur2", "murmur3", "crc32"], says("which lane a key belongs to, where lanes map by key")
+    ] = "murmur2"
+    from_: Annotated[
+        Beginning, says("where the first start begins: earliest, latest, {time: ..} or {position: ..}")
+    ] = Beginning()
+    deleted: Annotated[
+        Literal["halt", "count"], says("what a source record that was deleted before it was copied does to its lane")
+    ] = "halt"
+    retention_s: Annotated[float, Duration(), says("how long the source must keep records for the copy to be safe")] = (
+        86_400.0
+    )
+
+
+class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One copy: a stream, from one broker to another."""
+
+    id: Annotated[str, NameText(), says("random id, made once by `crossfade init`; each relayed record carries it")]
+    stream: Annotated[str, says("name of the stream")]
+    source: Annotated[str, says("broker to copy from")]
+    target: Annotated[str, says("broker to copy to")]
+    lanes: Annotated[Literal["one-to-one", "by-key"], says("how source lanes map to target lanes")] = "one-to-one"
+    batch_records: Annotated[int, says("most records a read takes", ge=1, le=1_000_000)] = 5000
+    batch_size_bytes_max: Annotated[int, says("most payload bytes a read takes", ge=1024)] = 8 * 1024 * 1024
+    commit_interval_ms: Annotated[int, says("longest time between two commits under load", ge=1, le=60_000)] = 200
+    quarantine_records_max: Annotated[int, says("refused records a lane may put aside before it halts", ge=0)] = 100
+    rate_records_per_s: Annotated[float, says("limit of the whole route; 0 is unlimited", ge=0)] = 0.0
+    metrics_port: Annotated[int, says("port of /metrics, /livez and /readyz; 0 is off", ge=0, le=65_535)] = 9464
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole configuration, checked."""
+
+    version: Annotated[Literal[1], says("format of this file")]
+    brokers: Annotated[dict[str, Broker], says("the servers, by a name of your own")]
+    streams: Annotated[dict[str, StreamSettings], says("the streams, by a name of your own")]
+    routes: Annotated[dict[str, RouteSettings], says("what is copied where, by a name of your own")]
+    state: Annotated[str, says("folder for local state; default CROSSFADE_HOME, else the XDG state folder")] = ""
+    #: the file it came from
+    path: Path = Path("crossfade.yaml")
+
+
+def _url_parts(url: str) -> tuple[str, str, str]:
+    """(scheme, hosts, database) of a checked URL without credentials."""
+    scheme, _, rest = url.partition("://")
+    hosts, _, database = rest.partition("/")
+    return scheme, hosts, database
