@@ -459,7 +459,8 @@ def main(argv: list[str] | None = None) -> int:
         totals = Totals(before.count(OK), before.count(FAIL), before.count(INFO))
         next_id = len(before)
     values = Values(seed=options.seed, keys=options.keys, lanes=options.lanes, value_bytes=options.value_bytes)
-    header = {"seed": options.seed, "lanes": options.lanes, "keys": options.keys, "mixed": options.mixed}
+    kind = "redis" if options.redis else "kafka"
+    header = {"kind": kind, "seed": options.seed, "lanes": options.lanes, "keys": options.keys, "mixed": options.mixed}
     history = HistoryWriter(options.history, header)
     stop: list[int] = []
     sender: Sender
