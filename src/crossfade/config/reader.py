@@ -1,34 +1,28 @@
 """Reads `crossfade.yaml` into a `Config`, or says everything that is wrong with it at once.
 
-Walks the tree of nodes along the types in `shape`, so unknown keys, wrong types and missing keys need no code per key.
-Keeps going after a problem: a value that cannot be used becomes BAD and its owner is not built.
-Called by `load` alone; references between names (a route's stream, a stream's brokers) are checked on the way.
+Hides what the types alone do not say: a broker's kind chooses its keys, a stream has one side a broker, names refer to
+each other, a Redis URL holds credentials. Every problem is one line with its place. Only `load` is called from outside.
 """
 
 from __future__ import annotations
 
 import re
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union
+from typing import Any
 
 import msgspec
 
-from ..errors import UsageError
 from .secret import Secret, has_reference
 from .shape import (
     LANE_MARK,
-    NAME,
     Beginning,
+    Broker,
     Config,
-    Duration,
     KafkaBroker,
     KafkaSide,
     MappingChoice,
-    NameText,
     RedisBroker,
     RedisSide,
     RouteSettings,
@@ -36,29 +30,22 @@ from .shape import (
     Tls,
 )
 from .tree import ConfigError, Node, Problem, join, nearest, override, parse
+from .walk import BAD, Walk, one_of
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _USERINFO = re.compile(r"(\w*://)(?:([^:@/]*)(?::(.*))?@)?([^@]*)")
 _URL = re.compile(r"(rediss?)://(?P<hosts>[^@/?#]+)(?:/(?P<database>\d*))?")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\],]+)(:\d{1,5})?")
-_NAME_EXPECTED = "1 to 63 characters of a-z, 0-9 and -"
 _BEGINNINGS = "earliest, latest, {time: 2026-01-31T12:00:00Z} or {position: ..}"
 #: property names whose literal values must not show in logs
 _SECRET_PROPERTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config")
 
-#: a value that cannot be used; the problem is already noted
-BAD: Any = object()
 
-
-class Reader:
+class Reader(Walk):
     """One reading of one tree."""
 
     def __init__(self, root: Node, path: Path, environ: Mapping[str, str]) -> None:
+        super().__init__(path, environ)
         self._root = root
-        self._path = path
-        self._environ = environ
-        self.problems: list[Problem] = []
         self._brokers = self._names("brokers")
         self._streams = self._names("streams")
 
@@ -70,138 +57,21 @@ class Reader:
         """The Config, or BAD."""
         return self._struct(Config, self._root, "", given={"path": self._path})
 
-    # -- by type -------------------------------------------------------------------------------------------------
+    def _special(self, kind: Any) -> Callable[[Node, str], Any] | None:
+        specials: dict[Any, Callable[[Node, str], Any]] = {
+            Broker: self._broker,
+            str | Secret: self._property,
+            Beginning: self._beginning,
+            MappingChoice: self._mapping,
+            StreamSettings: self._stream,
+            RouteSettings: self._route,
+        }
+        return specials.get(kind) or super()._special(kind)
 
-    def _value(self, kind: Any, node: Node, key: str) -> Any:
-        metas: tuple[Any, ...] = ()
-        if typing.get_origin(kind) is typing.Annotated:
-            kind, *rest = typing.get_args(kind)
-            metas = tuple(rest)
-        special = _SPECIAL.get(kind)
-        if special is not None:
-            return special(self, node, key)
-        origin = typing.get_origin(kind)
-        if origin in (Union, UnionType):
-            return self._optional(kind, node, key)
-        if origin is Literal:
-            return self._choice(typing.get_args(kind), node, key)
-        if origin is dict:
-            return self._dict(typing.get_args(kind)[1], node, key)
-        if origin is tuple:
-            return self._texts(node, key)
-        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            return self._struct(kind, node, key)
-        return self._scalar(kind, metas, node, key)
-
-    def _optional(self, kind: Any, node: Node, key: str) -> Any:
-        kinds = [each for each in typing.get_args(kind) if each is not NoneType]
-        if set(kinds) == {RedisBroker, KafkaBroker}:
-            return self._broker(node, key)
-        return self._value(kinds[0], node, key)
-
-    def _struct(self, kind: type[msgspec.Struct], node: Node, key: str, given: Mapping[str, Any] | None = None) -> Any:
-        given = given or {}
-        fields = [field for field in msgspec.structs.fields(kind) if field.name not in given]
-        names = [field.encode_name for field in fields]
-        if node.kind != "map":
-            return self._wrong(node, key, f"a mapping with {_one_of(names)}")
-        values = dict(given)
-        for name, value in node.entries.items():
-            if name not in names:
-                self._unknown(value, key, name, names)
-        for field in fields:
-            child = node.entries.get(field.encode_name)
-            if child is not None:
-                values[field.name] = self._value(field.type, child, join(key, field.encode_name))
-            elif field.required:
-                expected = self._expected(field.type) + _says(field.type)
-                self._note(node, join(key, field.encode_name), "nothing", expected)
-                values[field.name] = BAD
-        bad = any(value is BAD for value in values.values()) or any(name not in names for name in node.entries)
-        return BAD if bad else kind(**values)
-
-    def _dict(self, kind: Any, node: Node, key: str) -> Any:
-        if node.kind != "map":
-            return self._wrong(node, key, "a mapping of names")
-        values = {}
-        for name, child in node.entries.items():
-            if kind == str | Secret:
-                values[name] = self._property(name, child, join(key, name))
-                continue
-            values[name] = self._value(kind, child, join(key, name))
-            if not NAME.fullmatch(name):
-                values[name] = self._note(child, join(key, name), f'the name "{name}"', _NAME_EXPECTED)
-        return BAD if any(value is BAD for value in values.values()) else values
-
-    def _choice(self, choices: tuple[Any, ...], node: Node, key: str) -> Any:
-        for choice in choices:
-            if node.kind == "scalar" and node.text == str(choice):
-                return choice
-        close = nearest(node.text, map(str, choices)) if node.kind == "scalar" else ""
-        return self._wrong(node, key, _one_of(map(str, choices)), close)
-
-    def _texts(self, node: Node, key: str) -> Any:
-        if node.kind == "scalar" and node.tag == "text":
-            return tuple(part.strip() for part in node.text.split(","))
-        if node.kind != "list" or not node.items:
-            return self._wrong(node, key, "a list of names")
-        texts = [self._text(item, f"{key}[{index}]") for index, item in enumerate(node.items)]
-        return BAD if BAD in texts else tuple(texts)
-
-    def _scalar(self, kind: type, metas: tuple[Any, ...], node: Node, key: str) -> Any:
-        if any(isinstance(meta, Duration) for meta in metas):
-            return self._duration(node, key)
-        if any(isinstance(meta, NameText) for meta in metas):
-            text = self._text(node, key)
-            return text if text is BAD or NAME.fullmatch(text) else self._wrong(node, key, _NAME_EXPECTED)
-        if kind is str:
-            return self._text(node, key)
-        return self._number(kind, metas, node, key)
-
-    def _number(self, kind: type, metas: tuple[Any, ...], node: Node, key: str) -> Any:
-        expected = _number_expected(kind, metas)
-        tags = ("int", "float", "text") if kind is float else ("int", "text")
-        if node.kind != "scalar" or node.tag not in tags:
-            return self._wrong(node, key, expected)
-        try:
-            number = kind(node.text.replace("_", ""))
-        except ValueError:
-            return self._wrong(node, key, expected)
-        low, high = _limits(metas)
-        in_limits = (low is None or number >= low) and (high is None or number <= high)
-        # NaN compares false with everything, infinity passes a lower limit: neither is a number to wait or count by.
-        return number if in_limits and abs(number) < 1e18 else self._wrong(node, key, expected)
-
-    def _text(self, node: Node, key: str) -> Any:
-        if node.kind != "scalar" or node.tag == "bool" or node.text == "":
-            return self._wrong(node, key, "text")
-        secret = self._secret(node, key)
-        return BAD if secret is BAD else secret.get()
-
-    def _secret(self, node: Node, key: str) -> Any:
-        if node.kind != "scalar" or node.tag == "bool" or node.text == "":
-            return self._wrong(node, key, "text, ${env:NAME} or ${file:PATH}")
-        return self._readable(Secret(node.text, self._environ, self._path.parent), node, key)
-
-    def _readable(self, secret: Secret, node: Node, key: str) -> Any:
-        try:
-            secret.get()
-        except UsageError as error:
-            return self._note(node, key, f"a reference that cannot be read ({error.message})", "a value")
-        return secret
-
-    def _duration(self, node: Node, key: str) -> Any:
-        match = _DURATION.fullmatch(node.text) if node.kind == "scalar" else None
-        if match is None:
-            return self._wrong(node, key, "a duration with its unit, such as 500ms, 90s, 15m, 12h or 7d")
-        return float(match[1]) * _UNIT_S[match[2]]
-
-    # -- what is not one key, one type ---------------------------------------------------------------------------
-
-    def _property(self, name: str, node: Node, key: str) -> Any:
+    def _property(self, node: Node, key: str) -> Any:
         if node.kind != "scalar":
             return self._wrong(node, key, "text, a number, true or false")
-        if has_reference(node.text) or _SECRET_PROPERTY.search(name):
+        if has_reference(node.text) or _SECRET_PROPERTY.search(key.partition(".properties.")[2]):
             return self._readable(Secret(node.text, self._environ, self._path.parent), node, key)
         return node.text
 
@@ -211,7 +81,7 @@ class Reader:
         kinds = {"redis": RedisBroker, "kafka": KafkaBroker}
         kind = node.entries.get("kind")
         if kind is None:
-            return self._note(node, join(key, "kind"), "nothing", _one_of(kinds))
+            return self._note(node, join(key, "kind"), "nothing", one_of(kinds))
         chosen = self._choice(tuple(kinds), kind, join(key, "kind"))
         if chosen == "kafka":
             return self._kafka(node, key)
@@ -271,7 +141,7 @@ class Reader:
     def _stream(self, node: Node, key: str) -> Any:
         own = [field.encode_name for field in msgspec.structs.fields(StreamSettings) if field.name != "sides"]
         if node.kind != "map":
-            return self._wrong(node, key, f"a mapping with the brokers' names, {_one_of(own)}")
+            return self._wrong(node, key, f"a mapping with the brokers' names, {one_of(own)}")
         sides: dict[str, Any] = {}
         rest: dict[str, Node] = {}
         for name, child in node.entries.items():
@@ -394,60 +264,6 @@ class Reader:
 
     def _option(self, node: Node, key: str) -> Any:
         return node.text if node.kind == "scalar" and node.tag == "bool" else self._text(node, key)
-
-    # -- problems ------------------------------------------------------------------------------------------------
-
-    def _note(self, node: Node, key: str, found: str, expected: str, close: str = "") -> Any:
-        self.problems.append(Problem(node.where, key, found, expected, close, node.line))
-        return BAD
-
-    def _wrong(self, node: Node, key: str, expected: str, close: str = "") -> Any:
-        return self._note(node, key, node.describe(), expected, close)
-
-    def _unknown(self, node: Node, key: str, name: str, names: Iterable[str]) -> Any:
-        names = list(names)
-        return self._note(node, join(key, name), f'the unknown key "{name}"', _one_of(names), nearest(name, names))
-
-    def _expected(self, kind: Any) -> str:
-        if typing.get_origin(kind) is typing.Annotated:
-            kind, *metas = typing.get_args(kind)
-            if kind in (int, float):
-                return _number_expected(kind, tuple(metas))
-        if typing.get_origin(kind) is Literal:
-            return _one_of(map(str, typing.get_args(kind)))
-        return "a mapping" if typing.get_origin(kind) is dict else "text"
-
-
-def _says(kind: Any) -> str:
-    metas = typing.get_args(kind)[1:] if typing.get_origin(kind) is typing.Annotated else ()
-    return next((f": {meta.description}" for meta in metas if isinstance(meta, msgspec.Meta)), "")
-
-
-def _one_of(names: Iterable[str]) -> str:
-    listed = list(names)
-    return listed[0] if len(listed) == 1 else f"one of {', '.join(listed)}"
-
-
-def _limits(metas: tuple[Any, ...]) -> tuple[int | float | None, int | float | None]:
-    meta = next((meta for meta in metas if isinstance(meta, msgspec.Meta)), None)
-    return (None, None) if meta is None else (meta.ge, meta.le)
-
-
-def _number_expected(kind: type, metas: tuple[Any, ...]) -> str:
-    noun = "a whole number" if kind is int else "a number"
-    low, high = _limits(metas)
-    if high is not None:
-        return f"{noun} from {low} to {high}"
-    return noun if low is None else f"{noun}, {low} or more"
-
-
-_SPECIAL: dict[Any, Any] = {
-    Secret: Reader._secret,
-    Beginning: Reader._beginning,
-    MappingChoice: Reader._mapping,
-    StreamSettings: Reader._stream,
-    RouteSettings: Reader._route,
-}
 
 
 def load(path: Path | None, overrides: Mapping[str, str], environ: Mapping[str, str]) -> Config:
