@@ -21,7 +21,11 @@ XF_FIELD = b"xf"
 #: Kafka refuses group-offset metadata above this many UTF-16 units
 MARKER_UNITS_MAX = 4095
 
-_ORIGIN = re.compile(r"1;([a-z0-9-]{1,63})/(\d+)@(\d+(?:-\d+)?)#(\d+);(\d+)((?:;[a-z]+=[^;]*)*)")
+# Numbers are bounded: the text may come from anyone, and int() refuses thousands of digits by raising.
+_ORIGIN = re.compile(
+    r"1;([a-z0-9-]{1,63})/(\d{1,9})@(\d{1,20}(?:-\d{1,20})?)#(\d{1,19});(\d{1,19})((?:;[a-z]+=[^;]*)*)", re.ASCII
+)
+_OWN_TIME = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 class Origin(NamedTuple):
@@ -68,7 +72,7 @@ def decode_origin(text: str | bytes | None) -> Origin | None:
     time_ms = None
     for extra in extras.split(";")[1:]:
         name, _, value = extra.partition("=")
-        if name == "t" and value.lstrip("-").isdigit():
+        if name == "t" and _OWN_TIME.fullmatch(value):
             time_ms = int(value)
     return Origin(route, int(lane), position, int(ordinal), int(epoch), time_ms)
 
