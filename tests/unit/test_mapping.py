@@ -89,7 +89,7 @@ records = st.tuples(st.none() | blobs, st.none() | blobs, headers, times)
 key_fields = st.sampled_from([None, "id", "key", "value", "xf"])
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(rows=st.lists(st.tuples(entries, times), max_size=4), key_field=key_fields)
 def test_every_entry_comes_back_from_kafka(rows, key_field):
     expected = [without_origin_entry(row) for row in rows]
@@ -99,7 +99,7 @@ def test_every_entry_comes_back_from_kafka(rows, key_field):
     assert [without_origin_record(row) for row in there] == there
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(rows=st.lists(records, max_size=4), key_field=key_fields)
 def test_every_record_comes_back_from_redis(rows, key_field):
     expected = [without_origin_record(row) for row in rows]
