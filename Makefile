@@ -4,20 +4,57 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+N ?= 10
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 setup: $(VENV)/.ready ## a virtual environment in .venv, from the lock file
 
-lock: $(VENV)/.ready ## renew requirements.lock (hashes, no index addresses)
+lint: setup ## format, lint, strict types, import directions
+	$(BIN)/ruff format --check src tests demo bench docs
+	$(BIN)/ruff check src tests demo bench docs
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint ## lint, types, unit and model tests, contract on memory: under 3 minutes
+	$(BIN)/pytest -q -m "not lab and not long" tests
+
+test: lint ## everything that a change must pass, on real Kafka, Valkey and Redis: under 20 minutes
+	$(BIN)/pytest -q -m "not long" tests
+
+test-all: lint ## also the long runs: full crash matrix, all pairs, all seeds
+	$(BIN)/pytest -q tests
+
+demo: setup ## copy live streams both ways under faults, and prove it; SABOTAGE=drop|dup|swap|alter|invent damages one record
+	$(BIN)/python -m demo $(if $(SABOTAGE),--sabotage $(SABOTAGE))
+
+demo-repeat: setup ## the demo N times, each with a new seed
+	$(BIN)/python -m demo --repeat $(N)
+
+mutants: setup ## put named faults into our own code: each must turn a test red
+	$(BIN)/python -m tests.mutants
+
+bench: setup ## Crossfade beside public tools on the same data, ratios in build/bench.json: at most 20 minutes
+	$(BIN)/python -m bench
+
+bench-full: setup ## also 2 KiB, 1 and 256 lanes, ten million records
+	$(BIN)/python -m bench --full
+
+docs: setup ## generate the reference pages again
+	$(BIN)/python docs/generate.py
+
+lock: setup ## renew requirements.lock (hashes, no index addresses)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --all-extras --group dev pyproject.toml -o requirements.lock
 
-.PHONY: help setup lock
+clean: ## remove build results and labs (not the download cache)
+	rm -rf build .crossfade
+
+.PHONY: help setup lint check test test-all demo demo-repeat mutants bench bench-full docs lock clean
