@@ -1,0 +1,1 @@
+"""The `crossfade` command: `main` and one file per noun. stdout is data, stderr is words."""
