@@ -29,9 +29,8 @@ import hiredis
 from ..model.partitioner import partition_many
 from .history import FAIL, FAILED, INFO, OK, UNKNOWN, HistoryWriter, digest_of, digest_of_entry, read_history
 
-#: one write of a pipeline, and how many may be unanswered
+#: one write of a pipeline
 BATCH_RECORDS_MAX = 500
-BATCHES_IN_FLIGHT = 8
 #: without an answer for so long a link counts as cut
 ANSWER_TIMEOUT_S = 5.0
 RECONNECT_PAUSE_S = 0.1
@@ -123,6 +122,9 @@ class Batch:
 class Sender(Protocol):
     """One kind of broker."""
 
+    #: batches that may be unanswered
+    in_flight_max: int
+
     def prepare(self, first: int, count: int) -> tuple[Batch, array[int]]:
         """Records `first` ... as a batch, and their digests."""
         ...
@@ -140,6 +142,8 @@ class Sender(Protocol):
 
 class RedisSender:
     """Pipelined XADD over one socket; connects again when the link is cut."""
+
+    in_flight_max = 8
 
     def __init__(self, url: str, pattern: str, values: Values, mixed: bool, is_stopping: Callable[[], bool]) -> None:
         self._url = urlsplit(url)
@@ -276,6 +280,8 @@ class RedisSender:
 class KafkaSender:
     """Idempotent produce into given partitions; outcomes from delivery reports."""
 
+    in_flight_max = 64
+
     def __init__(self, bootstrap: str, topic: str, values: Values, mixed: bool, properties: dict[str, str]) -> None:
         from confluent_kafka import Producer  # only this mode needs librdkafka
 
@@ -410,7 +416,7 @@ class Workload:
             self._next_id += wanted
             sent += wanted
             self._sender.send(batch)
-            self._settle(wait=self._sender.in_flight() >= BATCHES_IN_FLIGHT)
+            self._settle(wait=self._sender.in_flight() >= self._sender.in_flight_max)
         while self._sender.in_flight():
             self._settle(wait=True)
         self._settle(wait=False)
