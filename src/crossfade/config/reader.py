@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
+from ..errors import UsageError, invariant
+from ..model.mapping import mapping_named
 from .secret import Secret, has_reference
 from .shape import (
     LANE_MARK,
@@ -27,13 +29,12 @@ from .shape import (
     RedisSide,
     RouteSettings,
     StreamSettings,
-    Tls,
 )
 from .tree import ConfigError, Node, Problem, join, nearest, override, parse
 from .walk import BAD, Walk, one_of
 
 _USERINFO = re.compile(r"(\w*://)(?:([^:@/]*)(?::(.*))?@)?([^@]*)")
-_URL = re.compile(r"(rediss?)://(?P<hosts>[^@/?#]+)(?:/(?P<database>\d*))?")
+_URL = re.compile(r"(?:(rediss?)://([^@/?#]+)(?:/(\d*))?|unix:///[^?#]+)")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\],]+)(:\d{1,5})?")
 _BEGINNINGS = "earliest, latest, {time: 2026-01-31T12:00:00Z} or {position: ..}"
 #: property names whose literal values must not show in logs
@@ -103,18 +104,23 @@ class Reader(Walk):
         url_node = node.entries["url"]
         # Credentials are split off the raw text, so that a reference in them stays one that can be read again.
         raw = _USERINFO.fullmatch(url_node.text)
-        plain = Secret(f"{raw[1]}{raw[4]}" if raw else url_node.text, self._environ, self._path.parent).get()
-        match = _URL.fullmatch(plain)
-        if raw is None or match is None or not all(_HOST.fullmatch(host) for host in match["hosts"].split(",")):
-            scheme = nearest(plain.partition("://")[0], ["redis", "rediss"]) if match is None else ""
-            return self._note(
-                url_node, join(key, "url"), f'"{plain}"', "redis://HOST:PORT/DB or rediss://HOST:PORT/DB", scheme
-            )
+        text = Secret(f"{raw[1]}{raw[4]}" if raw else url_node.text, self._environ, self._path.parent).get()
+        match = _URL.fullmatch(text)
+        if raw is None or match is None or not all(_HOST.fullmatch(host) for host in (match[2] or "h").split(",")):
+            close = nearest(text.partition("://")[0], ["redis", "rediss", "unix"]) if match is None else ""
+            expected = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
+            shown = re.sub(r"[^/@]*@", "***@", text)
+            return self._note(url_node, join(key, "url"), f'"{shown}"', expected, close)
+        if broker.mode == "standalone" and "," in (match[2] or ""):
+            expected = "one HOST:PORT, or mode: sentinel or cluster"
+            return self._note(url_node, join(key, "url"), "several servers with mode: standalone", expected)
+        if broker.mode == "cluster" and int(match[3] or 0):
+            return self._note(url_node, join(key, "url"), f"database {match[3]} with mode: cluster", "database 0")
         if (broker.mode == "sentinel") != bool(broker.sentinel_master):
             found = "nothing" if broker.mode == "sentinel" else f'"{broker.sentinel_master}" with mode: {broker.mode}'
             expected = "the master's name" if broker.mode == "sentinel" else "mode: sentinel, or no such key"
             return self._note(node.entries.get("sentinel_master", node), join(key, "sentinel_master"), found, expected)
-        url = f"{match[1]}://{match['hosts']}/{match['database'] or 0}"
+        url = text if match[2] is None else f"{match[1]}://{match[2]}/{match[3] or 0}"
         return self._with_files_found(msgspec.structs.replace(broker, url=url, **self._credentials(broker, raw)))
 
     def _credentials(self, broker: RedisBroker, raw: re.Match[str]) -> dict[str, Any]:
@@ -133,10 +139,10 @@ class Reader(Walk):
         """The broker with the paths of its certificates starting at the configuration's folder."""
         if broker.tls is None:
             return broker
-        files = {name: getattr(broker.tls, name) for name in Tls.__struct_fields__}
-        folder = self._path.parent
-        found = {name: str(folder / Path(file).expanduser()) if file else "" for name, file in files.items()}
-        return msgspec.structs.replace(broker, tls=Tls(**found))
+        folder, tls = self._path.parent, broker.tls
+        files = {"ca": tls.ca, "cert": tls.cert, "key": tls.key}
+        found = {name: str(folder / Path(file).expanduser()) for name, file in files.items() if file}
+        return msgspec.structs.replace(broker, tls=msgspec.structs.replace(tls, **found))
 
     def _stream(self, node: Node, key: str) -> Any:
         own = [field.encode_name for field in msgspec.structs.fields(StreamSettings) if field.name != "sides"]
@@ -248,22 +254,25 @@ class Reader(Walk):
         return Beginning("time", str(round(moment.timestamp() * 1000)))
 
     def _mapping(self, node: Node, key: str) -> Any:
-        if node.kind == "scalar" and node.text:
-            return MappingChoice(node.text)
-        if node.kind != "map" or "name" not in node.entries:
+        if node.kind == "scalar":
+            return self._mapping_checked(MappingChoice(node.text), node, key)
+        name_node = node.entries.get("name")
+        if name_node is None:
             return self._wrong(node, key, "the name of a mapping, or {name: .., its options}")
-        name = self._text(node.entries["name"], join(key, "name"))
-        options = {
-            option: self._texts(child, join(key, option))
-            if child.kind == "list"
-            else self._option(child, join(key, option))
-            for option, child in node.entries.items()
-            if option != "name"
-        }
-        return BAD if name is BAD or BAD in options.values() else MappingChoice(name, options)
+        texts = {name: self._text(child, join(key, name)) for name, child in node.entries.items()}
+        if BAD in texts.values():
+            return BAD
+        return self._mapping_checked(MappingChoice(texts.pop("name"), texts), node, key)
 
-    def _option(self, node: Node, key: str) -> Any:
-        return node.text if node.kind == "scalar" and node.tag == "bool" else self._text(node, key)
+    def _mapping_checked(self, choice: MappingChoice, node: Node, key: str) -> Any:
+        try:
+            mapping_named(choice.name, **choice.options)
+        except UsageError as error:
+            known = re.findall(r"[a-z_]+", error.hint)
+            wrong = [name for name in (choice.name, *choice.options) if f"{name!r}" in error.message]
+            close = nearest(wrong[-1], known) if wrong else ""
+            return self._note(node, key, f"a mistake ({error.message})", error.hint or "a mapping that fits", close)
+        return choice
 
 
 def load(path: Path | None, overrides: Mapping[str, str], environ: Mapping[str, str]) -> Config:
@@ -295,6 +304,5 @@ def load(path: Path | None, overrides: Mapping[str, str], environ: Mapping[str, 
     problems += reader.problems
     if problems:
         raise ConfigError(problems, hint="docs/configuration.md lists every key")
-    if not isinstance(config, Config):
-        raise AssertionError("a configuration without problems was not built")
-    return config
+    invariant(isinstance(config, Config), "a configuration without problems is built")
+    return cast(Config, config)

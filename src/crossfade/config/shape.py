@@ -21,7 +21,7 @@ NAME = re.compile(r"[a-z0-9-]{1,63}")
 LANE_MARK = "<lane>"
 
 
-def says(description: str, *, ge: int | None = None, le: int | None = None) -> Meta:
+def says(description: str, *, ge: float | None = None, le: float | None = None) -> Meta:
     """What editors and the reference show beside a key, and its limits."""
     return Meta(description=description, ge=ge, le=le)
 
@@ -43,10 +43,10 @@ class Beginning(msgspec.Struct, frozen=True):
 
 
 class MappingChoice(msgspec.Struct, frozen=True):
-    """A mapping by name, with its options as text, or lists of text."""
+    """A mapping by name, with its options; `mapping_named(choice.name, **choice.options)` makes it."""
 
     name: str = "lossless"
-    options: dict[str, str | tuple[str, ...]] = {}
+    options: dict[str, str] = {}
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +55,7 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ca: Annotated[str, says("file of the certificate authority; without it the system's authorities hold")] = ""
     cert: Annotated[str, says("file of the client certificate (mutual TLS)")] = ""
     key: Annotated[str, says("file of the client certificate's private key")] = ""
+    verify: Annotated[bool, says("false: take any certificate; for a lab, never for production")] = True
 
 
 class RedisBroker(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +63,8 @@ class RedisBroker(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Annotated[Literal["redis"], says("redis, for Redis and Valkey")] = "redis"
     url: Annotated[
-        str, says("redis://HOST:PORT/DB, or rediss:// for TLS; Sentinel and Cluster take several HOST:PORT with commas")
+        str,
+        says("redis://HOST:PORT/DB, rediss://.. for TLS, or unix:///PATH; Sentinel and Cluster: HOST:PORT,HOST:PORT"),
     ]
     username: Annotated[str, says("ACL user; without it the default user")] = ""
     password: Annotated[Secret | None, says("password of the user; use ${env:NAME} or ${file:PATH}")] = None
@@ -71,27 +73,19 @@ class RedisBroker(msgspec.Struct, frozen=True, kw_only=True):
     sentinel_username: Annotated[str, says("ACL user of the Sentinels, where it differs")] = ""
     sentinel_password: Annotated[Secret | None, says("password of the Sentinels")] = None
     tls: Annotated[Tls | None, says("certificates; its presence turns TLS on")] = None
-    request_timeout_s: Annotated[float, says("seconds until a request counts as unanswered", ge=0)] = 5.0
+    request_timeout_s: Annotated[float, says("seconds until a request counts as unanswered", ge=0.1)] = 5.0
+    server_id: Annotated[
+        str, NameText(), says("names this service in markers; set it before its addresses change, not after")
+    ] = ""
 
     @property
-    def endpoints(self) -> tuple[tuple[str, int], ...]:
-        """(host, port) of each server in the URL."""
-        port_default = 26379 if self.mode == "sentinel" else 6379
-        found = []
-        for part in _url_parts(self.url)[1].split(","):
-            host, _, port = part.rpartition(":") if re.search(r":\d+$", part) else (part, "", "")
-            found.append((host.strip("[]"), int(port) if port else port_default))
-        return tuple(found)
-
-    @property
-    def database(self) -> int:
-        """Number of the database, 0 where the URL names none."""
-        return int(_url_parts(self.url)[2] or 0)
-
-    @property
-    def is_tls(self) -> bool:
-        """True where connections are encrypted."""
-        return self.tls is not None or self.url.startswith("rediss://")
+    def urls(self) -> tuple[str, ...]:
+        """One URL a server, without credentials."""
+        if self.url.startswith("unix:"):
+            return (self.url,)
+        scheme, _, rest = self.url.partition("://")
+        hosts, _, database = rest.partition("/")
+        return tuple(f"{scheme}://{host}/{database}" for host in hosts.split(","))
 
 
 class KafkaBroker(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +96,7 @@ class KafkaBroker(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str | Secret],
         says("librdkafka properties, bootstrap.servers among them; those that would break the guarantee are refused"),
     ]
-    request_timeout_s: Annotated[float, says("seconds until a request counts as unanswered", ge=0)] = 30.0
+    request_timeout_s: Annotated[float, says("seconds until a request counts as unanswered", ge=0.1)] = 30.0
 
     def plain_properties(self) -> dict[str, str]:
         """The properties as librdkafka takes them, secrets read now.
@@ -193,10 +187,3 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[str, says("folder for local state; default CROSSFADE_HOME, else the XDG state folder")] = ""
     #: the file it came from
     path: Path = Path("crossfade.yaml")
-
-
-def _url_parts(url: str) -> tuple[str, str, str]:
-    """(scheme, hosts, database) of a checked URL without credentials."""
-    scheme, _, rest = url.partition("://")
-    hosts, _, database = rest.partition("/")
-    return scheme, hosts, database

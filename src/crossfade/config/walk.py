@@ -21,7 +21,7 @@ from .secret import Secret
 from .shape import NAME, Duration, NameText
 from .tree import Node, Problem, join, nearest
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _NAME_EXPECTED = "1 to 63 characters of a-z, 0-9 and -"
 
@@ -116,7 +116,13 @@ class Walk:
             return text if text is BAD or NAME.fullmatch(text) else self._wrong(node, key, _NAME_EXPECTED)
         if kind is str:
             return self._text(node, key)
+        if kind is bool:
+            return self._flag(node, key)
         return self._number(kind, metas, node, key)
+
+    def _flag(self, node: Node, key: str) -> Any:
+        word = node.text.lower() if node.kind == "scalar" and node.tag in ("bool", "text") else ""
+        return word == "true" if word in ("true", "false") else self._wrong(node, key, "true or false")
 
     def _number(self, kind: type, metas: tuple[Any, ...], node: Node, key: str) -> Any:
         expected = _number_expected(kind, metas)
@@ -151,7 +157,7 @@ class Walk:
         return secret
 
     def _duration(self, node: Node, key: str) -> Any:
-        match = _DURATION.fullmatch(node.text) if node.kind == "scalar" else None
+        match = DURATION.fullmatch(node.text) if node.kind == "scalar" else None
         if match is None:
             return self._wrong(node, key, "a duration with its unit, such as 500ms, 90s, 15m, 12h or 7d")
         return float(match[1]) * _UNIT_S[match[2]]

@@ -1,0 +1,177 @@
+"""`crossfade doctor`: the configuration against the live brokers, finding by finding, with what to do.
+
+Hides nothing that could not be asked: it is listed as unknown and never counts as ok. The guarantee line follows from
+the findings alone. Wiring gives the inspectors; a broker that does not answer is a finding of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from ..brokers.protocol import Finding, Inspector, Level
+from ..errors import BrokerError, CrossfadeError, UsageError
+from .output import Output, output_of
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+doctor_app = typer.Typer()
+
+FINDINGS = 3
+UNREACHABLE = 5
+_WORDS = {Level.OK: "ok", Level.WARN: "WARN", Level.FAIL: "FAIL", Level.UNKNOWN: "unknown"}
+#: the name of the finding about a broker that gave no answer at all
+REACHABLE = "reachable"
+
+
+class Examined(NamedTuple):
+    """What one broker showed in one role of one route."""
+
+    route: str
+    broker: str
+    role: str  # "source" | "target"
+    kind: str  # "redis" | "kafka"
+    findings: list[Finding]
+
+
+@doctor_app.command()
+def doctor(
+    context: typer.Context,
+    route: Annotated[str | None, typer.Argument(help="Only this route; by default all of them.")] = None,
+    print_acls: Annotated[
+        bool, typer.Option("--print-acls", help="Print the least rights that the relay needs, and ask no broker.")
+    ] = False,
+) -> None:
+    """Check the configuration against the live brokers.
+
+    Says per finding what is there and what to do, then which guarantee will hold and why. What a broker does not let
+    us ask is unknown, not ok. Exits with 3 when something fails, with 5 when a broker gave no answer.
+
+    \b
+    Examples:
+      crossfade doctor
+      crossfade doctor forward -o json
+      crossfade doctor --print-acls
+    """
+    output = output_of(context)
+    config = output.config()
+    names = routes_of(config, route)
+    if print_acls:
+        asyncio.run(_print_acls(config, names, output))
+        return
+    examined = asyncio.run(_examine(config, names))
+    _print(config, examined, output)
+    findings = [finding for each in examined for finding in each.findings if finding.level is Level.FAIL]
+    if any(finding.check == REACHABLE for finding in findings):
+        raise typer.Exit(UNREACHABLE)
+    if findings:
+        raise typer.Exit(FINDINGS)
+
+
+def routes_of(config: Config, route: str | None) -> list[str]:
+    """The routes a command is about. Raises UsageError for one that is not configured, or when there is none."""
+    from .. import wiring
+
+    if route is not None and route not in config.routes:
+        raise wiring.unknown_route(config, route)
+    if not config.routes:
+        raise UsageError(f"{config.path} has no routes", hint="add one under `routes:`, or run `crossfade init`")
+    return list(config.routes) if route is None else [route]
+
+
+async def _examine(config: Config, names: Sequence[str]) -> list[Examined]:
+    from .. import wiring
+
+    examined = []
+    for name in names:
+        retention_s = config.streams[config.routes[name].stream].retention_s
+        async with wiring.open_inspectors(config, name) as inspectors:
+            for broker, role, inspector in inspectors:
+                findings = await _inspect(inspector, role, retention_s)
+                examined.append(Examined(name, broker, role, config.brokers[broker].kind, findings))
+    return examined
+
+
+async def _inspect(inspector: Inspector, role: str, retention_s: float) -> list[Finding]:
+    try:
+        return await inspector.inspect(role, retention_s if role == "source" else 0.0)
+    except BrokerError as error:
+        return [Finding(REACHABLE, Level.FAIL, error.message, error.hint)]
+    except CrossfadeError as error:
+        return [Finding("configuration", Level.FAIL, error.message, error.hint)]
+
+
+def guarantee(examined: Iterable[Examined]) -> str:
+    """Which guarantee will hold for one route, and why, from what its brokers showed."""
+    listed = list(examined)
+    by_level = {level: _checks(listed, level) for level in Level}
+    if by_level[Level.FAIL]:
+        return f"none as things are: {by_level[Level.FAIL]} failed"
+    target = next((each.kind for each in listed if each.role == "target"), "")
+    why = {
+        "kafka": "records and marker are one transaction, so read_committed readers see each record once",
+        "redis": "one script writes records and marker; what a failover loses, it loses of both, and it is copied "
+        "again while the source still holds it",
+    }.get(target, "no target was examined")
+    unless = (
+        f"; not proven, because it could not be asked: {by_level[Level.UNKNOWN]}" if by_level[Level.UNKNOWN] else ""
+    )
+    return f"exactly once, in order per lane: {why}{unless}"
+
+
+def _checks(examined: Iterable[Examined], level: Level) -> str:
+    names = [
+        f"{each.broker} {finding.check}" for each in examined for finding in each.findings if finding.level is level
+    ]
+    return ", ".join(dict.fromkeys(names))
+
+
+def _print(config: Config, examined: Sequence[Examined], output: Output) -> None:
+    routes = list(dict.fromkeys(each.route for each in examined))
+    promises = {route: guarantee(each for each in examined if each.route == route) for route in routes}
+    body = {
+        "findings": [
+            {"route": e.route, "broker": e.broker, "role": e.role, "check": f.check, "level": f.level.value}
+            | {"found": f.found, "fix": f.fix}
+            for e in examined
+            for f in e.findings
+        ],
+        "guarantees": promises,
+    }
+    lines = []
+    for route in routes:
+        settings = config.routes[route]
+        lines.append(f"route {route}: {settings.stream}, {settings.source} -> {settings.target}")
+        for each in (each for each in examined if each.route == route):
+            lines += _lines_of(each)
+        lines += [f"  guarantee: {promises[route]}", ""]
+    output.document(body, "\n".join(lines).rstrip())
+
+
+def _lines_of(examined: Examined) -> list[str]:
+    lines = [f"  {examined.broker} ({examined.kind}, {examined.role})"]
+    width = max((len(finding.check) for finding in examined.findings), default=0)
+    for finding in examined.findings:
+        lines.append(f"    {_WORDS[finding.level]:7}  {finding.check:{width}}  {finding.found}")
+        if finding.fix:
+            lines.append(f"    {'':7}  {'':{width}}  fix: {finding.fix}")
+    return lines
+
+
+async def _print_acls(config: Config, names: Sequence[str], output: Output) -> None:
+    from .. import wiring
+
+    rows = []
+    for name in names:
+        async with wiring.open_inspectors(config, name) as inspectors:
+            for broker, role, inspector in inspectors:
+                commands = inspector.acls(role)
+                rows.append({"route": name, "broker": broker, "role": role, "commands": commands})
+    text = "\n\n".join(
+        "\n".join([f"# route {row['route']}: {row['broker']} as {row['role']}", *row["commands"]]) for row in rows
+    )
+    output.document({"rights": rows}, text)

@@ -1,0 +1,116 @@
+"""`crossfade uninstall`: what Crossfade left on the brokers for a route, listed first and removed only when told to.
+
+Invariant: nothing is removed without `--yes`, and never under a running relay. What is removed is exactly what was
+listed; afterwards the brokers are asked again, and what is still there is a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from ..errors import CrossfadeError, RefusedByRail
+from .doctor import routes_of
+from .output import Column, output_of
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..relay.documents import Report
+
+uninstall_app = typer.Typer()
+
+#: a process whose heartbeat is older is gone
+SILENT_S = 10.0
+_COLUMNS = [Column("route"), Column("broker"), Column("name"), Column("state")]
+
+
+class Left(NamedTuple):
+    """One thing that a route left on a broker."""
+
+    route: str
+    broker: str
+    name: str
+
+
+@uninstall_app.command()
+def uninstall(
+    context: typer.Context,
+    route: Annotated[str | None, typer.Argument(help="Only this route; by default all of them.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+) -> None:
+    """List what Crossfade left on the brokers; with --yes, remove it.
+
+    That is markers, claims, the board's documents, births on source streams and quarantined records: a removed route
+    cannot be resumed, and quarantined records are gone. Copied records stay. Refused (exit code 4) while a relay of
+    the route is running.
+
+    \b
+    Examples:
+      crossfade uninstall                  lists, removes nothing
+      crossfade uninstall forward --yes
+    """
+    output = output_of(context)
+    config = output.config()
+    names = routes_of(config, route)
+    found, remaining = asyncio.run(_uninstall(config, names, remove=yes))
+    state = {True: "removed", False: "would be removed"}[yes]
+    rows = [each._asdict() | {"state": "still there" if each in remaining else state} for each in found]
+    output.table(rows, _COLUMNS)
+    if remaining and yes:
+        raise CrossfadeError(
+            f"{len(remaining)} of {len(found)} could not be removed", hint="see the list; then run it again"
+        )
+    if not found:
+        output.note("nothing of Crossfade is left on these brokers")
+    elif not yes:
+        output.note("nothing was removed; --yes removes what is listed")
+
+
+async def _uninstall(config: Config, names: Sequence[str], *, remove: bool) -> tuple[list[Left], list[Left]]:
+    """What was found, and what of it is there after the removal."""
+    found: list[Left] = []
+    remaining: list[Left] = []
+    for name in names:
+        if remove:
+            await _refuse_running(config, name)
+        left = await _footprint(config, name, erase=remove)
+        found += [each for each in left if each not in found]
+        if remove:
+            after = set(await _footprint(config, name, erase=False))
+            remaining += [each for each in left if each in after and each not in remaining]
+    return found, remaining
+
+
+async def _footprint(config: Config, name: str, *, erase: bool) -> list[Left]:
+    from .. import wiring
+
+    route_id = config.routes[name].id
+    left: list[Left] = []
+    async with wiring.open_inspectors(config, name) as inspectors:
+        for broker, _role, inspector in inspectors:
+            names = [each for each in await inspector.footprint(route_id) if Left(name, broker, each) not in left]
+            left += [Left(name, broker, each) for each in names]
+            if erase and names:
+                await inspector.erase(route_id, names)
+    return left
+
+
+async def _refuse_running(config: Config, name: str) -> None:
+    from .. import wiring
+
+    async with wiring.open_board(config, name) as board:
+        running = running_instances(await board.reports(), time.time())
+    if running:
+        raise RefusedByRail(
+            f"route {name!r} has running relays: {', '.join(running)}",
+            hint="stop them first (SIGTERM), then run it again",
+        )
+
+
+def running_instances(reports: Sequence[Report], now_s: float) -> list[str]:
+    """Names of the relay processes that gave a sign of life and did not stop."""
+    return [report.instance for report in reports if report.state != "stopped" and now_s - report.at_s <= SILENT_S]
