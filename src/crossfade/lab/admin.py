@@ -1,0 +1,210 @@
+"""What the lab asks its own servers, always over the direct listeners, past every fault.
+
+The only module of the lab that imports client libraries, so that the proxy and the watchdog start quickly. Called by
+lab and faults.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import redis
+from confluent_kafka import ElectionType, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, ConfigSource, NewTopic, OffsetSpec, ResourceType
+
+from crossfade.lab.errors import LabError
+from crossfade.lab.process import wait_until
+
+_REQUEST_S = 15.0
+
+
+class KafkaAdmin:
+    """A Kafka admin client that answers within seconds or says why not."""
+
+    def __init__(self, properties: Mapping[str, str]) -> None:
+        # Restarts are the lab's daily bread: reconnect quickly, and do not print every refused connection.
+        quick = {"reconnect.backoff.max.ms": "300", "socket.timeout.ms": "10000", "log_level": "0"}
+        self._client = AdminClient({**quick, **properties})
+
+    def brokers(self, wait_s: float = 2.0) -> list[int]:
+        """The ids of the live brokers, empty when none answers."""
+        try:
+            return sorted(self._client.list_topics(timeout=wait_s).brokers)
+        except KafkaException:
+            return []
+
+    def wait_brokers(self, count: int, wait_s: float) -> bool:
+        """Wait until this many brokers are registered and unfenced."""
+        return wait_until(lambda: len(self.brokers()) >= count, wait_s)
+
+    def create_topic(self, name: str, partitions: int, replicas: int, configs: Mapping[str, str]) -> None:
+        """Create a topic and wait until every partition has a leader.  Raises LabError."""
+        new = NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=dict(configs))
+        self._one(self._client.create_topics([new], operation_timeout=_REQUEST_S), f"create topic {name}")
+        ready = wait_until(
+            lambda: len(leaders := self.leaders(name)) == partitions and all(node >= 0 for node in leaders.values()),
+            _REQUEST_S,
+        )
+        if not ready:
+            raise LabError(f"topic {name} has partitions without a leader after {_REQUEST_S:.0f} s")
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and wait until the brokers no longer know it.  Raises LabError."""
+        self._one(self._client.delete_topics([name], operation_timeout=_REQUEST_S), f"delete topic {name}")
+        if not wait_until(lambda: name not in self._client.list_topics(timeout=_REQUEST_S).topics, _REQUEST_S):
+            raise LabError(f"topic {name} is still there {_REQUEST_S:.0f} s after its deletion")
+
+    def leaders(self, topic: str) -> dict[int, int]:
+        """The leader's node id of each partition, -1 where there is none; empty when there is no such topic."""
+        try:
+            found = self._client.list_topics(topic, timeout=_REQUEST_S).topics[topic]
+        except KafkaException as error:
+            raise LabError(f"Kafka does not answer: {error}") from error
+        return {} if found.error is not None else {number: part.leader for number, part in found.partitions.items()}
+
+    def describe(self, topic: str) -> Any:
+        """The topic's description: id, and replicas and in-sync replicas per partition.  Raises LabError."""
+        futures = self._client.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_S)
+        return self._one(futures, f"describe topic {topic}")
+
+    def topic_id(self, topic: str) -> str:
+        """What tells a topic from a re-created one of the same name."""
+        return str(self.describe(topic).topic_id)
+
+    def configs_set(self, topic: str) -> dict[str, str]:
+        """The settings that were given to this topic itself.  Raises LabError."""
+            resource = ConfigResource(ResourceType.TOPIC, topic)
+        entries = self._one(self._client.describe_configs([resource]), f"describe topic {topic}")
+        own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+        return {name: entry.value for name, entry in entries.items() if entry.source == own}
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        """First and next offset of a partition.  Raises LabError."""
+        place = TopicPartition(topic, partition)
+        first = self._one(self._client.list_offsets({place: OffsetSpec.earliest()}), "list offsets").offset
+        after = self._one(self._client.list_offsets({place: OffsetSpec.latest()}), "list offsets").offset
+        return int(first), int(after)
+
+    def delete_records(self, topic: str, partition: int, before: int) -> int:
+        """Trim a partition below an offset; the answer is its new first offset.  Raises LabError."""
+        place = TopicPartition(topic, partition, before)
+        return int(self._one(self._client.delete_records([place]), "delete records").low_watermark)
+
+    def elect_preferred(self, topic: str, partition: int) -> None:
+        """Make the first replica of the list the leader.  Raises LabError."""
+        future = self._client.elect_leaders(ElectionType.PREFERRED, [TopicPartition(topic, partition)])
+        results = self._wait(future, "elect leaders")
+        for place, error in results.items():
+            if error is not None and error.name() != "ELECTION_NOT_NEEDED":
+                raise LabError(f"electing a leader of {place.topic}/{place.partition}: {error}")
+
+    def _one(self, futures: Mapping[Any, Future[Any]], what: str) -> Any:
+        (future,) = futures.values()
+        return self._wait(future, what)
+
+    def _wait(self, future: Future[Any], what: str) -> Any:
+        try:
+            return future.result(timeout=_REQUEST_S * 2)
+        except (KafkaException, TimeoutError) as error:
+            raise LabError(f"Kafka refused to {what}: {error}") from error
+
+
+def redis_client(url: str, **options: Any) -> Any:
+    """A plain client of one server, with short timeouts."""
+    return redis.Redis.from_url(url, socket_timeout=5.0, socket_connect_timeout=2.0, **options)
+
+
+def redis_answers(url: str) -> bool:
+    """Whether the server answers PING with PONG: not while it loads its append-only file."""
+    client = redis_client(url)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def form_cluster(urls: list[str], shown_ports: list[int], ports: list[tuple[int, int]], wait_s: float) -> None:
+    """Tie fresh cluster nodes together: the first half are primaries, each of the others replicates one.
+
+    `ports` are (own port, bus port) pairs. Nodes that already are a cluster are left alone. Raises LabError.
+    """
+    nodes = [redis_client(url, decode_responses=True) for url in urls]
+    try:
+        if _cluster_is_ok(nodes, len(nodes)):
+            return
+        primaries = len(nodes) // 2
+        slots = [16384 * index // primaries for index in range(primaries + 1)]
+        fresh = nodes[0].execute_command("CLUSTER INFO")
+        if _info(fresh).get("cluster_known_nodes") == "1":
+            for index in range(primaries):
+                nodes[index].execute_command("CLUSTER ADDSLOTSRANGE", slots[index], slots[index + 1] - 1)
+                nodes[index].execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
+            for port, bus in ports[1:]:
+                nodes[0].execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
+            ids = [str(node.execute_command("CLUSTER MYID")) for node in nodes]
+            for index in range(primaries, len(nodes)):
+                _replicate(nodes[index], ids[index - primaries], wait_s)
+        if not wait_until(lambda: _cluster_is_ok(nodes, len(nodes)), wait_s):
+            raise LabError(f"the cluster did not form in {wait_s:.0f} s: ports {shown_ports}")
+    except redis.RedisError as error:
+        raise LabError(f"forming the cluster: {error}") from error
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def _replicate(node: Any, primary_id: str, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            node.execute_command("CLUSTER REPLICATE", primary_id)
+            return
+        except redis.ResponseError:  # the gossip has not brought the primary's name yet
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def _info(text: str) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in str(text).splitlines() if ":" in line)
+
+
+def _cluster_is_ok(nodes: list[Any], count: int) -> bool:
+    for node in nodes:
+        try:
+            found = node.execute_command("CLUSTER INFO")
+        except redis.RedisError:
+            return False
+        info = found if isinstance(found, dict) else _info(found)
+        if info.get("cluster_state") != "ok" or info.get("cluster_known_nodes") != str(count):
+            return False
+    return all(_replica_is_linked(node) for node in nodes)
+
+
+def _replica_is_linked(node: Any) -> bool:
+    info: Any = node.info("replication")
+    return bool(info["role"] == "master" or info.get("master_link_status") == "up")
+
+
+def wait_replicas(url: str, count: int, wait_s: float) -> bool:
+    """Wait until this many replicas are online at the primary."""
+    client = redis_client(url)
+
+    def linked() -> bool:
+        try:
+            info: Any = client.info("replication")
+        except redis.RedisError:
+            return False
+        online = [info.get(f"slave{index}", {}) for index in range(int(info.get("connected_slaves", 0)))]
+        return len([replica for replica in online if replica.get("state") == "online"]) >= count
+
+    try:
+        return wait_until(linked, wait_s)
+    finally:
+        client.close()
+

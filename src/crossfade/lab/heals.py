@@ -1,0 +1,88 @@
+"""Notes of what has to be healed and until when, one file each, and how each kind is healed.
+
+A note is written before the fault acts, so that no death in between leaves a fault without an end. Whoever heals
+first, the caller or the watchdog, takes the note away by renaming it; the other finds nothing to do. Called by faults
+and watchdog.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from crossfade.errors import CrossfadeError
+from crossfade.lab.lab import Lab
+from crossfade.lab.process import Process
+
+
+class Note(msgspec.Struct, kw_only=True):
+    """What to do at the deadline: `thaw` or `start` a server, or `pass` on a link."""
+
+    kind: str
+    subject: str
+    deadline: float  # on this machine's monotonic clock, which all its processes share
+    pid: int = 0
+    started_ticks: int = 0
+    id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def leave(folder: Path, note: Note) -> Note:
+    """Write the note down."""
+    place = folder / "heals"
+    place.mkdir(exist_ok=True)
+    partial = place / f".{note.id}"
+    partial.write_bytes(msgspec.json.encode(note))
+    partial.replace(place / f"{note.id}.json")
+    return note
+
+
+def pending(folder: Path) -> list[Note]:
+    """The notes that wait for their deadline."""
+    out = []
+    for path in sorted((folder / "heals").glob("*.json")):
+        try:
+            out.append(msgspec.json.decode(path.read_bytes(), type=Note))
+        except FileNotFoundError:
+            continue  # healed meanwhile
+    return out
+
+
+def take(folder: Path, note: Note) -> bool:
+    """Take the note away; False when somebody else has done so."""
+    try:
+        (folder / "heals" / f"{note.id}.json").unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def heal(folder: Path, note: Note) -> None:
+    """Do what the note says.  Raises LabError, StartFailed."""
+    if note.kind == "thaw":
+        Process(note.pid, note.started_ticks).send(signal.SIGCONT)
+    elif note.kind == "start":
+        Lab(folder).start_server(note.subject, wait=False)
+    elif note.kind == "pass":
+        Lab(folder).ask_proxy({"op": "set", "link": note.subject, "mode": "pass"})
+
+
+def heal_due(folder: Path, now: float) -> int:
+    """Heal everything whose deadline has passed; says how many. A heal that fails is said aloud and tried again."""
+    healed = 0
+    for note in pending(folder):
+        if note.deadline > now or not take(folder, note):
+            continue
+        try:
+            heal(folder, note)
+            healed += 1
+            print(f"healed {note.kind} {note.subject}", flush=True)
+        except CrossfadeError as error:
+            print(f"healing {note.kind} {note.subject}: {error}", flush=True)
+            if (folder / "lab.json").exists():
+                note.deadline = time.monotonic() + 1.0
+                leave(folder, note)
+    return healed

