@@ -7,7 +7,7 @@ lab and faults.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -76,7 +76,7 @@ class KafkaAdmin:
 
     def configs_set(self, topic: str) -> dict[str, str]:
         """The settings that were given to this topic itself.  Raises LabError."""
-            resource = ConfigResource(ResourceType.TOPIC, topic)
+        resource = ConfigResource(ResourceType.TOPIC, topic)
         entries = self._one(self._client.describe_configs([resource]), f"describe topic {topic}")
         own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
         return {name: entry.value for name, entry in entries.items() if entry.source == own}
@@ -207,4 +207,3 @@ def wait_replicas(url: str, count: int, wait_s: float) -> bool:
         return wait_until(linked, wait_s)
     finally:
         client.close()
-
