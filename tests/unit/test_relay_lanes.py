@@ -1,0 +1,167 @@
+"""Lane states, pace and fan-out: the relay's pure parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from crossfade.brokers.protocol import Bounds
+from crossfade.errors import SourceTrimmed, TargetFull, UsageError
+from crossfade.model.mapping import mapping_named
+from crossfade.model.partitioner import partition
+from crossfade.model.position import Marker, Place
+from crossfade.model.record import Batch, Mapped, Shape
+from crossfade.model.route import LaneMap, Route, make_route
+from crossfade.relay.fanout import plan_writes
+from crossfade.relay.lanes import LaneState, State, resume_place
+from crossfade.relay.pace import BatchSize, Limits, RateLimit
+
+
+def lane(*positions: str) -> LaneState:
+    markers = {(0, i): Marker(Place(position, count=10 * (i + 1))) for i, position in enumerate(positions)}
+    return LaneState(0, "lane-0", markers, resume_place(list(markers.values())))
+
+
+def bounds(count: int, length: int) -> Bounds:
+    return Bounds(first="1-0", last="9-0", count=count, length=length, incarnation="x")
+
+
+def test_a_lane_resumes_from_its_smallest_marker() -> None:
+    assert lane("10-0", "9-5", "11-0").settled.position == "9-5"
+    assert lane("", "9-5").settled.position == ""
+
+
+def test_positions_order_by_number_not_by_text() -> None:
+    assert resume_place([Marker(Place("100")), Marker(Place("99"))]).position == "99"
+
+
+def test_a_halted_lane_stays_out_and_a_waiting_one_comes_back() -> None:
+    state = lane("10-0")
+    state.place = Place("20-0")
+    state.fail(TargetFull(0, "full"), now_s=100.0)
+    assert state.state is State.WAITING
+    assert state.retry_at_s > 100.0
+    assert state.place.position == "10-0", "what was read but not appended is read again"
+    state.fail(SourceTrimmed(0, "gone", lost_records=3), now_s=101.0)
+    assert state.state is State.HALTED
+    state.revive()
+    assert state.state is State.COPYING
+    assert state.error is None
+
+
+def test_waiting_grows_but_stays_bounded() -> None:
+    state = lane("10-0")
+    waits = []
+    for _ in range(20):
+        state.fail(TargetFull(0, "full"), now_s=0.0)
+        waits.append(state.retry_at_s)
+    assert waits == sorted(waits)
+    assert waits[-1] == 30.0
+
+
+def test_lag_counts_what_the_source_added_since_the_marker() -> None:
+    state = lane("10-0")
+    state.look(bounds(count=25, length=25), now_s=0.0)
+    assert state.lag_records == 15
+
+
+def test_lag_is_unknown_rather_than_zero_without_a_count() -> None:
+    state = lane("5-0")
+    state.markers[(0, 0)] = Marker(Place("5-0", count=-1))
+    state.look(bounds(count=25, length=25), now_s=0.0)
+    assert state.lag_records is None
+    state.markers[(0, 0)] = Marker(Place("9-0", count=-1))
+    assert state.lag_records == 0
+
+
+def test_time_until_trimming_reaches_the_position() -> None:
+    state = lane("5-0")  # accounts for 10 records
+    state.look(bounds(count=100, length=100), now_s=0.0)  # nothing trimmed yet
+    assert state.trimmed_in_s is None
+    state.look(bounds(count=100, length=98), now_s=2.0)  # 1 record/s goes, 8 are left before ours
+    assert state.trimmed_in_s == pytest.approx(8.0)
+
+
+def test_batch_size_follows_measured_appends_within_its_limits() -> None:
+    limits = Limits(batch_records_max=10_000, commit_interval_s=0.1)
+    size = BatchSize(limits)
+    for _ in range(50):
+        size.observe(size.records, took_s=0.01)
+    assert size.records == 10_000
+    for _ in range(50):
+        size.observe(size.records, took_s=5.0)
+    assert size.records == 250
+
+
+def test_small_quick_appends_do_not_grow_the_batch() -> None:
+    size = BatchSize(Limits())
+    before = size.records
+    size.observe(10, took_s=0.001)
+    assert size.records == before
+
+
+def test_rate_limit_allows_no_more_than_its_rate() -> None:
+    rate = RateLimit(1000.0, now_s=0.0)
+    passed = 0
+    for tick in range(1, 101):  # ten seconds in steps of 0.1 s
+        allowed = rate.allowance(5000, tick / 10)
+        rate.spend(allowed)
+        passed += allowed
+    assert 9_900 <= passed <= 10_000
+    rate.rate_records_per_s = 0
+    assert rate.allowance(5000, 10.0) == 5000
+
+
+def route(source: int, target: int, lanes: LaneMap = LaneMap.BY_KEY) -> Route:
+    return make_route(
+        id="r1",
+        name="r",
+        source_identity="s",
+        source_lanes=source,
+        target_lanes=target,
+        lane_map=lanes,
+        partitioner="murmur2",
+        mapping_digest="m",
+    )
+
+
+def test_more_source_than_target_lanes_is_refused_one_to_one() -> None:
+    with pytest.raises(UsageError, match="16 lanes, the target 8"):
+        route(16, 8, LaneMap.ONE_TO_ONE)
+
+
+def test_the_digest_binds_source_lane_map_and_mapping() -> None:
+    assert route(4, 4).source != route(4, 8).source
+    assert route(4, 4, LaneMap.ONE_TO_ONE).source == route(4, 8, LaneMap.ONE_TO_ONE).source
+
+
+def keyed_batch(n: int) -> tuple[Batch, Mapped]:
+    rows = [(f"k{i}".encode(), b"v", None, 5) for i in range(n)]
+    positions = [f"{i + 1}-0".encode() for i in range(n)]
+    batch = Batch(1, Shape.ENTRY, positions, rows, Place(f"{n}-0", count=n))
+    return batch, Mapped(positions, rows, [])
+
+
+def test_by_key_each_row_goes_to_its_keys_lane_in_order_and_all_markers_move() -> None:
+    batch, mapped = keyed_batch(200)
+    r = route(2, 3)
+    markers = {path: Marker(Place()) for path in r.paths_of(1)}
+    writes = plan_writes(r, mapping_named("lossless"), Shape.RECORD, batch, mapped, markers, 10)
+    assert [write.path for write in writes] == [(1, 0), (1, 1), (1, 2)]
+    assert sum(len(write.rows) for write in writes) == 200
+    for write in writes:
+        assert write.place == batch.place
+        assert {partition("murmur2", row[0], 3) for row in write.rows} == {write.path[1]}
+        orders = [int(position.split(b"-")[0]) for position in write.positions]
+        assert orders == sorted(orders)
+
+
+def test_by_key_a_path_that_was_ahead_drops_what_it_has() -> None:
+    batch, mapped = keyed_batch(200)
+    r = route(2, 3)
+    markers = {path: Marker(Place()) for path in r.paths_of(1)}
+    ahead = r.paths_of(1)[0]
+    markers[ahead] = Marker(Place("150-0"))
+    writes = {w.path: w for w in plan_writes(r, mapping_named("lossless"), Shape.RECORD, batch, mapped, markers, 10)}
+    assert all(int(position.split(b"-")[0]) > 150 for position in writes[ahead].positions)
+    others = [w for path, w in writes.items() if path != ahead]
+    assert min(int(w.positions[0].split(b"-")[0]) for w in others) < 150
