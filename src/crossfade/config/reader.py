@@ -49,6 +49,8 @@ class Reader(Walk):
         self._root = root
         self._brokers = self._names("brokers")
         self._streams = self._names("streams")
+        #: route id -> route, as far as read
+        self._ids: dict[str, str] = {}
 
     def _names(self, section: str) -> dict[str, Node]:
         node = self._root.entries.get(section)
@@ -205,7 +207,16 @@ class Reader(Walk):
         for end in ("source", "target"):
             fine &= self._known(node, key, end, self._brokers, "broker")
         fine &= self._known(node, key, "stream", self._streams, "stream")
-        return route if fine and self._ends_fit(route, node, key) else BAD
+        return route if fine and self._ends_fit(route, node, key) and self._is_own_id(route, node, key) else BAD
+
+    def _is_own_id(self, route: RouteSettings, node: Node, key: str) -> bool:
+        name = key.rpartition(".")[2]
+        first = self._ids.setdefault(route.id, name)
+        if first != name:
+            found = f'"{route.id}", which route {first} has'
+            expected = "an id of its own: `crossfade init --new-id` prints one"
+            self._note(node.entries["id"], join(key, "id"), found, expected)
+        return first == name
 
     def _known(self, node: Node, key: str, name: str, known: Mapping[str, Node], noun: str) -> bool:
         child = node.entries.get(name)

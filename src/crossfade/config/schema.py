@@ -30,9 +30,11 @@ from .walk import DURATION
 
 Schema = dict[str, Any]
 
+#: text that looks like a number is text all the same
+_TEXT: Schema = {"type": ["string", "number"]}
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}
 _SPECIAL: dict[Any, Schema] = {
-    Secret: {"type": ["string", "integer"]},
+    Secret: _TEXT,
     str | Secret: _SCALAR,
     Beginning: {
         "anyOf": [
@@ -40,7 +42,7 @@ _SPECIAL: dict[Any, Schema] = {
             {"type": "object", "properties": {"time": {"type": "string"}}, "required": ["time"]},
             {
                 "type": "object",
-                "properties": {"position": {"type": ["string", "integer"]}},
+                "properties": {"position": _TEXT},
                 "required": ["position"],
             },
         ]
@@ -119,10 +121,10 @@ def _plain(kind: Any) -> Schema:
     if origin is dict:
         return _names(inner[1])
     if origin is tuple:
-        return {"type": "array", "items": {"type": "string"}, "minItems": 1}
+        return {"type": "array", "items": _TEXT, "minItems": 1}
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _struct(kind)
-    return {"type": {str: "string", bool: "boolean", int: "integer", float: "number"}[kind]}
+    return _TEXT if kind is str else {"type": {bool: "boolean", int: "integer", float: "number"}[kind]}
 
 
 def _names(kind: Any) -> Schema:

@@ -88,9 +88,10 @@ def parse(text: str, file: str) -> tuple[Node, list[Problem]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
-        raise ConfigError(
-            [Problem(f"{file}:{line}", "", f"no YAML ({error.problem})", "a YAML file", line=line)]
-        ) from None
+        problem = Problem(f"{file}:{line}", "", f"no YAML ({error.problem})", "a YAML file", line=line)
+        has_reference = "${" in "".join(text.splitlines()[line - 1 : line])
+        hint = 'inside { } a reference needs quotes: "${env:NAME}"' if has_reference else ""
+        raise ConfigError([problem], hint=hint) from None
     except YAMLError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError([Problem(file, "", f"no YAML ({reason})", "a YAML file")]) from None

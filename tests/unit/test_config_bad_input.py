@@ -1,0 +1,412 @@
+"""Every mistake in a configuration gives its own line, with the exact text that a person reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crossfade.config import ConfigError, load
+
+GOOD = """\
+version: 1
+brokers:
+  old: {kind: redis, url: "redis://127.0.0.1:6379/0"}
+  new: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:9092"}}
+streams:
+  messages:
+    old: {lanes: "msg:stream:<lane>", count: 16}
+    new: {topic: messages.v1}
+routes:
+  forward: {id: k3x9a0b1c2d3, stream: messages, source: old, target: new}
+"""
+
+
+def problems(tmp_path: Path, text: str, environ: dict[str, str] | None = None, **sets: str) -> list[str]:
+    path = tmp_path / "crossfade.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, sets, environ or {})
+    assert caught.value.exit_code == 2
+    assert caught.value.message == "\n".join(map(str, caught.value.problems))
+    return [str(problem).replace(str(path), "F") for problem in caught.value.problems]
+
+
+def changed(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, "the text to change must be there once"
+    return GOOD.replace(old, new)
+
+
+BROKER_KEYS = (
+    "one of kind, url, username, password, mode, sentinel_master, sentinel_username, sentinel_password, tls, "
+    "request_timeout_s, server_id"
+)
+ROUTE_KEYS = (
+    "one of id, stream, source, target, lanes, batch_records, batch_size_bytes_max, commit_interval_ms, "
+    "quarantine_records_max, rate_records_per_s, metrics_port"
+)
+A_NAME = "1 to 63 characters of a-z, 0-9 and -"
+REDIS_URL = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
+REDIS_BROKER = 'old: {kind: redis, url: "redis://127.0.0.1:6379/0"}'
+REDIS_SIDE = 'old: {lanes: "msg:stream:<lane>", count: 16}'
+
+ONE_MISTAKE = [
+    # unknown keys
+    (
+        "url:",
+        "urll:",
+        f'F:3: brokers.old.urll: found the unknown key "urll", expected {BROKER_KEYS}; did you mean "url"?',
+    ),
+    (
+        "routes:",
+        "gates: {}\nroutes:",
+        'F:9: gates: found the unknown key "gates", expected one of version, brokers, streams, routes, state; '
+        'did you mean "state"?',
+    ),
+    (
+        "target: new}",
+        "target: new, batch: 3}",
+        f'F:10: routes.forward.batch: found the unknown key "batch", expected {ROUTE_KEYS}',
+    ),
+    (
+        "    new: {topic",
+        "    nwe: {topic",
+        'F:8: streams.messages.nwe: found the unknown key "nwe", expected one of old, new, mapping, partitioner, from, '
+        'deleted, retention; did you mean "new"?',
+    ),
+    (
+        "count: 16",
+        "countt: 16",
+        'F:7: streams.messages.old.countt: found the unknown key "countt", expected one of lanes, count, keys; '
+        'did you mean "count"?',
+    ),
+    # wrong types and values
+    ("version: 1", "version: 2", "F:1: version: found 2, expected 1"),
+    (
+        "count: 16",
+        "count: many",
+        'F:7: streams.messages.old.count: found "many", expected a whole number from 1 to 100000',
+    ),
+    ("count: 16", "count: 1.5", "F:7: streams.messages.old.count: found 1.5, expected a whole number from 1 to 100000"),
+    ("count: 16", "count: 0", "F:7: streams.messages.old.count: found 0, expected a whole number from 1 to 100000"),
+    (
+        "count: 16",
+        "count: discover",
+        'F:7: streams.messages.old.count: found "discover", expected a number: this release does not '
+        "discover new lanes",
+    ),
+    ("topic: messages.v1", "topic: [a]", "F:8: streams.messages.new.topic: found a list, expected text"),
+    ("topic: messages.v1", "topic: ", "F:8: streams.messages.new.topic: found nothing, expected text"),
+    ("topic: messages.v1", "topic: true", "F:8: streams.messages.new.topic: found true, expected text"),
+    (
+        "{topic: messages.v1}",
+        "messages.v1",
+        'F:8: streams.messages.new: found "messages.v1", expected a mapping with topic',
+    ),
+    (
+        "target: new}",
+        "target: new, lanes: by_key}",
+        'F:10: routes.forward.lanes: found "by_key", expected one of one-to-one, by-key; did you mean "by-key"?',
+    ),
+    (
+        "target: new}",
+        "target: new, metrics_port: 70000}",
+        "F:10: routes.forward.metrics_port: found 70000, expected a whole number from 0 to 65535",
+    ),
+    (
+        "target: new}",
+        "target: new, rate_records_per_s: .nan}",
+        "F:10: routes.forward.rate_records_per_s: found .nan, expected a number, 0 or more",
+    ),
+    (
+        "target: new}",
+        "target: new, rate_records_per_s: .inf}",
+        "F:10: routes.forward.rate_records_per_s: found .inf, expected a number, 0 or more",
+    ),
+    ("id: k3x9a0b1c2d3", "id: K3", f'F:10: routes.forward.id: found "K3", expected {A_NAME}'),
+    ("forward:", "Forward_1:", f'F:10: routes.Forward_1: found the name "Forward_1", expected {A_NAME}'),
+    (
+        "kind: redis",
+        "kind: reds",
+        'F:3: brokers.old.kind: found "reds", expected one of redis, kafka; did you mean "redis"?',
+    ),
+    (
+        "topic: messages.v1}",
+        "topic: messages.v1}\n    retention: 7",
+        "F:9: streams.messages.retention: found 7, expected a duration with its unit, such as 500ms, 90s, "
+        "15m, 12h or 7d",
+    ),
+    (
+        "topic: messages.v1}",
+        "topic: messages.v1}\n    partitioner: murmur-2",
+        'F:9: streams.messages.partitioner: found "murmur-2", expected one of murmur2, murmur3, crc32; '
+        'did you mean "murmur2"?',
+    ),
+    (
+        "topic: messages.v1}",
+        "topic: messages.v1}\n    from: earlist",
+        'F:9: streams.messages.from: found "earlist", expected earliest, latest, {time: 2026-01-31T12:00:00Z} or '
+        '{position: ..}; did you mean "earliest"?',
+    ),
+    (
+        "topic: messages.v1}",
+        "topic: messages.v1}\n    from: {time: 2026-01-01T00:00:00}",
+        "F:9: streams.messages.from.time: found 2026-01-01T00:00:00, expected a time with its zone, such as "
+        "2026-01-31T12:00:00Z",
+    ),
+    (
+        "topic: messages.v1}",
+        "topic: messages.v1}\n    from: {position: last}",
+        'F:9: streams.messages.from.position: found "last", expected a position such as 1700000000000-0 or 42',
+    ),
+    (
+        "topic: messages.v1}",
+        "topic: messages.v1}\n    from: {offset: 3}",
+        'F:9: streams.messages.from.offset: found the unknown key "offset", expected one of time, position',
+    ),
+    (
+        "topic: messages.v1}",
+        "topic: messages.v1}\n    mapping: losless",
+        "F:9: streams.messages.mapping: found a mistake (there is no mapping named 'losless'), expected name one of "
+        'lossless, body, json, headers; did you mean "lossless"?',
+    ),
+    (
+        "topic: messages.v1}",
+        "topic: messages.v1}\n    mapping: {key_field: a}",
+        "F:9: streams.messages.mapping: found a mapping, expected the name of a mapping, or {name: .., its options}",
+    ),
+    # missing keys
+    ("version: 1\n", "", "F:1: version: found nothing, expected 1: format of this file"),
+    (
+        'url: "redis://127.0.0.1:6379/0"',
+        "mode: standalone",
+        "F:3: brokers.old.url: found nothing, expected text: redis://HOST:PORT/DB, rediss://.. for TLS, or "
+        "unix:///PATH; "
+        "Sentinel and Cluster: HOST:PORT,HOST:PORT",
+    ),
+    (
+        "id: k3x9a0b1c2d3, ",
+        "",
+        "F:10: routes.forward.id: found nothing, expected text: random id, made once by `crossfade init`; each relayed "
+        "record carries it",
+    ),
+    ("kind: redis, ", "", "F:3: brokers.old.kind: found nothing, expected one of redis, kafka"),
+    (
+        "bootstrap.servers",
+        "bootstrap.server",
+        'F:4: brokers.new.properties.bootstrap.servers: found no "bootstrap.servers" (but "bootstrap.server"), '
+        "expected HOST:PORT[,HOST:PORT]",
+    ),
+    (", count: 16", "", "F:7: streams.messages.old.count: found nothing, expected how many lanes the pattern has"),
+    (
+        'lanes: "msg:stream:<lane>", ',
+        "",
+        "F:7: streams.messages.old.lanes: found nothing, expected a pattern such as msg:stream:<lane>, or keys",
+    ),
+    # names that lead nowhere, and keys that do not go together
+    (
+        "source: old",
+        "source: odl",
+        'F:10: routes.forward.source: found "odl", expected the name of a broker (old, new); did you mean "old"?',
+    ),
+    (
+        "stream: messages",
+        "stream: mesages",
+        'F:10: routes.forward.stream: found "mesages", expected the name of a stream (messages); did you '
+        'mean "messages"?',
+    ),
+    (
+        "target: new",
+        "target: old",
+        'F:10: routes.forward.target: found "old", expected another broker than the source (a second entry '
+        "may name the "
+        "same server)",
+    ),
+    (
+        f"    {REDIS_SIDE}\n",
+        "",
+        'F:9: routes.forward.source: found "old", on which stream messages has no place, expected a key '
+        "streams.messages.old",
+    ),
+    (
+        "<lane>",
+        "{}",
+        'F:7: streams.messages.old.lanes: found "msg:stream:{}", expected a pattern with <lane> in it once',
+    ),
+    (
+        "count: 16",
+        "keys: [a]",
+        'F:7: streams.messages.old: found "keys" beside "lanes" or "count", expected one of the two ways',
+    ),
+    (
+        REDIS_SIDE,
+        "old: {keys: [a, b, a]}",
+        'F:7: streams.messages.old.keys: found "a" twice, expected each stream key once',
+    ),
+    (REDIS_SIDE, "old: {keys: []}", "F:7: streams.messages.old.keys: found a list, expected a list of names"),
+    # Redis URLs and modes
+    (
+        "redis://127",
+        "rdis://127",
+        f'F:3: brokers.old.url: found "rdis://127.0.0.1:6379/0", expected {REDIS_URL}; did you mean "redis"?',
+    ),
+    (
+        "127.0.0.1:6379/0",
+        "u:topsecret@127.0.0.1:x/0",
+        f'F:3: brokers.old.url: found "redis://127.0.0.1:x/0", expected {REDIS_URL}',
+    ),
+    (
+        "127.0.0.1:6379/0",
+        "a:1,b:2",
+        "F:3: brokers.old.url: found several servers with mode: standalone, expected one HOST:PORT, or mode: "
+        "sentinel or "
+        "cluster",
+    ),
+    (
+        '127.0.0.1:6379/0"',
+        '127.0.0.1:6379/3", mode: cluster',
+        "F:3: brokers.old.url: found database 3 with mode: cluster, expected database 0",
+    ),
+    (
+        '127.0.0.1:6379/0"',
+        '127.0.0.1:6379/0", mode: sentinel',
+        "F:3: brokers.old.sentinel_master: found nothing, expected the master's name",
+    ),
+    (
+        '127.0.0.1:6379/0"',
+        '127.0.0.1:6379/0", sentinel_master: m',
+        'F:3: brokers.old.sentinel_master: found "m" with mode: standalone, expected mode: sentinel, or no such key',
+    ),
+    # references
+    (
+        '127.0.0.1:6379/0"',
+        '127.0.0.1:6379/0", password: "${env:NOPE}"',
+        "F:3: brokers.old.password: found a reference that cannot be read (the environment variable NOPE is not set), "
+        "expected a value",
+    ),
+    (
+        "messages.v1",
+        '"${HOME}"',
+        "F:8: streams.messages.new.topic: found a reference that cannot be read (${HOME} is neither ${env:NAME} nor "
+        "${file:PATH}), expected a value",
+    ),
+    # YAML
+    (
+        REDIS_BROKER,
+        f"{REDIS_BROKER}\n  {REDIS_BROKER}",
+        'F:4: brokers.old: found a second "old" (the first is on line 3), expected each key once',
+    ),
+    ("version: 1", "version: !!python/x 1", "F:1: version: found the YAML tag !python/x, expected no tag"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line"), ONE_MISTAKE, ids=[line[:60] for *_, line in ONE_MISTAKE])
+def test_one_mistake_gives_its_line(tmp_path: Path, old: str, new: str, line: str) -> None:
+    found = problems(tmp_path, changed(old, new))
+    assert line in found
+    # A mistake may make others (a broker that is not there), but never more than it touches.
+    assert len(found) <= 2
+    assert "topsecret" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: [1\nb: 2", "F:2: found no YAML (expected ',' or ']', but got ':'), expected a YAML file"),
+        ("a: b: c", "F:1: found no YAML (mapping values are not allowed here), expected a YAML file"),
+        ("\tx: 1", "F:1: found no YAML (found character '\\t' that cannot start any token), expected a YAML file"),
+        ("a: *nope", "F:1: found no YAML (found undefined alias 'nope'), expected a YAML file"),
+        ("- 1", "F:1: found a list, expected a mapping with version, brokers, streams and routes"),
+        ("version", 'F:1: found "version", expected a mapping with version, brokers, streams and routes'),
+    ],
+)
+def test_what_is_no_configuration_at_all(tmp_path: Path, text: str, line: str) -> None:
+    assert problems(tmp_path, text) == [line]
+
+
+def test_an_empty_file_lacks_every_required_key(tmp_path: Path) -> None:
+    assert problems(tmp_path, "") == [
+        "F: version: found nothing, expected 1: format of this file",
+        "F: brokers: found nothing, expected a mapping: the servers, by a name of your own",
+        "F: streams: found nothing, expected a mapping: the streams, by a name of your own",
+        "F: routes: found nothing, expected a mapping: what is copied where, by a name of your own",
+    ]
+
+
+def test_a_missing_file_points_to_init(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "nope.yaml", {}, {})
+    assert str(caught.value) == f"{tmp_path}/nope.yaml: found no such file, expected a configuration"
+    assert "crossfade init" in caught.value.hint
+
+
+def test_a_reference_that_broke_the_yaml_says_how_to_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "crossfade.yaml"
+    path.write_text(changed("messages.v1", "${env:TOPIC}"))
+    with pytest.raises(ConfigError) as caught:
+        load(path, {}, {})
+    assert caught.value.hint == 'inside { } a reference needs quotes: "${env:NAME}"'
+
+
+def test_all_problems_come_at_once_in_file_order(tmp_path: Path) -> None:
+    text = GOOD.replace("url:", "urll:").replace("count: 16", "count: x").replace("source: old", "source: odl")
+    found = problems(tmp_path, text)
+    assert [line.split(": ")[1] for line in found] == [
+        "brokers.old.urll",
+        "brokers.old.url",
+        "streams.messages.old.count",
+        "routes.forward.source",
+    ]
+
+
+def test_two_routes_cannot_share_an_id(tmp_path: Path) -> None:
+    text = GOOD + "  back: {id: k3x9a0b1c2d3, stream: messages, source: new, target: old}\n"
+    assert problems(tmp_path, text) == [
+        'F:11: routes.back.id: found "k3x9a0b1c2d3", which route forward has, expected an id of its own: '
+        "`crossfade init --new-id` prints one"
+    ]
+
+
+@pytest.mark.parametrize("bomb", ["a: &a [*a, *a]", "version: &a {b: *a}"])
+def test_endless_aliases_end(tmp_path: Path, bomb: str) -> None:
+    assert problems(tmp_path, bomb)
+
+
+def test_nested_aliases_do_not_explode(tmp_path: Path) -> None:
+    lines = ["x0: &x0 [a, a]"] + [f"x{i}: &x{i} [*x{i - 1}, *x{i - 1}]" for i in range(1, 60)]
+    assert len(problems(tmp_path, "\n".join(lines))) < 100
+
+
+def test_problems_as_json_name_every_part(tmp_path: Path) -> None:
+    path = tmp_path / "crossfade.yaml"
+    path.write_text(changed("source: old", "source: odl"))
+    with pytest.raises(ConfigError) as caught:
+        load(path, {}, {})
+    assert caught.value.as_dict()["problems"] == [
+        {
+            "where": f"{path}:10",
+            "key": "routes.forward.source",
+            "found": '"odl"',
+            "expected": "the name of a broker (old, new)",
+            "nearest": "old",
+        }
+    ]
+
+
+def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path) -> None:
+    environ = {"CROSSFADE_ROUTES__FORWARD__METRICS_PORT": "x", "CROSSFADE_BROKER__OLD__URL": "redis://h"}
+    assert problems(tmp_path, GOOD, environ) == [
+        'CROSSFADE_BROKER__OLD__URL: broker: found the unknown key "broker", expected one of version, '
+        "brokers, streams, "
+        'routes, state; did you mean "brokers"?',
+        'CROSSFADE_ROUTES__FORWARD__METRICS_PORT: routes.forward.metrics_port: found "x", expected a whole '
+        "number from 0 "
+        "to 65535",
+    ]
+
+
+def test_a_mistake_in_a_flag_names_the_flag(tmp_path: Path) -> None:
+    assert problems(tmp_path, GOOD, None, **{"routes.forward.source": "odl"}) == [
+        '--set routes.forward.source: routes.forward.source: found "odl", expected the name of a broker (old, new); '
+        'did you mean "old"?'
+    ]
