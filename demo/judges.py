@@ -1,0 +1,167 @@
+"""Three judges who share no code decide whether a copy was right; all of them must agree.
+
+`crossfade verify` is the product's own auditor. The oracle (tests/oracle) reads with other client libraries and knows
+nothing of the product. The history check knows what the workload sent. Each runs as a process of its own and answers
+with counts and with the damaged records by name.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .children import ROOT, crossfade_command
+from .stage import Stage
+
+KINDS = ("lost", "duplicated", "reordered", "altered", "invented")
+#: a judge that needs longer than this for the records of one run is stuck
+_LIMIT_S = 180
+_NAMED_MAX = 5
+
+
+@dataclass
+class Verdict:
+    """What one judge says of one direction."""
+
+    judge: str
+    ok: bool = False
+    records: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    #: damaged records by name: lane, position, id
+    named: list[str] = field(default_factory=list)
+    #: why there is no verdict
+    error: str = ""
+
+    def problems(self) -> list[str]:
+        """What speaks against the copy, in sentences."""
+        if self.error:
+            return [self.error]
+        found = [f"{count} {kind}" for kind, count in self.counts.items() if count]
+        if not found and not self.ok:
+            found = ["the copy is not right"]
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, "records": self.records, **self.counts, "named": self.named, "error": self.error}
+
+
+def judge_all(
+    stage: Stage, directions: Sequence[tuple[str, str]], history: Path, records_min: int
+) -> list[list[Verdict]]:
+    """All judges on each (direction, route); directions are "r2k" and "k2r". Two run at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        futures = [
+            [
+                pool.submit(_verify, stage, route),
+                pool.submit(_oracle, stage, direction, records_min),
+                pool.submit(_history, stage, direction, history),
+            ]
+            for direction, route in directions
+        ]
+        return [[future.result() for future in row] for row in futures]
+
+
+def _verify(stage: Stage, route: str) -> Verdict:
+    return _from_verify(
+        *_run(stage, "verify", route, [*crossfade_command(), "-c", str(stage.config), "verify", route, "-o", "json"])
+    )
+
+
+def _oracle(stage: Stage, direction: str, records_min: int) -> Verdict:
+    argv = [sys.executable, "-m", "tests.oracle", *_sides(stage, direction), "-o", "json"]
+    code, document, words = _run(stage, "oracle", direction, [*argv, "--records-min", str(records_min)])
+    verdict = Verdict("oracle", code == 0, document.get("records", 0))
+    if code not in (0, 1) or "ok" not in document:
+        verdict.error = f"gave no verdict (exit {code}): {words}"
+        return verdict
+    for kind in KINDS:
+        verdict.counts[kind] = document[kind]
+    verdict.counts["reordered"] += document.get("misplaced", 0)
+    verdict.named = _named(document.get("examples", {}))
+    return verdict
+
+
+_HISTORY_NAMES = {
+    "lost-write": "lost",
+    "unseen": "lost",
+    "duplicate": "duplicated",
+    "nonmonotonic": "reordered",
+    "misplaced": "reordered",
+    "altered": "altered",
+    "invented": "invented",
+    "G1a": "invented",
+}
+
+
+def _history(stage: Stage, direction: str, history: Path) -> Verdict:
+    argv = [sys.executable, "-m", "demo.history_check", *_sides(stage, direction), "--history", str(history)]
+    code, document, words = _run(stage, "history", direction, argv)
+    verdict = Verdict("history", code == 0)
+    if code not in (0, 1) or "target" not in document:
+        verdict.error = f"gave no verdict (exit {code}): {words}"
+        return verdict
+    target = document["target"]
+    verdict.records = target["records"]
+    for anomaly, kind in _HISTORY_NAMES.items():
+        verdict.counts[kind] += target["counts"][anomaly]
+    verdict.named = _named(target["examples"])
+    if not document["source"]["ok"]:
+        # What the source lost itself is no fault of the copy, but then the run proves nothing.
+        verdict.error = f"the source itself is not what was sent: {document['source']['counts']}"
+    return verdict
+
+
+def _sides(stage: Stage, direction: str) -> list[str]:
+    pattern = stage.pattern if direction == "r2k" else stage.back_pattern
+    return [
+        *("--direction", direction, "--redis", stage.redis_direct, "--pattern", pattern),
+        *("--kafka", stage.bootstrap_direct, "--topic", stage.topic, "--lanes", str(stage.lanes)),
+    ]
+
+
+def _named(examples: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """`lost: lane 3, source 1700000000000-5, id 20001` for the first few of each kind."""
+    lines = []
+    for kind, found in examples.items():
+        for example in found[:_NAMED_MAX]:
+            what = ", ".join(f"{name} {value}" for name, value in example.items() if value is not None)
+            lines.append(f"{kind}: {what}")
+    return lines
+
+
+def _run(stage: Stage, judge: str, subject: str, argv: list[str]) -> tuple[int, dict[str, Any], str]:
+    """Exit code, JSON from stdout, and the last words from stderr."""
+    log = stage.logs / f"{judge}-{subject}.log"
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT_S,
+            env=stage.child_env(),
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        return -1, {}, f"no answer after {_LIMIT_S} s"
+    log.write_text(f"$ {' '.join(argv)}\n{done.stdout}\n{done.stderr}\nexit {done.returncode}\n")
+    try:
+        document = json.loads(done.stdout)
+    except ValueError:
+        document = {}
+    words = done.stderr.strip().splitlines()
+    return done.returncode, document if isinstance(document, dict) else {}, words[-1] if words else ""
+
+
+def _from_verify(code: int, document: dict[str, Any], words: str) -> Verdict:
+    """The product's auditor: exit 0 equal, 3 differences; anything else is no verdict."""
+    verdict = Verdict("verify", code == 0)
+    if code not in (0, 3):
+        verdict.error = f"gave no verdict (exit {code}): {words}"
+    return verdict

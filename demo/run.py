@@ -1,0 +1,339 @@
+"""One run of the demo, from empty disk to verdict.
+
+First half: a workload writes to Redis, the route `forward` copies into Kafka while its relay, a partition's leader and
+the link to Redis are broken. Second half: the workload goes on more slowly through `forward`, and the route `back`
+copies the topic into other stream keys, from its beginning and live, under the same faults. Then everything is stopped,
+three judges read both sides, and the findings become a table and build/demo.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from rich.console import Console
+
+from . import report
+from .children import ROOT, Child, Supervised, Trouble, crossfade_command
+from .faults import Faults
+from .judges import judge_all
+from .load import Load
+from .report import Direction
+from .stage import Stage
+from .timeline import Timeline
+
+_DRAIN_LIMIT_S = 120.0
+_WRITE_LIMIT_S = 180.0
+_STATUS_LIMIT_S = 60
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything."""
+
+    seed: int
+    records_min: int = 500_000
+    rate_records_per_s: int = 13_000
+    #: of the workload while the second half copies back what the first half copied
+    slow_rate_records_per_s: int = 5_000
+    relay_kills: int = 3
+    leader_kills: int = 1
+    redis_cuts: int = 1
+    both_directions: bool = True
+    sabotage: str = ""
+
+    @classmethod
+    def quick(cls, seed: int, sabotage: str = "") -> Plan:
+        """One direction, fewer records and faults: under a minute."""
+        return cls(
+            seed,
+            records_min=60_000,
+            rate_records_per_s=10_000,
+            relay_kills=1,
+            leader_kills=0,
+            both_directions=False,
+            sabotage=sabotage,
+        )
+
+
+class Run:
+    """One run; `play` returns the document that becomes build/demo.json."""
+
+    def __init__(self, plan: Plan, folder: Path, console: Console) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._console = console
+        self._random = Random(plan.seed)
+        self._started_s = time.monotonic()
+        self._children: list[Child] = []
+        self._history = folder / "history.bin"
+        self._load: Load | None = None
+
+    def play(self) -> dict[str, Any]:
+        """The whole run. Raises Trouble and the lab's errors; leaves no process behind in any case."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        left: list[int] = []
+        self._say(f"seed {self._plan.seed}; logs in {self._folder / 'logs'}")
+        self._say("starting three Kafka brokers and Valkey (the first time they are downloaded)")
+        stage = Stage.up(self._folder, lambda words: self._say(f"  lab: {words}"))
+        try:
+            directions = self._copy(stage)
+            self._judge(stage, directions)
+        except BaseException:
+            stage.keep_logs()
+            raise
+        finally:
+            with _undisturbed():
+                self._stop_children()
+                left = stage.down()
+        return self._conclude(directions, left)
+
+    # -- the two halves
+
+    def _copy(self, stage: Stage) -> list[Direction]:
+        plan = self._plan
+        forward = Timeline(self._folder / "seen-forward.jsonl", stage.lanes)
+        self._load = load = Load(lambda: stage.redis_records(stage.pattern), forward)
+        with self._sampling(load):
+            self._say("starting the relay `forward`: Redis msg:stream:<lane> -> Kafka messages.v1")
+            self._crossfade(stage, "relay", "start", "forward")
+            self._start_follower(stage, forward, "--kafka", stage.bootstrap_direct, "--topic", stage.topic)
+            relay = self._start_relay(stage, "forward")
+            workload = self._start_workload(stage, plan.rate_records_per_s)
+            first = Direction("redis-to-kafka", "forward", forward, records_min=plan.records_min)
+            faults = Faults(stage, relay, forward, load, self._random, self._say)
+            first.faults = faults.done
+            self._break(faults, [faults.kill_relay_in_transaction] * plan.relay_kills)
+            self._wait_records(workload, load, "forward", forward, relay)
+            self._stop_workload(workload)
+            self._drain(stage, "forward", relay)
+            if plan.both_directions:
+                return [first, self._copy_back(stage, load, first, relay)]
+            self._end_half(first, relay, load)
+            return [first]
+
+    def _copy_back(self, stage: Stage, load: Load, first: Direction, forward_relay: Supervised) -> Direction:
+        plan = self._plan
+        timeline = Timeline(self._folder / "seen-back.jsonl", stage.lanes)
+        self._say(
+            "starting the relay `back`: Kafka messages.v1 -> Redis back:stream:<lane>, from the beginning and live"
+        )
+        workload = self._start_workload(stage, plan.slow_rate_records_per_s)
+        self._crossfade(stage, "relay", "start", "back")
+        self._start_follower(stage, timeline, "--redis", stage.redis_direct, "--pattern", stage.back_pattern)
+        relay = self._start_relay(stage, "back")
+        load.back = timeline
+        second = Direction("kafka-to-redis", "back", timeline, records_min=plan.records_min)
+        faults = Faults(stage, relay, timeline, load, self._random, self._say)
+        second.faults = faults.done
+        self._break(faults, [faults.kill_relay_in_append] * plan.relay_kills)
+        self._wait_records(workload, load, "back", timeline, relay)
+        self._stop_workload(workload)
+        self._drain(stage, "forward", forward_relay)
+        self._drain(stage, "back", relay)
+        self._end_half(first, forward_relay, load)
+        self._end_half(second, relay, load)
+        return second
+
+    def _break(self, faults: Faults, relay_kills: list[Any]) -> None:
+        others = [faults.kill_leader] * self._plan.leader_kills + [faults.cut_redis] * self._plan.redis_cuts
+        # A kill comes first: while the second half still has its backlog to copy.
+        order = relay_kills[1:] + others
+        self._random.shuffle(order)
+        for fault in relay_kills[:1] + order:
+            fault()
+
+    def _end_half(self, direction: Direction, relay: Supervised, load: Load) -> None:
+        """Stop the relay as an operator does, and take down what was measured."""
+        code = relay.stop()
+        if code != 0:
+            raise Trouble(f"the relay {direction.route} ended with {code} on SIGTERM, see {relay.log}")
+        load.refresh()
+        direction.restarts_unasked = relay.deaths_own
+        direction.lag_records_max = load.lag_max[direction.route]
+
+    # -- steps
+
+    def _wait_records(self, workload: Child, load: Load, route: str, timeline: Timeline, relay: Supervised) -> None:
+        goal = self._plan.records_min
+        told_s = time.monotonic()
+
+        def enough() -> bool:
+            nonlocal told_s
+            if time.monotonic() - told_s >= 5:
+                told_s = time.monotonic()
+                self._say(f"  {route}: {timeline.total:,} of {goal:,} copied, lag {load.lag:,}")
+            if not workload.is_running:
+                raise Trouble(f"the workload ended by itself, see {workload.log}:\n{workload.tail()}")
+            return load.written >= goal and timeline.total >= goal
+
+        if not load.wait(enough, _WRITE_LIMIT_S, check=relay.check):
+            raise Trouble(
+                f"{route}: only {timeline.total:,} of {goal:,} records after {_WRITE_LIMIT_S:.0f} s, see {relay.log}"
+            )
+
+    def _drain(self, stage: Stage, route: str, relay: Supervised) -> None:
+        """Wait until the relay itself says that nothing is left, after everything was written."""
+        asked_s, deadline = time.time(), time.monotonic() + _DRAIN_LIMIT_S
+        self._say(f"  {route}: waiting until everything is copied")
+        while True:
+            rows = self._status(stage, route)
+            if len(rows) == stage.lanes and all(row["lag_records"] == 0 for row in rows) and time.time() - asked_s > 3:
+                return
+            relay.check()
+            halted = [row for row in rows if row["state"] == "halted"]
+            if halted:
+                raise Trouble(f"{route}: {halted[0]['lane']} is halted: {halted[0]['reason']}")
+            if time.monotonic() > deadline:
+                behind = {row["lane"]: row["lag_records"] for row in rows if row["lag_records"] != 0}
+                raise Trouble(f"{route}: not drained after {_DRAIN_LIMIT_S:.0f} s: {behind}, see {relay.log}")
+
+    def _status(self, stage: Stage, route: str) -> list[dict[str, Any]]:
+        argv = [*crossfade_command(), "-c", str(stage.config), "relay", "status", route, "-o", "json"]
+        done = self._ask(stage, argv)
+        if done.returncode not in (0, 3):
+            return []
+        rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
+        return rows
+
+    def _judge(self, stage: Stage, directions: list[Direction]) -> None:
+        self._stop_children()
+        self._say("everything is stopped; three judges read both sides")
+        pairs = [("r2k" if each.route == "forward" else "k2r", each.route) for each in directions]
+        for direction, verdicts in zip(
+            directions, judge_all(stage, pairs, self._history, self._plan.records_min), strict=True
+        ):
+            direction.verdicts = verdicts
+            for verdict in verdicts:
+                words = "; ".join(verdict.problems()) or f"{verdict.records:,} records, every one in its place"
+                self._say(f"  {direction.name}: {verdict.judge}: {words}")
+                for line in verdict.named:
+                    self._say(f"    {line}")
+
+    def _conclude(self, directions: list[Direction], left: list[int]) -> dict[str, Any]:
+        problems = [problem for direction in directions for problem in direction.problems()]
+        if left:
+            problems.append(f"processes were left behind: {left}")
+        report.print_table(self._console, directions)
+        return {
+            "version": 1,
+            "ok": not problems,
+            "problems": problems,
+            "seed": self._plan.seed,
+            "sabotage": self._sabotage_note(),
+            "directions": {direction.name: direction.as_dict() for direction in directions},
+            "machine": report.machine(),
+            "seconds": round(time.monotonic() - self._started_s, 1),
+        }
+
+    # -- processes
+
+    def _start_relay(self, stage: Stage, route: str) -> Supervised:
+        command, env = crossfade_command(), {}
+        if self._plan.sabotage and route == "forward":
+            command = [sys.executable, "-m", "demo.saboteur"]
+            env = {"SABOTAGE": self._plan.sabotage, "SABOTAGE_NOTE": str(self._folder / "sabotage.json")}
+        arguments = [
+            "-c",
+            str(stage.config),
+            "relay",
+            "run",
+            route,
+            "--instance",
+            f"demo-{route}",
+            "--metrics-port",
+            "0",
+        ]
+        relay = Supervised(f"relay-{route}", [*command, *arguments], logs=stage.logs, tag=stage.tag, env=env)
+        self._children.append(relay)
+        relay.start()
+        return relay
+
+    def _start_workload(self, stage: Stage, rate_records_per_s: int) -> Child:
+        argv = [
+            *(sys.executable, "-m", "crossfade.lab.workload", "--redis", stage.redis_direct),
+            *("--pattern", stage.pattern, "--lanes", str(stage.lanes), "--rate", str(rate_records_per_s)),
+            *("--history", str(self._history), "--seed", str(self._plan.seed), "--progress"),
+        ]
+        workload = Child("workload", argv, logs=stage.logs, tag=stage.tag, env={})
+        self._children.append(workload)
+        workload.start()
+        self._say(f"workload: unique keyed records at {rate_records_per_s:,}/s to {stage.pattern}")
+        return workload
+
+    def _stop_workload(self, workload: Child) -> None:
+        code = workload.stop()
+        if code != 0:
+            raise Trouble(f"the workload ended with {code}, see {workload.log}:\n{workload.tail()}")
+        self._say(f"workload stopped: {workload.tail(1)}")
+
+    def _start_follower(self, stage: Stage, timeline: Timeline, *where: str) -> None:
+        argv = [sys.executable, "-m", "demo.follower", *where, "--lanes", str(stage.lanes), "--out", str(timeline.path)]
+        follower = Child(f"follower-{timeline.path.stem}", argv, logs=stage.logs, tag=stage.tag, env={})
+        self._children.append(follower)
+        follower.start()
+
+    def _crossfade(self, stage: Stage, *arguments: str) -> None:
+        """Run one command of the product to its end. Raises Trouble when it fails."""
+        argv = [*crossfade_command(), "-c", str(stage.config), *arguments]
+        done = self._ask(stage, argv)
+        if done.returncode != 0:
+            raise Trouble(
+                f"`crossfade {' '.join(arguments)}` failed with {done.returncode}:\n{done.stderr.strip()[-800:]}"
+            )
+
+    def _ask(self, stage: Stage, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            argv,
+            cwd=ROOT,
+            env=stage.child_env(),
+            capture_output=True,
+            text=True,
+            timeout=_STATUS_LIMIT_S,
+            check=False,
+            start_new_session=True,
+        )
+
+    def _stop_children(self) -> None:
+        for child in reversed(self._children):
+            child.stop()
+        self._children.clear()
+
+    @contextlib.contextmanager
+    def _sampling(self, load: Load) -> Iterator[None]:
+        load.start()
+        try:
+            yield
+        finally:
+            load.stop()
+
+    def _sabotage_note(self) -> dict[str, Any] | None:
+        note = self._folder / "sabotage.json"
+        if not self._plan.sabotage:
+            return None
+        return json.loads(note.read_text()) if note.exists() else {"kind": self._plan.sabotage, "id": None}
+
+    def _say(self, words: str) -> None:
+        self._console.print(f"[dim]{time.monotonic() - self._started_s:6.1f} s[/dim]  {words}", highlight=False)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C must not stop the cleaning up that the first one began."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
