@@ -13,7 +13,14 @@ from typing import Any
 
 import redis
 from confluent_kafka import ElectionType, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, ConfigSource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from crossfade.lab.errors import LabError
 from crossfade.lab.process import wait_until
@@ -84,8 +91,9 @@ class KafkaAdmin:
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         """First and next offset of a partition.  Raises LabError."""
         place = TopicPartition(topic, partition)
-        first = self._one(self._client.list_offsets({place: OffsetSpec.earliest()}), "list offsets").offset
-        after = self._one(self._client.list_offsets({place: OffsetSpec.latest()}), "list offsets").offset
+        spec: Any = OffsetSpec
+        first = self._one(self._client.list_offsets({place: spec.earliest()}), "list offsets").offset
+        after = self._one(self._client.list_offsets({place: spec.latest()}), "list offsets").offset
         return int(first), int(after)
 
     def delete_records(self, topic: str, partition: int, before: int) -> int:
@@ -128,6 +136,20 @@ def redis_answers(url: str) -> bool:
         client.close()
 
 
+def primary_of_key(urls: list[str], key: str) -> Any:
+    """A client of the primary that holds this key.  Raises LabError when none answers for it."""
+    for url in urls:
+        client = redis_client(url)
+        try:
+            if client.info("replication")["role"] == "master":
+                client.exists(key)  # a cluster node that does not hold the key says so
+                return client
+        except redis.RedisError:
+            pass
+        client.close()
+    raise LabError(f"no running Redis primary holds {key!r}", hint="see `crossfade lab status`")
+
+
 def form_cluster(urls: list[str], shown_ports: list[int], ports: list[tuple[int, int]], wait_s: float) -> None:
     """Tie fresh cluster nodes together: the first half are primaries, each of the others replicates one.
 
@@ -139,8 +161,7 @@ def form_cluster(urls: list[str], shown_ports: list[int], ports: list[tuple[int,
             return
         primaries = len(nodes) // 2
         slots = [16384 * index // primaries for index in range(primaries + 1)]
-        fresh = nodes[0].execute_command("CLUSTER INFO")
-        if _info(fresh).get("cluster_known_nodes") == "1":
+        if _cluster_info(nodes[0]).get("cluster_known_nodes") == "1":
             for index in range(primaries):
                 nodes[index].execute_command("CLUSTER ADDSLOTSRANGE", slots[index], slots[index + 1] - 1)
                 nodes[index].execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
@@ -170,17 +191,19 @@ def _replicate(node: Any, primary_id: str, wait_s: float) -> None:
             time.sleep(0.05)
 
 
-def _info(text: str) -> dict[str, str]:
-    return dict(line.split(":", 1) for line in str(text).splitlines() if ":" in line)
+def _cluster_info(node: Any) -> dict[str, str]:
+    found = node.execute_command("CLUSTER INFO")
+    if isinstance(found, dict):  # newer client libraries parse it themselves
+        return {str(name): str(value) for name, value in found.items()}
+    return dict(line.split(":", 1) for line in str(found).splitlines() if ":" in line)
 
 
 def _cluster_is_ok(nodes: list[Any], count: int) -> bool:
     for node in nodes:
         try:
-            found = node.execute_command("CLUSTER INFO")
+            info = _cluster_info(node)
         except redis.RedisError:
             return False
-        info = found if isinstance(found, dict) else _info(found)
         if info.get("cluster_state") != "ok" or info.get("cluster_known_nodes") != str(count):
             return False
     return all(_replica_is_linked(node) for node in nodes)

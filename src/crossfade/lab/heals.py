@@ -15,12 +15,13 @@ from pathlib import Path
 import msgspec
 
 from crossfade.errors import CrossfadeError
+from crossfade.lab import disk, state
 from crossfade.lab.lab import Lab
 from crossfade.lab.process import Process
 
 
 class Note(msgspec.Struct, kw_only=True):
-    """What to do at the deadline: `thaw` or `start` a server, or `pass` on a link."""
+    """What to do at the deadline: `thaw` or `start` a server, or `unfill` its disk."""
 
     kind: str
     subject: str
@@ -66,8 +67,10 @@ def heal(folder: Path, note: Note) -> None:
         Process(note.pid, note.started_ticks).send(signal.SIGCONT)
     elif note.kind == "start":
         Lab(folder).start_server(note.subject, wait=False)
-    elif note.kind == "pass":
-        Lab(folder).ask_proxy({"op": "set", "link": note.subject, "mode": "pass"})
+    elif note.kind == "unfill":
+        server = state.read(folder).server(note.subject)
+        disk.make_room(Path(server.data_dir))
+        Lab(folder).start_server(note.subject, wait=False)  # a broker ends when its disk is full
 
 
 def heal_due(folder: Path, now: float) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from crossfade.lab import kafka, packages, redis, secure
+from crossfade.lab import disk, kafka, packages, redis, secure
 from crossfade.lab import state as states
 from crossfade.lab.control import ask
 from crossfade.lab.errors import LabError, LabUsage, StartFailed
@@ -253,6 +253,18 @@ class Lab:
                 raise StartFailed(f"{name} was not ready after {wait_s:.0f} s", hint=self._server_tail(server))
             time.sleep(0.05)
 
+    def server_answers(self, name: str) -> bool:
+        """Whether a server runs and answers now.  Raises LabUsage."""
+        state = self.state
+        server = state.server(name)
+        return server.is_alive and self._answers(state, server)
+
+    def ensure_watchdog(self) -> None:
+        """Start the watchdog again if something has ended it."""
+        identity = self.state.helpers.get("watchdog")
+        if identity is None or not Process(*identity).is_alive():
+            self._start_helper("watchdog", [str(self.folder)])
+
     def _answers(self, state: State, server: Server) -> bool:
         if server.kind in ("redis", "sentinel"):
             from crossfade.lab import admin
@@ -296,12 +308,14 @@ class Lab:
 
     def _end(self, *, remove_data: bool, keep_logs: bool) -> None:
         self._admin = None
+        servers: list[Server] = []
         recorded: list[Process] = []
         helpers: list[Process] = []
         with contextlib.suppress(LabUsage, LabError):
             state = states.read(self.folder)
+            servers = state.servers
             helpers = [Process(*identity) for identity in state.helpers.values()]
-            recorded = [server.process for server in state.servers if server.pid]
+            recorded = [server.process for server in servers if server.pid]
         me = os.getpid()
         helpers = [process for process in helpers if process.pid != me]
         # The watchdog first: it must not bring back what is being stopped.
@@ -312,6 +326,8 @@ class Lab:
             for process in {*recorded, *rest}:
                 process.send(signal.SIGKILL)
         stop_all(list({*recorded, *rest}), grace_s=_STOP_GRACE_S)
+        for server in servers:
+            disk.take_down(Path(server.data_dir), keep=not remove_data)
         if not remove_data:
             with contextlib.suppress(LabUsage), states.change(self.folder) as state:
                 state.helpers = {}
@@ -453,6 +469,19 @@ class Lab:
         from crossfade.lab import admin
 
         client = admin.redis_client(self.redis_url(direct=direct, server=server))
+        try:
+            yield client
+        finally:
+            client.close()
+
+    @contextlib.contextmanager
+    def client_of_key(self, key: str) -> Iterator[Any]:
+        """A redis-py client of the primary that holds a key, past the proxies.  Raises LabError."""
+        from crossfade.lab import admin
+
+        state = self.state
+        urls = [self._redis_direct_url(state, server) for server in state.servers if server.kind == "redis"]
+        client = admin.primary_of_key(urls, key)
         try:
             yield client
         finally:
