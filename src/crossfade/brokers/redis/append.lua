@@ -1,0 +1,178 @@
+#!lua
+-- Appends records relayed from one source lane, with the marker that covers them: all or nothing.
+--
+-- KEYS[1]  stream  the target lane
+-- KEYS[2]  hash    state of the lane (see claim.lua)
+-- KEYS[3]  stream  quarantine; given only when there is something for it
+-- ARGV[1]  msgpack: {route, claim, lane, expect, marker, ordinal, exact, prefix, suffix, rejects}
+--            expect, marker  the marker's text before and after, without target
+--            ordinal         of the last record relayed before this call
+--            exact           true where the source position is a number that may become the sequence of an entry id
+--            prefix, suffix  what stands in `xf` before the position and behind the ordinal
+--            rejects         how many records go to quarantine
+-- ARGV[2]  all names and values, one behind the other
+-- ARGV[3]  msgpack: their lengths
+-- ARGV[4]  msgpack: how many names and values each record has; a single number where all have as many
+-- ARGV[5]  msgpack: time of each record in ms since the epoch, -1 = none
+-- ARGV[6]  msgpack: source position of each record
+-- ARGV[7...]  for each reject: position, reason, shape, row
+--
+-- A script that fails half-way leaves half of its writes behind. So everything that can be refused is refused before
+-- the first write: rights, type, claim, predecessor, counts, ids.
+--
+-- Returns {"OK", id of the last entry, form} | {"DONE", same, same} (this very call was done before)
+--   | {"FENCED", claim} | {"ORDER", marker found} | {"GONE"} | {"BEHIND", last-generated-id, last} | {"IDS", id}
+--   | {"TYPE", error} | {"RIGHT", command}
+local stream, state = KEYS[1], KEYS[2]
+local call, sub, format = redis.call, string.sub, string.format
+local ask = cmsgpack.unpack(ARGV[1])
+local lane = ask.lane
+
+-- Check the claim and the predecessor.
+local known = call('HMGET', state, 'route', 'c:' .. lane, 'm:' .. lane, 't:' .. lane, 'form', 'last', 'added', 'own')
+if known[1] ~= ask.route or known[2] ~= ask.claim then return {'FENCED', known[2] or ''} end
+local marker = known[3] or ''
+if marker ~= ask.expect then
+  if marker == ask.marker then return {'DONE', known[4] or '', known[5]} end
+  return {'ORDER', marker}
+end
+
+-- Check the stream against what we left there.
+local exists, last_id, added = false, '0-0', 0
+local info = redis.pcall('XINFO', 'STREAM', stream)
+if info.err then
+  if not string.find(info.err, 'no such key', 1, true) then return {'TYPE', info.err} end
+else
+  exists = true
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last_id = info[i + 1]
+    elseif info[i] == 'entries-added' then added = info[i + 1] end
+  end
+end
+local function split(id)
+  local dash = string.find(id, '-', 1, true)
+  return tonumber(sub(id, 1, dash - 1)), tonumber(sub(id, dash + 1))
+end
+local form, last, own = known[5], known[6], tonumber(known[8])
+local last_ms, last_seq = split(last_id)
+if own == 0 then
+  -- nothing of ours is there yet: others may have come, or a stream may have gone, since the claim
+  if last ~= last_id then form = 'mixed' end
+else
+  if not exists or added < tonumber(known[7]) then return {'GONE'} end
+  if last ~= last_id then
+    local ms, seq = split(last)
+    if last_ms < ms or (last_ms == ms and last_seq < seq) then return {'BEHIND', last_id, last} end
+    form = 'mixed'
+  end
+end
+if last_ms >= 9007199254740000 then return {'IDS', last_id} end
+
+-- Check the rights for every write below: a refusal in mid-script would tear records from their marker.
+local times = cmsgpack.unpack(ARGV[5])
+local count = #times
+if count > 0 and not redis.acl_check_cmd('XADD', stream, '*', 'f', 'v') then return {'RIGHT', 'xadd'} end
+if not redis.acl_check_cmd('HSET', state, 'f', 'v') then return {'RIGHT', 'hset'} end
+if ask.rejects > 0 then
+  if not redis.acl_check_cmd('XADD', KEYS[3], '*', 'f', 'v') then return {'RIGHT', 'xadd'} end
+  local kind = call('TYPE', KEYS[3]).ok
+  if kind ~= 'none' and kind ~= 'stream' then return {'TYPE', KEYS[3] .. ' is a ' .. kind} end
+end
+
+-- Append the records.
+local id = ''
+if count > 0 then
+  local blob, lengths = ARGV[2], cmsgpack.unpack(ARGV[3])
+  local widths, positions = cmsgpack.unpack(ARGV[4]), cmsgpack.unpack(ARGV[6])
+  local same = type(widths) == 'number' and widths or nil
+  local clock = call('TIME')
+  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+  local exclusive = form == 'exclusive'
+  local exact = exclusive and ask.exact
+  local prefix, suffix, ordinal = ask.prefix, ask.suffix, ask.ordinal
+  -- a number as text; Lua itself keeps 14 digits
+  local function text(number)
+    if number < 100000000000000 and number > -100000000000000 then return number .. '' end
+    return format('%.0f', number)
+  end
+  local byte, at = 1, 0
+  for i = 1, count do
+    -- The id never falls, never runs ahead of the clock, and shows the record's own time where it can.
+    local time, position = times[i], positions[i]
+    local ms, seq = last_ms, 0
+    if exclusive then
+      if time > ms then ms = time <= now and time or (now > ms and now or ms) end
+    elseif now > ms then
+      ms = now
+    end
+    if exact then
+      seq = position
+      if ms == last_ms and seq <= last_seq then ms = ms + 1 end
+    elseif ms == last_ms then
+      seq = last_seq + 1
+      if seq >= 9007199254740992 then ms, seq = ms + 1, 0 end
+    end
+    if ms == 0 and seq == 0 then ms = 1 end
+    last_ms, last_seq = ms, seq
+    id = text(ms) .. '-' .. text(seq)
+
+    local width = same or widths[i]
+    local origin = nil
+    if not exact or ms ~= time then
+      origin = prefix .. (ask.exact and text(position) or position) .. '#' .. text(ordinal + i) .. suffix
+      if ms ~= time then origin = origin .. ';t=' .. text(time) end
+    end
+    if width == 4 then
+      local second = byte + lengths[at + 1]
+      local third = second + lengths[at + 2]
+      local fourth = third + lengths[at + 3]
+      local stop = fourth + lengths[at + 4]
+      if origin then
+        call('XADD', stream, id, sub(blob, byte, second - 1), sub(blob, second, third - 1),
+          sub(blob, third, fourth - 1), sub(blob, fourth, stop - 1), 'xf', origin)
+      else
+        call('XADD', stream, id, sub(blob, byte, second - 1), sub(blob, second, third - 1),
+          sub(blob, third, fourth - 1), sub(blob, fourth, stop - 1))
+      end
+      byte, at = stop, at + 4
+    elseif width == 2 then
+      local second = byte + lengths[at + 1]
+      local stop = second + lengths[at + 2]
+      if origin then
+        call('XADD', stream, id, sub(blob, byte, second - 1), sub(blob, second, stop - 1), 'xf', origin)
+      else
+        call('XADD', stream, id, sub(blob, byte, second - 1), sub(blob, second, stop - 1))
+      end
+      byte, at = stop, at + 2
+    else
+      local fields = {}
+      for j = 1, width do
+        local stop = byte + lengths[at + j]
+        fields[j] = sub(blob, byte, stop - 1)
+        byte = stop
+      end
+      at = at + width
+      if origin then
+        fields[width + 1], fields[width + 2] = 'xf', origin
+        call('XADD', stream, id, unpack(fields, 1, width + 2))
+      else
+        call('XADD', stream, id, unpack(fields, 1, width))
+      end
+    end
+  end
+  last_id = id
+  added = added + count
+end
+
+-- Put the rejects into quarantine.
+for i = 0, ask.rejects - 1 do
+  local j = 7 + 4 * i
+  call('XADD', KEYS[3], '*', 'v', '1', 'lane', lane, 'position', ARGV[j], 'reason', ARGV[j + 1],
+    'shape', ARGV[j + 2], 'row', ARGV[j + 3])
+end
+
+-- Move the marker.
+local target = count > 0 and id or (known[4] or '')
+call('HSET', state, 'm:' .. lane, ask.marker, 't:' .. lane, target, 'form', form, 'last', last_id, 'added', added,
+  'own', own + count)
+return {'OK', target, form}

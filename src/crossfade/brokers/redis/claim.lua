@@ -1,0 +1,71 @@
+#!lua
+-- Fences every older claim on some source lanes of one target lane, and says what stands there.
+--
+-- KEYS[1]  stream  the target lane
+-- KEYS[2]  hash    state of the lane:
+--            v            format version, "1"
+--            route        id of the only route that may write here
+--            form         "exclusive" (ids carry the source position) or "mixed" (others write here too)
+--            last, added  last-generated-id and entries-added behind our last append
+--            own          number of records that we ever appended here
+--            e:<lane>     epoch   \
+--            c:<lane>     claim id | one set per source lane whose records come here
+--            d:<lane>     digest of source, lane map and mapping
+--            m:<lane>     marker as text, without its target
+--            t:<lane>     id of the last entry relayed from this source lane
+-- ARGV[1]  msgpack: {route, claim, source, lanes}
+--
+-- Returns {"ROUTE", other} | {"SOURCE", lane, digest} | {"VERSION", v} | {"TYPE", error}
+--   | {"OK", epoch, exists, last-generated-id, entries-added, last, added, own, form, lane, marker, target, lane, ...}
+local stream, state = KEYS[1], KEYS[2]
+local ask = cmsgpack.unpack(ARGV[1])
+
+-- Read what is known about the lane.
+local known = redis.call('HMGET', state, 'v', 'route', 'form', 'last', 'added', 'own')
+if known[1] and known[1] ~= '1' then return {'VERSION', known[1]} end
+-- Refuse a second route.
+if known[2] and known[2] ~= ask.route then return {'ROUTE', known[2]} end
+
+-- Look at the stream; a missing key is an empty lane.
+local exists, last_id, added, length = 0, '0-0', 0, 0
+local info = redis.pcall('XINFO', 'STREAM', stream)
+if info.err then
+  if not string.find(info.err, 'no such key', 1, true) then return {'TYPE', info.err} end
+else
+  exists = 1
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last_id = info[i + 1]
+    elseif info[i] == 'entries-added' then added = info[i + 1]
+    elseif info[i] == 'length' then length = info[i + 1] end
+  end
+end
+
+-- Refuse another source behind an existing marker, before anything changes.
+local epoch = 0
+local paths = {}
+for i, lane in ipairs(ask.lanes) do
+  local path = redis.call('HMGET', state, 'e:' .. lane, 'd:' .. lane, 'm:' .. lane, 't:' .. lane)
+  if path[3] and path[2] and path[2] ~= ask.source then return {'SOURCE', lane, path[2]} end
+  if path[1] and tonumber(path[1]) > epoch then epoch = tonumber(path[1]) end
+  paths[i] = path
+end
+epoch = epoch + 1
+
+-- Choose the form of entry ids while nothing of ours is there.
+local own = tonumber(known[6] or '0')
+local form, last, seen = known[3], known[4], tonumber(known[5] or '0')
+if own == 0 then
+  form = length == 0 and 'exclusive' or 'mixed'
+  last, seen = last_id, added
+end
+
+-- Take the claim.
+redis.call('HSET', state, 'v', '1', 'route', ask.route, 'form', form, 'last', last, 'added', seen, 'own', own)
+local reply = {'OK', epoch, exists, last_id, added, last, seen, own, form}
+for i, lane in ipairs(ask.lanes) do
+  redis.call('HSET', state, 'e:' .. lane, epoch, 'c:' .. lane, ask.claim, 'd:' .. lane, ask.source)
+  reply[#reply + 1] = lane
+  reply[#reply + 1] = paths[i][3] or ''
+  reply[#reply + 1] = paths[i][4] or ''
+end
+return reply

@@ -1,0 +1,115 @@
+"""A set of Redis stream keys as a `Log`: the front of `source` and `target`.
+
+Hides which server holds which key. Rows are entries `(fields, time_ms)`; positions are entry ids as bytes, exactly as
+the server gave them. Called by `wiring`; the relay and the auditor see only the Protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from ...errors import InvariantBroken, LaneError, Unreachable, UsageError
+from ...model.position import Marker, Place
+from ...model.record import Batch, Lane, Path, Shape, Write
+from ..protocol import Appended, Bounds, Claim, Owner, Start
+from .keys import check_slots
+from .link import LinkLost
+from .nodes import Nodes
+from .replies import check, code_of, info_fields, is_error
+from .settings import RedisSettings
+from .source import Source
+from .target import RedisClaim, Target
+
+#: older servers lack entries-added, without which losses cannot be counted
+VERSION_MIN = (7, 0)
+
+
+class RedisLog:
+    """One stream (a list of stream keys) on one Redis or Valkey service."""
+
+    kind: str = "redis"
+    shape: Shape = Shape.ENTRY
+
+    def __init__(
+        self,
+        settings: RedisSettings,
+        stream_keys: Sequence[str | bytes],
+        *,
+        name: str,
+        deleted: Literal["halt", "count"] = "halt",
+        read: Literal["at_once", "replicated"] = "at_once",
+        memory_bytes_max: int = 0,
+    ) -> None:
+        """`deleted`: what happens when applications delete entries that are not copied yet. `read`: hand out entries
+        at once, or only when all replicas have them. `memory_bytes_max`: as a target, stop above it (0 = maxmemory)."""
+        if not stream_keys:
+            raise UsageError(f"stream {name} has no stream keys", hint="set count, or name the keys")
+        self.stream_keys: list[bytes] = [key.encode() if isinstance(key, str) else key for key in stream_keys]
+        if len(set(self.stream_keys)) != len(self.stream_keys):
+            raise UsageError(f"stream {name} names a stream key twice", hint="each lane needs a key of its own")
+        self.settings = settings
+        self.name = name
+        self.lanes: int = len(self.stream_keys)
+        self.identity: str = f"{settings.identity}/{name}"
+        self.version = ""
+        self.nodes = Nodes(settings)
+        self.source = Source(self.nodes, self.stream_keys, deleted=deleted, read=read)
+        self.target = Target(self.nodes, self.stream_keys, memory_bytes_max)
+
+    def lane_name(self, lane: Lane) -> str:
+        """The stream key of a lane."""
+        return self.stream_keys[lane].decode(errors="replace")
+
+    async def open(self) -> None:
+        """Connect and check the version. Raises Unreachable, AccessRefused, UsageError."""
+        if self.settings.mode == "cluster":
+            check_slots(self.stream_keys)
+        link = await self.nodes.of_key(self.stream_keys[0])
+        try:
+            (text,) = await link.call([("INFO", "server")])
+        except LinkLost as error:
+            raise Unreachable(f"Redis at {link.address}: {error}") from error
+        if is_error(text) and code_of(text) == "NOPERM":
+            return  # doctor says what this costs
+        found = info_fields(check(text, "reading the version"))
+        valkey = found.get("valkey_version", "")
+        self.version = f"Valkey {valkey}" if valkey else f"Redis {found.get('redis_version', '')}"
+        number = (valkey or found.get("redis_version", "0")).split(".")
+        if tuple(int(part) for part in number[:2]) < VERSION_MIN:
+            raise UsageError(
+                f"{self.version} at {link.address} is too old: Redis 7.0 or any Valkey is needed",
+                hint="older servers do not count the entries ever added, so a loss could not be seen; upgrade it",
+            )
+
+    async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
+        """See `Log.bounds`. Raises Unreachable, AccessRefused."""
+        return await self.source.bounds(lanes)
+
+    async def begin(self, lanes: Sequence[Lane], start: Start) -> dict[Lane, Place | LaneError]:
+        """See `Log.begin`. Raises UsageError, Unreachable, AccessRefused."""
+        return await self.source.begin(lanes, start)
+
+    async def read(
+        self, after: Mapping[Lane, Place], records_max: int, bytes_max: int, wait_s: float
+    ) -> dict[Lane, Batch | LaneError]:
+        """See `Log.read`. Raises Unreachable, AccessRefused."""
+        return await self.source.read(after, records_max, bytes_max, wait_s)
+
+    async def claim(self, owner: Owner, paths: Sequence[Path]) -> Claim:
+        """See `Log.claim`. Raises RouteConflict, Fenced, Indeterminate, Unreachable, AccessRefused."""
+        return await self.target.claim(owner, paths)
+
+    async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+        """See `Log.append`. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
+        if not isinstance(claim, RedisClaim):
+            raise InvariantBroken("a claim is used with the log that gave it")
+        return await self.target.append(claim, writes)
+
+    async def markers(self, paths: Sequence[Path]) -> dict[Path, Marker]:
+        """The markers as they stand, without claiming anything. Raises Unreachable, AccessRefused."""
+        return await self.target.markers(paths)
+
+    async def close(self) -> None:
+        """See `Log.close`."""
+        await self.nodes.close()

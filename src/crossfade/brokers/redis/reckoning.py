@@ -1,0 +1,177 @@
+"""Proof, from one atomic look at a stream key, that no record between a place and the next one was lost.
+
+Pure arithmetic on what `XRANGE <place> +` and `XINFO STREAM` gave inside one MULTI. Invariant: a verdict without error
+is given only where every entry that was ever added behind the place is still there or was read, as far as a Redis
+server lets anybody know; where counting cannot tell, the verdict is an error that says so. Called by `source`.
+
+What counts: `entries-added` grows by one with every XADD and never falls (XSETID may rewrite it: then nothing here
+holds). XTRIM removes from the left only and leaves `max-deleted-entry-id` alone; XDEL moves it to the highest id that
+it ever removed. `Place.count` says how many of the entries ever added are accounted for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from ...model.position import Place, position_order
+
+#: `entries-added - count` is known to be the number of records behind the place
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One atomic look at a lane, taken while reading on from a place."""
+
+    exists: bool
+    #: names of our birth groups on the key
+    births: tuple[str, ...] = ()
+    added: int = 0
+    length: int = 0
+    last: str = "0-0"
+    max_deleted: str = "0-0"
+    #: id of the oldest entry, "" = the stream is empty
+    first: str = ""
+    #: the place's own entry is still there
+    has_own: bool = False
+    #: digest of that entry, "" = not computed
+    witness: str = ""
+    #: entries that the read gave behind the place
+    rows: int = 0
+    #: the read gave everything up to the end
+    at_end: bool = True
+    #: identity of the server's replication history; it changes with every failover and restart, "" = not known
+    history: str = ""
+    #: last-delivered-id of the birth group, which we set to our place from time to time: replicated behind the data
+    vouched: str = ""
+
+    def with_read(self, *, has_own: bool, witness: str, rows: int, at_end: bool) -> Look:
+        """The look, together with what the read of the same moment gave."""
+        return replace(self, has_own=has_own, witness=witness, rows=rows, at_end=at_end)
+
+
+class Fault(Enum):
+    """What went wrong with a source lane."""
+
+    TRIMMED = "trimmed"
+    DELETED = "deleted"
+    RESET = "reset"
+    REGRESSED = "regressed"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a look says about the place it was taken from."""
+
+    fault: Fault | None
+    why: str = ""
+    #: records that are gone uncopied, -1 = cannot be known
+    lost_records: int = _UNKNOWN
+    #: `Place.count` behind the rows that were read, -1 = not known
+    count: int = _UNKNOWN
+    #: records that were deleted uncopied and are counted, not halted on (policy `count`)
+    forgiven_records: int = 0
+
+
+def witness_text(digest: str, history: str) -> str:
+    """The witness of a place: digest of its entry, and the replication history in which it was seen."""
+    return f"{digest}.{history}" if history else digest
+
+
+def judge(place: Place, look: Look, *, counts_deleted: bool) -> Verdict:
+    """Say whether reading on from `place` loses nothing.
+
+    `counts_deleted`: deletions of records that are not copied yet are counted, not halted on.
+    """
+    never_existed = not place.position and not place.count and not place.incarnation
+    if not look.exists:
+        if never_existed:
+            return Verdict(None, count=0)
+        return Verdict(Fault.RESET, "the key is gone: deleted, expired or evicted")
+    if place.incarnation and place.incarnation not in look.births:
+        return Verdict(Fault.RESET, f"its birth group {place.incarnation} is gone: the key was deleted and made anew")
+    regressed = _regressed(place, look, counts_deleted)
+    if regressed:
+        return Verdict(Fault.REGRESSED, regressed)
+    if place.count == _UNKNOWN:
+        return _judge_uncounted(place, look)
+    return _judge_counted(place, look, counts_deleted)
+
+
+def _regressed(place: Place, look: Look, counts_deleted: bool) -> str:
+    """Why the stream lost something that we had already read, or ""."""
+    own = position_order(place.position)
+    if place.position and position_order(look.last) < own:
+        return f"it ends at {look.last}, before {place.position} which was already read"
+    if place.count > look.added:
+        return f"{look.added} entries were ever added, {place.count} were already read"
+    digest, _, history = place.witness.partition(".")
+    if look.has_own and digest and look.witness and digest != look.witness:
+        return f"another entry stands at {place.position} than the one that was read"
+    if not place.position or look.has_own:
+        return ""
+    was_deleted = position_order(look.max_deleted) >= own
+    if _has_older(place, look) and not was_deleted:
+        return f"entry {place.position} was already read and is gone, neither trimmed nor deleted"
+    # After a failover or restart the counters of another history could add up by chance. The birth group's position was
+    # set by us behind what we had read and is replicated in order: where it stands, everything before it stood too.
+    # Where deletions are only counted, the counters prove nothing finer anyway, and task queues delete all the time.
+    is_other_history = bool(history and look.history) and history != look.history
+    if is_other_history and look.vouched != place.position and not (counts_deleted and was_deleted):
+        return f"entry {place.position} is gone and the server's history changed: a failover may have undone it"
+    return ""
+
+
+def _has_older(place: Place, look: Look) -> bool:
+    """True where an entry before the place is still there: trimming, which works from the left, never came that far."""
+    return bool(look.first) and position_order(look.first) < position_order(place.position)
+
+
+def _judge_uncounted(place: Place, look: Look) -> Verdict:
+    """The count is not known yet (a start from a time or position): only the place's own entry can prove anything."""
+    count = look.added if look.at_end else _UNKNOWN
+    if look.has_own or _has_older(place, look):
+        return Verdict(None, count=count)
+    return Verdict(Fault.TRIMMED, f"entry {place.position} was trimmed; whether anything behind it too cannot be told")
+
+
+def _judge_counted(place: Place, look: Look, counts_deleted: bool) -> Verdict:
+    expected = look.added - place.count  # behind the place, if nothing is gone
+    missing = _missing(place, look, expected)
+    if missing is None or missing == 0:
+        return Verdict(None, count=place.count + look.rows)
+    if missing < 0:
+        return Verdict(
+            Fault.REGRESSED,
+            f"{expected} entries were added since the last one that was read, but {expected - missing} are there: "
+            "the server's counters went back (failover, XSETID)",
+        )
+    may_be_deleted = position_order(look.max_deleted) > max(position_order(place.position), (0, 0))
+    only_deleted = look.has_own or _has_older(place, look)
+    if may_be_deleted or only_deleted:
+        if counts_deleted:
+            count = look.added if look.at_end else place.count + missing + look.rows
+            return Verdict(None, count=count, forgiven_records=missing)
+        how = "deleted" if only_deleted else "deleted or trimmed"
+        return Verdict(
+            Fault.DELETED, f"{missing} entries behind {_spot(place)} were {how} before they were copied", missing
+        )
+    return Verdict(
+        Fault.TRIMMED, f"{missing} entries behind {_spot(place)} were trimmed before they were copied", missing
+    )
+
+
+def _missing(place: Place, look: Look, expected: int) -> int | None:
+    """How many entries behind the place are gone; None = cannot be told before the end of the lane is read."""
+    if look.at_end:
+        return expected - look.rows
+    own = position_order(place.position)
+    if look.first and position_order(look.first) >= own:
+        # nothing older is there, so all but the place's own entry are behind it
+        return expected - (look.length - (1 if look.has_own else 0))
+    return None
+
+
+def _spot(place: Place) -> str:
+    return place.position or "the beginning"

@@ -1,0 +1,462 @@
+"""Redis stream keys as a relay's source: read on from a place, and prove at each read that nothing was lost.
+
+Hides pipelining, polling and the size of reads. Invariant: the records of a batch and the counters that vouch for them
+come from one MULTI. Writes nothing to a source but its birth: an empty consumer group `crossfade.<random>` on each key,
+which dies with the key and so tells a re-created one. Called by `log`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Literal
+
+from ...errors import (
+    LaneError,
+    SourceDeleted,
+    SourceRegressed,
+    SourceReset,
+    SourceTrimmed,
+    Unreachable,
+    UsageError,
+)
+from ...model.position import Place, position_order
+from ...model.record import Batch, Lane, Shape
+from ...telemetry import step
+from ..protocol import Bounds, From, Start
+from .keys import BIRTH_PREFIX
+from .link import Command, Link, LinkLost, pack_one
+from .nodes import Nodes, call_key, unreachable
+from .reckoning import Fault, Look, Verdict, judge, witness_text
+from .replies import as_error, check, code_of, info_fields, is_error, pairs
+
+#: an idle lane is looked at this often, at first and at most
+POLL_S_MIN = 0.002
+POLL_S_MAX = 0.020
+#: how often the birth group follows the place, so that trimming that waits for groups (8.2 ACKED) does not wait for it
+VOUCH_EVERY_S = 10.0
+#: assumed of a lane before its first read; small, because the first read may meet large entries
+_ENTRY_BYTES_FIRST = 8 << 10
+_READ_GROWTH = 4
+
+_FAULTS: dict[Fault, tuple[type[LaneError], str]] = {
+    Fault.TRIMMED: (SourceTrimmed, "raise the stream's MAXLEN, then resume with --accept-loss or copy the lane anew"),
+    Fault.DELETED: (
+        SourceDeleted,
+        "set `deleted: count` where applications delete entries, or resume with --accept-loss",
+    ),
+    Fault.RESET: (SourceReset, "resume with --accept-loss from the new beginning, or copy the lane anew"),
+    Fault.REGRESSED: (SourceRegressed, "compare both sides with `crossfade verify`, then resume with --accept-loss"),
+}
+
+
+@dataclass(slots=True)
+class _Pace:
+    """What is known of a lane for sizing its next read."""
+
+    entry_bytes: float = _ENTRY_BYTES_FIRST
+    count_last: int = 16
+    is_behind: bool = True
+
+
+class Source:
+    """Reads the stream keys of one log."""
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        stream_keys: Sequence[bytes],
+        *,
+        deleted: Literal["halt", "count"],
+        read: Literal["at_once", "replicated"],
+    ) -> None:
+        self._nodes = nodes
+        self._keys = stream_keys
+        self._deleted = deleted
+        self._replicated = read == "replicated"
+        self._paces: dict[Lane, _Pace] = {}
+        #: when a lane's birth group may move next, and to where
+        self._vouching: dict[Lane, tuple[float, Place]] = {}
+        self._vouched: dict[Lane, str] = {}
+        #: records that were deleted uncopied, by lane, under policy `count`
+        self.forgiven: dict[Lane, int] = {}
+
+    # bounds, begin ---------------------------------------------------------------------------------------------------
+
+    async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
+        """See `Log.bounds`. Raises Unreachable, AccessRefused."""
+        looks = await self._look(lanes, {lane: _Range(b"+", 0, reverse=True) for lane in lanes})
+        result = {}
+        for lane in lanes:
+            look, _ = looks[lane]
+            result[lane] = Bounds(
+                first=look.first,
+                last="" if look.last == "0-0" else look.last,
+                count=look.added,
+                length=look.length,
+                incarnation=look.births[0] if look.births else "",
+                first_time_ms=int(look.first.partition("-")[0]) if look.first else -1,
+            )
+        return result
+
+    async def begin(self, lanes: Sequence[Lane], start: Start) -> dict[Lane, Place | LaneError]:
+        """See `Log.begin`. Makes a missing key, as an empty stream. Raises UsageError, Unreachable, AccessRefused."""
+        until = _left_out_until(start)
+        births = await self._give_birth(lanes)
+        # the last entry that the start leaves out, and the counters, in one look
+        looks = await self._look(lanes, {lane: _Range(until, 1, reverse=True) for lane in lanes})
+        return {lane: self._begin_place(lane, start, births[lane], *looks[lane]) for lane in lanes}
+
+    def _begin_place(self, lane: Lane, start: Start, birth: str, look: Look, entries: list[Any]) -> Place | LaneError:
+        if start.where is From.POSITION and position_order(start.value) > position_order(look.last):
+            return SourceRegressed(
+                lane,
+                f"{self._name(lane)} ends at {look.last}, before the start {start.value}",
+                hint="start at a position that exists",
+                position=start.value,
+            )
+        everything_before = look.added - look.length
+        if start.where is From.EARLIEST or not entries:
+            # nothing older is there: what was ever added and is gone lies before the start
+            return Place("", everything_before, birth)
+        entry_id, fields = entries[0]
+        position = entry_id.decode()
+        is_last = start.where is From.LATEST or position == look.last
+        return Place(position, look.added if is_last else -1, birth, witness_text(digest_of(fields), look.history))
+
+    async def _give_birth(self, lanes: Sequence[Lane]) -> dict[Lane, str]:
+        """The birth group of each lane, made where there is none; "" where we may not."""
+        looks = await self._look(lanes, {lane: _Range(b"+", 0, reverse=True) for lane in lanes})
+        births = {lane: look.births[0] for lane, (look, _) in looks.items() if look.births}
+        for lane in lanes:
+            if lane not in births:
+                name = BIRTH_PREFIX.decode() + uuid.uuid4().hex[:12]
+                create: Command = ("XGROUP", "CREATE", self._keys[lane], name, "$", "MKSTREAM")
+                (reply,) = await call_key(self._nodes, self._keys[lane], [create], f"giving {self._name(lane)} a birth")
+                # Without the right the claim is weaker, and doctor says so.
+                births[lane] = "" if is_error(reply) and code_of(reply) in ("NOPERM", "READONLY") else name
+                if births[lane]:
+                    check(reply, f"giving {self._name(lane)} a birth")
+        return births
+
+    # read ------------------------------------------------------------------------------------------------------------
+
+    async def read(
+        self, after: Mapping[Lane, Place], records_max: int, bytes_max: int, wait_s: float
+    ) -> dict[Lane, Batch | LaneError]:
+        """See `Log.read`. Raises Unreachable, AccessRefused."""
+        deadline_s = time.monotonic() + wait_s
+        outcomes = await self._read_once(after, records_max, bytes_max)
+        pause_s = POLL_S_MIN
+        while after and not any(_is_news(outcome) for outcome in outcomes.values()):
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(pause_s * 1.5, POLL_S_MAX)
+            if await self._has_more(after):
+                outcomes = await self._read_once(after, records_max, bytes_max)
+        step("redis.read.done")
+        return outcomes
+
+    async def _has_more(self, after: Mapping[Lane, Place]) -> bool:
+        """Whether any lane has an entry behind its place: one small command a lane, nothing is judged by it."""
+        lanes = list(after)
+        commands = {
+            lane: [
+                (
+                    "XRANGE",
+                    self._keys[lane],
+                    f"({after[lane].position}" if after[lane].position else "-",
+                    "+",
+                    "COUNT",
+                    1,
+                )
+            ]
+            for lane in lanes
+        }
+        replies, _ = await self._call(commands, "waiting for records")
+        return any(reply for (reply,) in replies.values())
+
+    async def _read_once(
+        self, after: Mapping[Lane, Place], records_max: int, bytes_max: int
+    ) -> dict[Lane, Batch | LaneError]:
+        shares = self._shares(list(after), records_max, bytes_max)
+        ranges = {
+            lane: _Range((place.position or "-").encode(), shares[lane][0] + 1, reverse=False)
+            for lane, place in after.items()
+        }
+        looks = await self._look(list(after), ranges)
+        outcomes: dict[Lane, Batch | LaneError] = {}
+        for lane, place in after.items():
+            look, entries = looks[lane]
+            outcome = self._take(lane, place, look, entries, ranges[lane].count, shares[lane][1])
+            if outcome is not None:
+                outcomes[lane] = outcome
+        if self._replicated:
+            outcomes = await self._confirmed(outcomes, after)
+        await self._vouch(after)
+        return outcomes
+
+    def _shares(self, lanes: list[Lane], records_max: int, bytes_max: int) -> dict[Lane, tuple[int, int]]:
+        """Records and bytes that each lane may read now: lanes that were at their end need little."""
+        paces = {lane: self._paces.setdefault(lane, _Pace()) for lane in lanes}
+        behind = sum(pace.is_behind for pace in paces.values())
+        small = max(1, records_max // (4 * len(lanes))) if lanes else 1
+        large = max(1, (records_max - small * (len(lanes) - behind)) // max(1, behind))
+        shares = {}
+        for lane, pace in paces.items():
+            records = large if pace.is_behind else small
+            size_bytes = max(1, bytes_max * records // max(1, records_max))
+            count = min(records, int(size_bytes / pace.entry_bytes) + 1, pace.count_last * _READ_GROWTH)
+            pace.count_last = max(16, count)
+            shares[lane] = (max(1, count), size_bytes)
+        return shares
+
+    def _take(
+        self, lane: Lane, place: Place, look: Look, entries: list[Any], asked: int, bytes_max: int
+    ) -> Batch | LaneError | None:
+        """Judge one lane's look and make its batch; None = nothing new."""
+        at_end = len(entries) < asked
+        digest, _, _ = place.witness.partition(".")
+        witness, has_own = "", False
+        if entries and place.position and entries[0][0] == place.position.encode():
+            has_own = True
+            witness = digest_of(entries[0][1]) if digest else ""
+            del entries[0]
+        elif not at_end:
+            # one more than this lane's share, because its own entry was expected
+            del entries[-1]
+        entries, size_bytes, is_cut = _cut(entries, bytes_max)
+        at_end = at_end and not is_cut
+        look = look.with_read(has_own=has_own, witness=witness, rows=len(entries), at_end=at_end)
+        verdict = judge(place, look, counts_deleted=self._deleted == "count")
+        if verdict.fault is not None:
+            return self._error(lane, place, verdict)
+        if verdict.forgiven_records:
+            self.forgiven[lane] = self.forgiven.get(lane, 0) + verdict.forgiven_records
+        pace = self._paces[lane]
+        was_behind, pace.is_behind = pace.is_behind, not at_end
+        if not entries:
+            moved = Place(place.position, verdict.count, place.incarnation, place.witness)
+            if moved == place and not was_behind:
+                return None
+            return Batch(lane, Shape.ENTRY, [], [], moved, at_end=at_end)
+        pace.entry_bytes = max(pace.entry_bytes * 0.5, size_bytes / len(entries), 1.0)
+        last_id, last_fields = entries[-1]
+        ids = [entry[0] for entry in entries]
+        rows = [(entry[1], int(entry[0].partition(b"-")[0])) for entry in entries]
+        here = Place(
+            last_id.decode(), verdict.count, place.incarnation, witness_text(digest_of(last_fields), look.history)
+        )
+        return Batch(lane, Shape.ENTRY, ids, rows, here, at_end=at_end, size_bytes=size_bytes)
+
+    def _error(self, lane: Lane, place: Place, verdict: Verdict) -> LaneError:
+        kind, hint = _FAULTS[verdict.fault or Fault.RESET]
+        return kind(
+            lane,
+            f"{self._name(lane)}: {verdict.why}",
+            hint=hint,
+            position=place.position,
+            lost_records=verdict.lost_records,
+        )
+
+    # the server ------------------------------------------------------------------------------------------------------
+
+    async def _look(self, lanes: Sequence[Lane], ranges: Mapping[Lane, _Range]) -> dict[Lane, tuple[Look, list[Any]]]:
+        """One atomic look at each lane, and the entries of the asked range. Raises Unreachable, AccessRefused."""
+        commands: dict[Lane, list[Command]] = {}
+        for lane in lanes:
+            key, asked = self._keys[lane], ranges[lane]
+            read: Command = ("XREVRANGE", key, asked.edge, "-") if asked.reverse else ("XRANGE", key, asked.edge, "+")
+            commands[lane] = [
+                ("MULTI",),
+                (*read, "COUNT", asked.count),
+                ("XINFO", "STREAM", key),
+                ("XINFO", "GROUPS", key),
+                ("EXEC",),
+            ]
+        replies, histories = await self._call(commands, "reading")
+        return {lane: self._parse(lane, replies[lane], histories[lane]) for lane in lanes}
+
+    def _parse(self, lane: Lane, replies: list[Any], history: str) -> tuple[Look, list[Any]]:
+        doing = f"reading {self._name(lane)}"
+        for reply in replies[1:]:
+            check(reply, doing)
+        entries, info, groups = replies[-1]
+        check(entries, doing)
+        if is_error(info) and "no such key" in str(info):
+            return Look(exists=False, history=history), []
+        stream = pairs(check(info, doing))
+        births: dict[str, str] = {}
+        for group in map(pairs, check(groups, doing)):
+            if group[b"name"].startswith(BIRTH_PREFIX):
+                births[group[b"name"].decode()] = group[b"last-delivered-id"].decode()
+        names = tuple(sorted(births))
+        first = stream[b"first-entry"]
+        look = Look(
+            exists=True,
+            births=names,
+            added=stream[b"entries-added"],
+            length=stream[b"length"],
+            last=stream[b"last-generated-id"].decode(),
+            max_deleted=stream[b"max-deleted-entry-id"].decode(),
+            first=first[0].decode() if first else "",
+            history=history,
+            vouched=births[names[0]] if names else "",
+        )
+        return look, entries or []
+
+    async def _call(
+        self, commands: Mapping[Lane, Sequence[Command]], doing: str
+    ) -> tuple[dict[Lane, list[Any]], dict[Lane, str]]:
+        """Commands of several lanes, one pipeline a node; and each node's history. Raises Unreachable."""
+        lanes = list(commands)
+        groups = await self._nodes.by_link([self._keys[lane] for lane in lanes])
+        flights: list[tuple[Link, list[Lane], asyncio.Future[list[Any]]]] = []
+        for link, indexes in groups.items():
+            mine = [lanes[index] for index in indexes]
+            packed = [pack_one(("INFO", "replication"))]
+            packed += [pack_one(command) for lane in mine for command in commands[lane]]
+            flights.append((link, mine, link.send(b"".join(packed), len(packed))))
+        replies: dict[Lane, list[Any]] = {}
+        histories: dict[Lane, str] = {}
+        for link, mine, future in flights:
+            try:
+                got = await link.wait(future)
+            except LinkLost as error:
+                self._nodes.distrust()
+                raise unreachable(error, doing) from error
+            history = self._history(link, got[0])
+            at = 1
+            for lane in mine:
+                replies[lane] = got[at : at + len(commands[lane])]
+                self._follow(replies[lane])
+                at += len(commands[lane])
+                histories[lane] = history
+        return replies, histories
+
+    def _history(self, link: Link, info: Any) -> str:
+        """The replication id of a primary, "" where INFO is not allowed. Raises Unreachable on a replica."""
+        if is_error(info):
+            if code_of(info) == "NOPERM":
+                return ""
+            raise as_error(info, "reading the role")
+        found = info_fields(info)
+        if found.get("role") == "slave":
+            self._nodes.distrust()
+            link.abort("it has become a replica")
+            raise Unreachable(f"Redis at {link.address} has become a replica", hint="the new primary is looked for")
+        return found.get("master_replid", "")[:8]
+
+    def _follow(self, replies: list[Any]) -> None:
+        """Forget the slot map where a reply says that it is old; the caller raises on the same reply."""
+        if any(is_error(reply) and code_of(reply) in ("MOVED", "ASK", "CLUSTERDOWN", "EXECABORT") for reply in replies):
+            self._nodes.distrust()
+
+    async def _confirmed(
+        self, outcomes: dict[Lane, Batch | LaneError], after: Mapping[Lane, Place]
+    ) -> dict[Lane, Batch | LaneError]:
+        """Hold everything back until all replicas have what was read: WAIT vouches for what stands before an own write
+        of this connection, so the birth group is written first. Raises Unreachable, AccessRefused."""
+        lanes = [lane for lane, outcome in outcomes.items() if isinstance(outcome, Batch) and outcome.rows]
+        for link, indexes in (await self._nodes.by_link([self._keys[lane] for lane in lanes])).items():
+            place = after[lanes[indexes[0]]]
+            key = self._keys[lanes[indexes[0]]]
+            if not place.incarnation:
+                raise UsageError(
+                    "read: replicated needs a birth group on the source", hint="grant +xgroup, or set read: at_once"
+                )
+            write: Command = ("XGROUP", "SETID", key, place.incarnation, place.position or "0-0")
+            try:
+                info, _ = await link.call([("INFO", "replication"), write])
+                replicas = int(info_fields(check(info, "reading the replicas")).get("connected_slaves", "0"))
+                timeout_ms = int(link.timeout_s * 500)
+                (acked,) = await link.call([("WAIT", max(1, replicas), timeout_ms)])
+            except LinkLost as error:
+                self._nodes.distrust()
+                raise unreachable(error, "waiting for the replicas") from error
+            if check(acked, "waiting for the replicas") < max(1, replicas):
+                raise Unreachable(
+                    f"only {acked} of {max(1, replicas)} replicas of {link.address} have what was read",
+                    hint="read: replicated waits for them; attach a replica or set read: at_once",
+                )
+        return outcomes
+
+    async def _vouch(self, after: Mapping[Lane, Place]) -> None:
+        """Let the birth groups follow, one round behind: what was read then is surely on the target by now."""
+        now_s = time.monotonic()
+        commands: dict[Lane, list[Command]] = {}
+        for lane, place in after.items():
+            since_s, earlier = self._vouching.setdefault(lane, (now_s, place))
+            if now_s - since_s < VOUCH_EVERY_S:
+                continue
+            self._vouching[lane] = (now_s, place)
+            if earlier.incarnation and earlier.position and self._vouched.get(lane) != earlier.position:
+                self._vouched[lane] = earlier.position
+                commands[lane] = [("XGROUP", "SETID", self._keys[lane], earlier.incarnation, earlier.position)]
+        if commands:
+            # a refusal does no harm: trimming that waits for groups waits longer
+            await self._call(commands, "moving the birth groups")
+
+    def _name(self, lane: Lane) -> str:
+        return self._keys[lane].decode(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """What to read: from `edge` to the end, or (reverse) from `edge` to the beginning."""
+
+    edge: bytes
+    count: int
+    reverse: bool
+
+
+def digest_of(fields: list[bytes]) -> str:
+    """What tells an entry from another one at the same id."""
+    return hashlib.blake2b(pack_one(tuple(fields)), digest_size=8).hexdigest()
+
+
+def _is_news(outcome: Batch | LaneError) -> bool:
+    return not isinstance(outcome, Batch) or bool(outcome.rows)
+
+
+def _left_out_until(start: Start) -> bytes:
+    """The id up to which records are left out. Raises UsageError."""
+    if start.where is From.POSITION:
+        try:
+            position_order(start.value)
+        except ValueError as error:
+            raise UsageError(f"{start.value!r} is no Redis entry id", hint="for example 1700000000000-0") from error
+        return start.value.encode()
+    if start.where is From.TIME:
+        if not start.value.isdigit() or int(start.value) > time.time() * 1000:
+            raise UsageError(
+                f"a start at {start.value!r} is not a past time", hint="milliseconds since the epoch, not in the future"
+            )
+        return b"%d-18446744073709551615" % (int(start.value) - 1) if int(start.value) else b"0-0"
+    return b"+"
+
+
+_fields_of = itemgetter(1)
+
+
+def _cut(entries: list[Any], bytes_max: int) -> tuple[list[Any], int, bool]:
+    """As many entries as fit into `bytes_max`, at least one; their payload bytes; whether any was left out."""
+    size_bytes = sum(map(len, chain.from_iterable(map(_fields_of, entries))))
+    if size_bytes <= bytes_max or len(entries) < 2:
+        return entries, size_bytes, False
+    kept, size_bytes = 0, 0
+    for _, fields in entries:
+        entry_bytes = sum(map(len, fields))
+        if kept and size_bytes + entry_bytes > bytes_max:
+            break
+        kept += 1
+        size_bytes += entry_bytes
+    return entries[:kept], size_bytes, kept < len(entries)
