@@ -1,0 +1,34 @@
+"""Real servers for the tests that are marked `lab`: started once per session, only when a test asks for them."""
+
+import os
+
+import pytest
+
+from crossfade.lab.errors import LabError
+from crossfade.lab.lab import Lab
+
+
+def _start(name, **options):
+    try:
+        return Lab.up(f"{name}-{os.getpid()}", owner_pid=os.getpid(), **options)
+    except (LabError, OSError) as error:
+        reason = f"the servers cannot start here: {error}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """Three Kafka brokers and a Valkey, behind proxies."""
+    started = _start("tests", brokers=3, redis="standalone")
+    yield started
+    started.down()
+
+
+@pytest.fixture(scope="session")
+def redis7_lab():
+    """A Redis 7.0: the oldest that is supported, without what later versions added."""
+    started = _start("tests-redis7", brokers=0, redis="standalone", redis_flavour="redis7")
+    yield started
+    started.down()
