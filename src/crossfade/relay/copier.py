@@ -190,7 +190,7 @@ class Copier:
         names = ", ".join(self.source.lane_name(lane) for lane in sorted(missing)[:5])
         if missing & await self.board.started():
             raise MarkerLost(
-                f"route {self.route.name!r}: {len(missing)} lanes were started but have no marker in the target: {names}",
+                f"route {self.route.name!r}: {len(missing)} started lanes have no marker in the target: {names}",
                 hint="the marker was deleted or expired; compare both sides with `crossfade verify`, then start the "
                 "lanes again from the position that it names: `crossfade relay start --from position:...`",
             )

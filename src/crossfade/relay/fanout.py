@@ -1,7 +1,7 @@
 """From one source lane's batch to the writes of its paths. Pure.
 
-One to one, a batch is one write. N to M by key, each target lane gets the rows whose key belongs to it, drops what its own
-marker already covers (its siblings may have been behind), and every path's marker moves to the batch's end.
+One to one, a batch is one write. N to M by key, each target lane gets the rows whose key belongs to it, drops what its
+own marker already covers (its siblings may have been behind), and every path's marker moves to the batch's end.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping as Dict
 
 from ..model.mapping import Mapping
 from ..model.partitioner import partition_many
-from ..model.position import Marker, position_order, position_text
-from ..model.record import Batch, Mapped, NativePosition, Path, Shape, Write
+from ..model.position import Marker, NativePosition, position_order, position_text
+from ..model.record import Batch, Mapped, Path, Shape, Write
 from ..model.route import LaneMap, Route
 
 

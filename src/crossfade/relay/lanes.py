@@ -1,7 +1,7 @@
 """What the relay knows of each lane that it owns: its state, its markers, its halts. No I/O.
 
-A lane is `copying`, `idle`, `paused`, `waiting` (a passing trouble, tried again after a pause) or `halted` (an error that
-only an operator's decision ends).
+A lane is `copying`, `idle`, `paused`, `waiting` (a passing trouble, tried again after a pause) or `halted` (an error
+that only an operator's decision ends).
 """
 
 from __future__ import annotations

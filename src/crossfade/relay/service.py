@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from ..brokers.protocol import Assignment, VersionConflict
+from ..brokers.protocol import Assignment, Listener, VersionConflict
 from ..errors import BrokerError, Kind
 from ..model.record import Lane
 from .copier import Copier
@@ -27,7 +27,7 @@ class ByHand:
     def __init__(self, lanes: int, shard: tuple[int, int]) -> None:
         self._lanes: frozenset[Lane] = frozenset(range(shard[0], lanes, shard[1]))
 
-    async def run(self, listener: Copier) -> None:
+    async def run(self, listener: Listener) -> None:
         await listener.assigned(self._lanes, None)
         await asyncio.Event().wait()
 
@@ -35,7 +35,7 @@ class ByHand:
 class RelayService:
     """Runs one copier until `stop()`."""
 
-    def __init__(self, copier: Copier, assignment: Assignment | ByHand) -> None:
+    def __init__(self, copier: Copier, assignment: Assignment) -> None:
         self.copier = copier
         self._assignment = assignment
         self._log = structlog.get_logger().bind(route=copier.route.name, instance=copier.instance)

@@ -1,0 +1,232 @@
+"""The only place where concrete classes meet: from a configuration to open brokers.
+
+Adapters are imported when a broker of their kind is opened, so `crossfade --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .brokers.protocol import Assignment, Board, From, Inspector, Log, Start
+from .config import Broker, Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, RouteSettings, Secret, Side
+from .errors import InvariantBroken, UsageError
+from .model.mapping import Mapping, mapping_named
+from .model.route import LaneMap, Route, make_route
+from .relay.documents import RouteBoard
+from .relay.pace import Limits
+from .relay.service import ByHand
+
+if TYPE_CHECKING:
+    from .brokers.kafka.settings import KafkaSettings
+    from .brokers.redis.settings import RedisSettings
+
+
+@dataclass(frozen=True)
+class OpenRoute:
+    """A route with its brokers connected."""
+
+    route: Route
+    source: Log
+    target: Log
+    mapping: Mapping
+    board: RouteBoard
+    start: Start
+    limits: Limits
+    #: makes what hands out this route's lanes to this process
+    assignment: Callable[[], Assignment]
+
+
+def unknown_route(config: Config, name: str) -> UsageError:
+    """The error for a route that the file does not have, with the nearest name."""
+    near = difflib.get_close_matches(name, list(config.routes), 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(config.routes) or 'none'}"
+    return UsageError(f"{config.path} has no route {name!r}", hint=hint)
+
+
+def route_settings(config: Config, name: str) -> RouteSettings:
+    """The settings of one route. Raises UsageError with the nearest name."""
+    if name not in config.routes:
+        raise unknown_route(config, name)
+    return config.routes[name]
+
+
+@asynccontextmanager
+async def open_route(
+    config: Config, name: str, *, shard: tuple[int, int] | None = None, instance: str = "crossfade"
+) -> AsyncIterator[OpenRoute]:
+    """Connect both brokers of a route and its board.
+
+    Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused.
+    """
+    settings = route_settings(config, name)
+    stream = config.streams[settings.stream]
+    async with AsyncExitStack() as stack:
+        source = await _open_log(stack, config, settings, settings.source)
+        target = await _open_log(stack, config, settings, settings.target, source.lanes)
+        board = _make_board(config.brokers[settings.target])
+        stack.push_async_callback(board.close)
+        mapping = mapping_named(stream.mapping.name, **stream.mapping.options)
+        route = make_route(
+            id=settings.id,
+            name=name,
+            source_identity=source.identity,
+            source_lanes=source.lanes,
+            target_lanes=target.lanes,
+            lane_map=LaneMap(settings.lanes),
+            partitioner=stream.partitioner,
+            mapping_digest=mapping.digest(),
+        )
+        yield OpenRoute(
+            route=route,
+            source=source,
+            target=target,
+            mapping=mapping,
+            board=RouteBoard(board, settings.id),
+            start=Start(From(stream.from_.where), stream.from_.value),
+            limits=_limits(settings),
+            assignment=lambda: _make_assignment(config, settings, route, shard, instance),
+        )
+
+
+@asynccontextmanager
+async def open_board(config: Config, name: str) -> AsyncIterator[RouteBoard]:
+    """The board of one route alone: what status, pause, resume and rate need."""
+    settings = route_settings(config, name)
+    board = _make_board(config.brokers[settings.target])
+    try:
+        yield RouteBoard(board, settings.id)
+    finally:
+        await board.close()
+
+
+@asynccontextmanager
+async def open_inspectors(config: Config, name: str) -> AsyncIterator[list[tuple[str, str, Inspector]]]:
+    """(broker name, role, inspector) of both brokers of a route."""
+    settings = route_settings(config, name)
+    async with AsyncExitStack() as stack:
+        found = []
+        for broker, role in ((settings.source, "source"), (settings.target, "target")):
+            found.append((broker, role, await _open_inspector(stack, config, settings, broker)))
+        yield found
+
+
+async def _open_log(
+    stack: AsyncExitStack, config: Config, settings: RouteSettings, broker: str, source_lanes: int | None = None
+) -> Log:
+    """The stream of a route on one of its brokers, connected. `source_lanes` is given for a target."""
+    stream = config.streams[settings.stream]
+    side, at = stream.sides[broker], config.brokers[broker]
+    log: Log
+    if isinstance(at, RedisBroker):
+        from .brokers.redis.log import RedisLog
+
+        log = RedisLog(_redis(at), _redis_side(side).lane_keys, name=_redis_side(side).name, deleted=stream.deleted)
+    else:
+        from .brokers.kafka.log import KafkaLog
+
+        log = KafkaLog(_kafka(at), _kafka_side(side).topic, route=settings.id, source_lanes=source_lanes)
+    stack.push_async_callback(log.close)
+    await log.open()
+    return log
+
+
+async def _open_inspector(stack: AsyncExitStack, config: Config, settings: RouteSettings, broker: str) -> Inspector:
+    side, at = config.streams[settings.stream].sides[broker], config.brokers[broker]
+    if isinstance(at, RedisBroker):
+        from .brokers.redis.doctor import RedisInspector
+
+        inspector: Inspector = RedisInspector(_redis(at), _redis_side(side).lane_keys)
+    else:
+        from .brokers.kafka.doctor import KafkaInspector
+
+        inspector = KafkaInspector(_kafka(at), _kafka_side(side).topic)
+    return inspector
+
+
+def _make_board(at: Broker) -> Board:
+    if isinstance(at, RedisBroker):
+        from .brokers.redis.board import RedisBoard
+
+        return RedisBoard(_redis(at))
+    from .brokers.kafka.board import KafkaBoard
+
+    return KafkaBoard(_kafka(at))
+
+
+def _make_assignment(
+    config: Config, settings: RouteSettings, route: Route, shard: tuple[int, int] | None, instance: str
+) -> Assignment:
+    """Lanes by hand where asked; else a Kafka group in the target cluster, else in the source's, else Redis leases."""
+    if shard is not None:
+        return ByHand(route.source_lanes, shard)
+    stream = config.streams[settings.stream]
+    target, source = config.brokers[settings.target], config.brokers[settings.source]
+    if isinstance(target, KafkaBroker):
+        from .brokers.kafka.group import KafkaGroup
+
+        return KafkaGroup(_kafka(target), route=route.id, lanes=route.source_lanes, instance=instance)
+    if isinstance(source, KafkaBroker):
+        from .brokers.kafka.group import KafkaGroup
+
+        side = stream.sides[settings.source]
+        return KafkaGroup(
+            _kafka(source), route=route.id, lanes=route.source_lanes, instance=instance, topic=_kafka_side(side).topic
+        )
+    from .brokers.redis.lease import RedisLease
+
+    return RedisLease(_redis(target), route=route.id, lanes=route.source_lanes, instance=instance)
+
+
+def _redis(at: RedisBroker) -> RedisSettings:
+    from .brokers.redis.settings import RedisSettings, TlsSettings
+
+    return RedisSettings.from_urls(
+        at.urls,
+        mode=at.mode,
+        sentinel_name=at.sentinel_master,
+        username=at.username,
+        password=_secret(at.password),
+        sentinel_username=at.sentinel_username,
+        sentinel_password=_secret(at.sentinel_password),
+        tls=TlsSettings(at.tls.ca, at.tls.cert, at.tls.key) if at.tls else None,
+        request_timeout_s=at.request_timeout_s,
+        server_id=at.server_id,
+    )
+
+
+def _kafka(at: KafkaBroker) -> KafkaSettings:
+    from .brokers.kafka.settings import KafkaSettings
+
+    return KafkaSettings(
+        {name: value.get if isinstance(value, Secret) else value for name, value in at.properties.items()}
+    )
+
+
+def _redis_side(side: Side) -> RedisSide:
+    if not isinstance(side, RedisSide):
+        raise InvariantBroken("a Redis broker has the Redis side of a stream")
+    return side
+
+
+def _kafka_side(side: Side) -> KafkaSide:
+    if not isinstance(side, KafkaSide):
+        raise InvariantBroken("a Kafka broker has the Kafka side of a stream")
+    return side
+
+
+def _secret(value: Secret | None) -> Callable[[], str] | str:
+    return value.get if value is not None else ""
+
+
+def _limits(settings: RouteSettings) -> Limits:
+    return Limits(
+        batch_records_max=settings.batch_records,
+        batch_size_bytes_max=settings.batch_size_bytes_max,
+        commit_interval_s=settings.commit_interval_ms / 1000,
+        quarantine_records_max=settings.quarantine_records_max,
+        rate_records_per_s=settings.rate_records_per_s,
+    )
