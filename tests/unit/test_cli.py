@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from crossfade import errors
-from crossfade.cli import doctor, init, main, output
+from crossfade.cli import init, main, output
 from crossfade.cli.main import hoisted, run
 from crossfade.cli.output import Column, Output, Progress, cell, printable
 from crossfade.config import load
@@ -312,8 +312,3 @@ def test_output_without_main_is_plain(capsys: pytest.CaptureFixture[str]) -> Non
 
     typer.main.get_command(app).main([], standalone_mode=False)
     assert capsys.readouterr().out == "text\n"
-
-
-def test_reachable_is_no_name_of_an_inspectors_check() -> None:
-    # Inspectors name their checks `<broker kind>.<thing>`; ours must not be taken for one of them.
-    assert "." not in doctor.REACHABLE

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 doctor_app = typer.Typer()
 
 FINDINGS = 3
-UNREACHABLE = 5
+UNCONNECTION = 5
 _WORDS = {Level.OK: "ok", Level.WARN: "WARN", Level.FAIL: "FAIL", Level.UNKNOWN: "unknown"}
-#: the name of the finding about a broker that gave no answer at all
-REACHABLE = "reachable"
+#: the name of the finding about a broker that gave no answer, or let us not in
+CONNECTION = "connection"
 
 
 class Examined(NamedTuple):
@@ -66,8 +66,8 @@ def doctor(
     examined = asyncio.run(_examine(config, names))
     _print(config, examined, output)
     findings = [finding for each in examined for finding in each.findings if finding.level is Level.FAIL]
-    if any(finding.check == REACHABLE for finding in findings):
-        raise typer.Exit(UNREACHABLE)
+    if any(finding.check == CONNECTION for finding in findings):
+        raise typer.Exit(UNCONNECTION)
     if findings:
         raise typer.Exit(FINDINGS)
 
@@ -100,7 +100,7 @@ async def _inspect(inspector: Inspector, role: str, retention_s: float) -> list[
     try:
         return await inspector.inspect(role, retention_s if role == "source" else 0.0)
     except BrokerError as error:
-        return [Finding(REACHABLE, Level.FAIL, error.message, error.hint)]
+        return [Finding(CONNECTION, Level.FAIL, error.message, error.hint)]
     except CrossfadeError as error:
         return [Finding("configuration", Level.FAIL, error.message, error.hint)]
 

@@ -74,9 +74,10 @@ async def _uninstall(config: Config, names: Sequence[str], *, remove: bool) -> t
     """What was found, and what of it is there after the removal."""
     found: list[Left] = []
     remaining: list[Left] = []
+    for name in names if remove else ():
+        # All of them before the first removal: a refusal must not leave half of the routes removed.
+        await _refuse_running(config, name)
     for name in names:
-        if remove:
-            await _refuse_running(config, name)
         left = await _footprint(config, name, erase=remove)
         found += [each for each in left if each not in found]
         if remove:

@@ -1,0 +1,262 @@
+"""`doctor` and `uninstall` on brokers that answer what a test tells them to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from crossfade import wiring
+from crossfade.brokers.protocol import Finding, Level
+from crossfade.cli.doctor import Examined, guarantee
+from crossfade.cli.main import run
+from crossfade.cli.uninstall import running_instances
+from crossfade.config import Config
+from crossfade.errors import AccessRefused, CrossfadeError, Unreachable
+from crossfade.relay.documents import Report
+
+CONFIG = """\
+version: 1
+brokers:
+  old: {kind: redis, url: "redis://127.0.0.1:1"}
+  new: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:1"}}
+streams:
+  messages:
+    old: {lanes: "msg:stream:<lane>", count: 16}
+    new: {topic: messages.v1}
+    retention: 3h
+routes:
+  forward: {id: idforward, stream: messages, source: old, target: new}
+  back: {id: idback, stream: messages, source: new, target: old}
+"""
+OK = Finding("x.version", Level.OK, "9.1")
+BAD = Finding("x.eviction", Level.FAIL, "allkeys-lru evicts streams", "CONFIG SET maxmemory-policy noeviction")
+HIDDEN = Finding("x.persistence", Level.UNKNOWN, "CONFIG is forbidden", "ask the provider")
+
+
+@dataclass
+class FakeBroker:
+    """An Inspector with fixed answers."""
+
+    findings: list[Finding] = field(default_factory=lambda: [OK])
+    error: CrossfadeError | None = None
+    things: dict[str, list[str]] = field(default_factory=dict)
+    stuck: set[str] = field(default_factory=set)
+    asked: list[tuple[str, float]] = field(default_factory=list)
+    erased: list[str] = field(default_factory=list)
+
+    async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
+        self.asked.append((role, retention_needed_s))
+        if self.error is not None:
+            raise self.error
+        return self.findings
+
+    def acls(self, role: str) -> list[str]:
+        return [f"ACL SETUSER relay # {role}"]
+
+    async def footprint(self, route: str) -> list[str]:
+        return list(self.things.get(route, []))
+
+    async def erase(self, route: str, names: Sequence[str]) -> None:
+        self.erased += names
+        self.things[route] = [name for name in self.things[route] if name not in names or name in self.stuck]
+
+
+@dataclass
+class FakeBoard:
+    """The part of a RouteBoard that uninstall reads."""
+
+    running: list[Report] = field(default_factory=list)
+    #: the route that the next question is about
+    route: str = ""
+    running_route: str = ""
+
+    async def reports(self) -> list[Report]:
+        return self.running if self.running_route in ("", self.route) else []
+
+
+@dataclass
+class Brokers:
+    old: FakeBroker = field(default_factory=FakeBroker)
+    new: FakeBroker = field(default_factory=FakeBroker)
+    board: FakeBoard = field(default_factory=FakeBoard)
+
+
+@pytest.fixture
+def brokers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Brokers:
+    made = Brokers()
+
+    @asynccontextmanager
+    async def open_inspectors(config: Config, name: str) -> AsyncIterator[list[tuple[str, str, FakeBroker]]]:
+        route = config.routes[name]
+        ends = [(route.source, "source"), (route.target, "target")]
+        yield [(broker, role, getattr(made, broker)) for broker, role in ends]
+
+    @asynccontextmanager
+    async def open_board(config: Config, name: str) -> AsyncIterator[FakeBoard]:
+        made.board.route = name
+        yield made.board
+
+    monkeypatch.setattr(wiring, "open_inspectors", open_inspectors)
+    monkeypatch.setattr(wiring, "open_board", open_board)
+    monkeypatch.chdir(tmp_path)
+    Path("crossfade.yaml").write_text(CONFIG)
+    return made
+
+
+# -- doctor --------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_is_content_where_nothing_is_wrong(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "forward"]) == 0
+    assert capsys.readouterr().out == (
+        "route forward: messages, old -> new\n"
+        "  old (redis, source)\n"
+        "    ok       x.version  9.1\n"
+        "  new (kafka, target)\n"
+        "    ok       x.version  9.1\n"
+        "  guarantee: exactly once, in order per lane: records and marker are one transaction, so read_committed "
+        "readers see each record once\n"
+    )
+    # Only a source has to keep records for the copy.
+    assert brokers.old.asked == [("source", 10_800.0)]
+    assert brokers.new.asked == [("target", 0.0)]
+
+
+def test_doctor_names_what_fails_and_the_fix(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.old.findings = [OK, BAD]
+    assert run(["doctor", "forward"]) == 3
+    shown = capsys.readouterr().out
+    assert "    FAIL     x.eviction  allkeys-lru evicts streams\n" in shown
+    assert "fix: CONFIG SET maxmemory-policy noeviction\n" in shown
+    assert "guarantee: none as things are: old x.eviction failed\n" in shown
+
+
+def test_what_could_not_be_asked_is_unknown_and_not_ok(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.old.findings = [HIDDEN]
+    assert run(["doctor", "forward"]) == 0
+    shown = capsys.readouterr().out
+    assert "    unknown  x.persistence  CONFIG is forbidden\n" in shown
+    assert "not proven, because it could not be asked: old x.persistence" in shown
+
+
+@pytest.mark.parametrize("error", [Unreachable("no answer from h:1", hint="start it"), AccessRefused("wrong password")])
+def test_a_silent_broker_is_a_finding_and_the_other_is_still_asked(
+    brokers: Brokers, error: CrossfadeError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brokers.old.error = error
+    assert run(["doctor", "forward"]) == 5
+    shown = capsys.readouterr().out
+    assert f"FAIL     connection  {error.message}" in shown
+    assert "ok       x.version  9.1" in shown
+
+
+def test_doctor_in_json_holds_every_finding(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.new.findings = [BAD]
+    assert run(["doctor", "-o", "json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"version", "findings", "guarantees"}
+    assert {(f["route"], f["broker"], f["role"], f["level"]) for f in told["findings"]} == {
+        ("forward", "old", "source", "ok"),
+        ("forward", "new", "target", "fail"),
+        ("back", "new", "source", "fail"),
+        ("back", "old", "target", "ok"),
+    }
+    assert set(told["guarantees"]) == {"forward", "back"}
+
+
+def test_print_acls_asks_no_broker(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "forward", "--print-acls"]) == 0
+    assert capsys.readouterr().out == (
+        "# route forward: old as source\nACL SETUSER relay # source\n\n"
+        "# route forward: new as target\nACL SETUSER relay # target\n"
+    )
+    assert brokers.old.asked == brokers.new.asked == []
+
+
+def test_an_unknown_route_names_the_nearest(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "forwrad"]) == 2
+    assert capsys.readouterr().err == "error: crossfade.yaml has no route 'forwrad'\nhint: did you mean 'forward'?\n"
+
+
+def test_a_configuration_without_routes_is_told(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("crossfade.yaml").write_text(CONFIG.partition("routes:")[0] + "routes: {}\n")
+    assert run(["doctor"]) == 2
+    assert "has no routes" in capsys.readouterr().err
+
+
+def test_the_guarantee_on_redis_says_what_a_failover_does() -> None:
+    examined = [Examined("r", "a", "source", "kafka", [OK]), Examined("r", "b", "target", "redis", [OK])]
+    assert "one script writes records and marker" in guarantee(examined)
+
+
+# -- uninstall -----------------------------------------------------------------------------------------------------
+
+
+def test_uninstall_lists_and_removes_nothing(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.new.things = {"idforward": ["topic crossfade.idforward.lanes"]}
+    assert run(["uninstall", "forward"]) == 0
+    shown = capsys.readouterr()
+    assert "topic crossfade.idforward.lanes" in shown.out
+    assert "would be removed" in shown.out
+    assert "nothing was removed" in shown.err
+    assert brokers.new.erased == []
+
+
+def test_uninstall_removes_exactly_what_it_lists(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.old.things = {"idforward": ["a"], "idback": ["b"]}
+    brokers.new.things = {"idforward": ["c"]}
+    assert run(["uninstall", "forward", "--yes", "-o", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == [
+        {"route": "forward", "broker": "old", "name": "a", "state": "removed"},
+        {"route": "forward", "broker": "new", "name": "c", "state": "removed"},
+    ]
+    assert (brokers.old.erased, brokers.new.erased) == (["a"], ["c"])
+    assert brokers.old.things["idback"] == ["b"]
+
+
+def test_uninstall_says_what_is_still_there(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.old.things = {"idforward": ["a", "b"]}
+    brokers.old.stuck = {"b"}
+    assert run(["uninstall", "forward", "--yes"]) == 1
+    shown = capsys.readouterr()
+    assert "still there" in shown.out
+    assert shown.err.startswith("error: 1 of 2 could not be removed")
+
+
+def test_uninstall_is_refused_under_a_running_relay(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.old.things = {"idforward": ["a"]}
+    brokers.board.running = [Report("relay-1", time.time(), state="running")]
+    assert run(["uninstall", "forward", "--yes"]) == 4
+    assert capsys.readouterr().err.startswith("error: route 'forward' has running relays: relay-1\n")
+    assert brokers.old.erased == []
+    # Listing is always allowed.
+    assert run(["uninstall", "forward"]) == 0
+
+
+def test_one_running_route_keeps_the_others_from_being_half_removed(brokers: Brokers) -> None:
+    brokers.old.things = {"idforward": ["a"], "idback": ["b"]}
+    brokers.board.running = [Report("relay-1", time.time(), state="running")]
+    brokers.board.running_route = "back"
+    assert run(["uninstall", "--yes"]) == 4
+    assert brokers.old.erased == []
+
+
+def test_uninstall_with_nothing_left_says_so(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["uninstall", "--yes"]) == 0
+    assert "nothing of Crossfade is left" in capsys.readouterr().err
+
+
+def test_who_counts_as_running() -> None:
+    reports = [
+        Report("fresh", 95.0, state="running"),
+        Report("old", 80.0, state="running"),
+        Report("gone", 99.0, state="stopped"),
+    ]
+    assert running_instances(reports, 100.0) == ["fresh"]
