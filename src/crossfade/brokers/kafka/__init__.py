@@ -1,0 +1,9 @@
+"""The Kafka adapter: a topic as a Log, a group as an Assignment, a compacted topic as a Board, and the doctor.
+
+The only folder that imports the Kafka client.
+"""
+
+from .log import KafkaLog
+from .settings import KafkaSettings
+
+__all__ = ["KafkaLog", "KafkaSettings"]

@@ -1,0 +1,295 @@
+"""What the rest of this folder asks of a cluster through the admin API: topics, configurations, offsets, groups.
+
+Hides futures, the traps of list_offsets (-1001 without an error while a leader is away) and the creation of
+Crossfade's own topics. Nothing here is on the path of records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from ...errors import AccessRefused, Unreachable
+from .failures import HandleHealth, error_of, is_topic_missing, translate
+from .settings import KafkaSettings
+
+T = TypeVar("T")
+
+#: what to ask `Cluster.offsets` for: the log start, the end, or the first record at or after a time
+EARLIEST: Any = OffsetSpec._earliest
+LATEST: Any = OffsetSpec._latest
+at_time: Callable[[int], Any] = OffsetSpec.for_timestamp
+
+_REQUEST_S = 8.0
+_TRIES = 4
+_PAUSE_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    name: str
+    topic_id: str
+    #: per partition: replicas, in-sync replicas, leader id (-1 = none)
+    replicas: tuple[tuple[int, ...], ...]
+    in_sync: tuple[tuple[int, ...], ...]
+    leaders: tuple[int, ...]
+    operations: frozenset[str] = frozenset()
+
+    @property
+    def lanes(self) -> int:
+        return len(self.replicas)
+
+    @property
+    def replication(self) -> int:
+        """The smallest number of replicas of any partition."""
+        return min((len(replicas) for replicas in self.replicas), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigValue:
+    value: str
+    is_default: bool
+
+
+class Cluster:
+    """One admin handle. Its calls never block the event loop."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self.health = HandleHealth("admin")
+        self._admin: AdminClient | None = None
+
+    @property
+    def admin(self) -> AdminClient:
+        if self._admin is None:
+            self._admin = AdminClient(self.settings.admin(self.health))
+            self.settings.track(self._admin)
+        return self._admin
+
+    def close(self) -> None:
+        """Let go of the handle."""
+        if self._admin is not None:
+            self.settings.untrack(self._admin)
+            self._admin = None
+
+    # --- topics ---------------------------------------------------------------------------------------------------
+
+    async def topic(self, name: str, *, operations: bool = False) -> TopicFacts | None:
+        """Facts about a topic, or None where it does not exist. Raises Unreachable, AccessRefused."""
+
+        async def ask() -> TopicFacts | None:
+            futures = self.admin.describe_topics(
+                TopicCollection([name]), request_timeout=_REQUEST_S, include_authorized_operations=operations
+            )
+            try:
+                found = await _wait(futures[name])
+            except KafkaException as failure:
+                if is_topic_missing(error_of(failure)):
+                    return None
+                raise
+            partitions = sorted(found.partitions, key=lambda p: p.id)
+            return TopicFacts(
+                name,
+                str(found.topic_id),
+                tuple(tuple(n.id for n in p.replicas) for p in partitions),
+                tuple(tuple(n.id for n in p.isr) for p in partitions),
+                tuple(p.leader.id if p.leader is not None else -1 for p in partitions),
+                frozenset(operation.name for operation in found.authorized_operations or ()),
+            )
+
+        return await self._persist(ask, f"asking about topic {name}")
+
+    async def topic_id(self, name: str) -> str | None:
+        """The topic's id, "" where it does not exist; None where a broker could not tell right now."""
+        try:
+            futures = self.admin.describe_topics(TopicCollection([name]), request_timeout=_REQUEST_S)
+            return str((await _wait(futures[name])).topic_id)
+        except KafkaException as failure:
+            error = error_of(failure)
+            if is_topic_missing(error):
+                return ""
+            translated = translate(error, f"asking about topic {name}", self.health)
+            if isinstance(translated, AccessRefused):
+                raise translated from failure
+            return None
+
+    async def config(self, name: str, kind: str = "topic") -> dict[str, ConfigValue]:
+        """The configuration of a topic or broker. Raises Unreachable, AccessRefused."""
+        resource = ConfigResource(ResourceType.TOPIC if kind == "topic" else ResourceType.BROKER, name)
+
+        async def ask() -> dict[str, ConfigValue]:
+            entries = await _wait(self.admin.describe_configs([resource], request_timeout=_REQUEST_S)[resource])
+            return {key: ConfigValue(entry.value or "", bool(entry.is_default)) for key, entry in entries.items()}
+
+        return await self._persist(ask, f"reading the configuration of {kind} {name}")
+
+    async def ensure_topic(self, name: str, lanes: int, replication: int, config: dict[str, str]) -> TopicFacts:
+        """The facts of one of our own topics, created where it is missing. Raises Unreachable, AccessRefused."""
+        facts = await self.topic(name)
+        if facts is None:
+            futures = self.admin.create_topics(
+                [NewTopic(name, lanes, replication, config=config)], request_timeout=_REQUEST_S
+            )
+            try:
+                await _wait(futures[name])
+            except KafkaException as failure:
+                if error_of(failure).code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise translate(failure, f"creating topic {name}", self.health) from failure
+            for _ in range(50):  # the answer of another broker can lag behind the creation
+                facts = await self.topic(name)
+                if facts is not None and facts.lanes > 0 and -1 not in facts.leaders:
+                    break
+                await asyncio.sleep(0.1)
+        if facts is None:
+            raise Unreachable(f"topic {name} was created but no broker shows it")
+        return facts
+
+    async def delete_topics(self, names: Sequence[str]) -> None:
+        """Delete topics; one that is already gone is no error. Raises Unreachable, AccessRefused."""
+        if not names:
+            return
+        for name, future in self.admin.delete_topics(list(names), request_timeout=_REQUEST_S).items():
+            try:
+                await _wait(future)
+            except KafkaException as failure:
+                if not is_topic_missing(error_of(failure)):
+                    raise translate(failure, f"deleting topic {name}", self.health) from failure
+
+    async def topic_names(self, prefix: str) -> list[str]:
+        """Names of the topics that begin with `prefix`."""
+        metadata = await asyncio.to_thread(self._metadata)
+        return sorted(name for name in metadata.topics if name.startswith(prefix))
+
+    def _metadata(self) -> Any:
+        try:
+            return self.admin.list_topics(timeout=_REQUEST_S)
+        except KafkaException as failure:
+            raise translate(failure, "listing topics", self.health) from failure
+
+    async def describe(self) -> Any:
+        """The cluster: id, controller, nodes, and what we may do there."""
+
+        async def ask() -> Any:
+            return await _wait(
+                self.admin.describe_cluster(request_timeout=_REQUEST_S, include_authorized_operations=True)
+            )
+
+        return await self._persist(ask, "asking about the cluster")
+
+    # --- offsets --------------------------------------------------------------------------------------------------
+
+    async def offsets(self, topic: str, lanes: Iterable[int], spec: Any, *, committed: bool = True) -> dict[int, int]:
+        """The offset per lane for EARLIEST, LATEST or `at_time(ms)`; -1 = none (a time behind the end).
+
+        Latest is the last stable offset where `committed`, else the high watermark. Raises Unreachable, AccessRefused.
+        """
+        wanted = sorted(set(lanes))
+        if not wanted:
+            return {}
+        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        is_time = spec not in (EARLIEST, LATEST)
+
+        async def ask() -> dict[int, int]:
+            futures = self.admin.list_offsets(
+                {TopicPartition(topic, lane): spec for lane in wanted},
+                isolation_level=level,
+                request_timeout=_REQUEST_S,
+            )
+            found: dict[int, int] = {}
+            for partition, future in futures.items():
+                offset = (await _wait(future)).offset
+                if offset < (-1 if is_time else 0):  # -1001: the leader is away, and no error says so
+                    raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"{topic}[{partition.partition}]"))
+                found[partition.partition] = offset
+            return found
+
+        return await self._persist(ask, f"asking for the offsets of {topic}")
+
+    async def delete_records(self, topic: str, before: dict[int, int]) -> None:
+        """Delete the records of each lane below an offset. Raises Unreachable, AccessRefused."""
+        asked = [TopicPartition(topic, lane, offset) for lane, offset in before.items()]
+        for future in self.admin.delete_records(asked, request_timeout=_REQUEST_S).values():
+            try:
+                await _wait(future)
+            except KafkaException as failure:
+                raise translate(failure, f"deleting records of {topic}", self.health) from failure
+
+    # --- groups ---------------------------------------------------------------------------------------------------
+
+    async def live_instances(self, group: str) -> frozenset[str]:
+        """The static member names of a group that are members now. Raises Unreachable, AccessRefused."""
+
+        async def ask() -> frozenset[str]:
+            try:
+                found = await _wait(self.admin.describe_consumer_groups([group], request_timeout=_REQUEST_S)[group])
+            except KafkaException as failure:
+                if error_of(failure).code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    return frozenset()
+                raise
+            return frozenset(member.group_instance_id or member.member_id for member in found.members)
+
+        return await self._persist(ask, f"asking about group {group}")
+
+    async def markers(self, group: str, topic: str, lanes: Iterable[int]) -> dict[int, str]:
+        """The last committed metadata per lane, open transactions left aside. Raises Unreachable, AccessRefused."""
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, lane) for lane in lanes])
+
+        async def ask() -> dict[int, str]:
+            found = await _wait(
+                self.admin.list_consumer_group_offsets([asked], require_stable=False, request_timeout=_REQUEST_S)[group]
+            )
+            return {p.partition: p.metadata for p in found.topic_partitions if p.offset >= 0 and p.metadata}
+
+        return await self._persist(ask, f"reading the offsets of group {group}")
+
+    async def group_names(self, prefix: str) -> list[str]:
+        """Names of the consumer groups that begin with `prefix`."""
+
+        async def ask() -> list[str]:
+            found = await _wait(self.admin.list_consumer_groups(request_timeout=_REQUEST_S))
+            return sorted(group.group_id for group in found.valid if group.group_id.startswith(prefix))
+
+        return await self._persist(ask, "listing groups")
+
+    async def delete_group(self, group: str) -> None:
+        """Delete a group without members; one that is already gone is no error. Raises Unreachable, AccessRefused."""
+        try:
+            await _wait(self.admin.delete_consumer_groups([group], request_timeout=_REQUEST_S)[group])
+        except KafkaException as failure:
+            if error_of(failure).code() != KafkaError.GROUP_ID_NOT_FOUND:
+                raise translate(failure, f"deleting group {group}", self.health) from failure
+
+    async def _persist(self, ask: Callable[[], Awaitable[T]], doing: str) -> T:
+        """Ask a few times: metadata, leaders and coordinators are away for moments."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return await ask()
+            except KafkaException as failure:
+                translated = translate(failure, doing, self.health)
+                if left == 0 or not isinstance(translated, Unreachable):
+                    raise translated from failure
+            await asyncio.sleep(_PAUSE_S)
+        raise Unreachable(f"Kafka failed while {doing}")
+
+
+async def _wait(future: concurrent.futures.Future[Any]) -> Any:
+    return await asyncio.wrap_future(future)

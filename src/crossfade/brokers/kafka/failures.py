@@ -1,0 +1,101 @@
+"""Kafka's error codes as Crossfade's errors, one sentence a case.
+
+Hides librdkafka's numbers, and that a wrong password shows only in a callback while every call reports a transport
+problem. Everything in this folder that talks to a broker turns its exceptions into errors here.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException
+
+from ...errors import AccessRefused, BrokerError, Fenced, Indeterminate, Unreachable
+
+_E = KafkaError
+
+_AUTHENTICATION = frozenset({_E._AUTHENTICATION, _E.SASL_AUTHENTICATION_FAILED, _E._SSL})
+_ACCESS: dict[int, str] = {
+    _E.TOPIC_AUTHORIZATION_FAILED: "grant the topic rights that `crossfade doctor --print-acls` lists",
+    _E.GROUP_AUTHORIZATION_FAILED: "grant the group rights that `crossfade doctor --print-acls` lists",
+    _E.CLUSTER_AUTHORIZATION_FAILED: "grant the cluster rights that `crossfade doctor --print-acls` lists",
+    _E.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant Write on the ids that `crossfade doctor --print-acls` lists",
+    _E.UNKNOWN_TOPIC_OR_PART: "create the topic, or correct its name",
+    _E._UNKNOWN_TOPIC: "create the topic, or correct its name",
+    _E._UNKNOWN_PARTITION: "the topic has fewer partitions than expected",
+    _E.TOPIC_EXCEPTION: "correct the topic's name",
+    _E.POLICY_VIOLATION: "the cluster's policy forbids it: ask its administrator",
+    _E.INVALID_REPLICATION_FACTOR: "the cluster has fewer brokers than the replication factor",
+    _E.UNSUPPORTED_VERSION: "the broker is too old for this request",
+    _E._UNSUPPORTED_FEATURE: "the broker is too old for this request",
+}
+_FENCED = frozenset({_E._FENCED, _E.INVALID_PRODUCER_EPOCH, _E.PRODUCER_FENCED})
+_STALE_MEMBER = frozenset({_E.ILLEGAL_GENERATION, _E.UNKNOWN_MEMBER_ID, _E.FENCED_INSTANCE_ID, _E.STALE_MEMBER_EPOCH})
+
+#: how long an authentication failure explains the transport errors that follow it
+_EXPLAINS_S = 30.0
+
+
+class HandleHealth:
+    """What the error callback of one handle said last; made before the handle, and asked when a call fails."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._refused: KafkaError | None = None
+        self._refused_at = 0.0
+
+    def on_error(self, error: KafkaError) -> None:
+        """librdkafka's error_cb."""
+        if error.code() in _AUTHENTICATION:
+            self._refused, self._refused_at = error, time.monotonic()
+        if not error.fatal():  # fatal ones are raised by the next call
+            structlog.get_logger("kafka.client").debug("client error", handle=self.what, error=error.str())
+
+    def refusal(self) -> KafkaError | None:
+        """The authentication failure that explains a transport error now, if any."""
+        return self._refused if time.monotonic() - self._refused_at < _EXPLAINS_S else None
+
+
+def error_of(exception: KafkaException) -> KafkaError:
+    """The KafkaError inside an exception."""
+    first = exception.args[0] if exception.args else None
+    return first if isinstance(first, KafkaError) else KafkaError(_E._FAIL, str(exception))
+
+
+def is_fenced(error: KafkaError) -> bool:
+    """True where a newer owner took over: by transactional id, or by the group's generation."""
+    return error.code() in _FENCED or error.code() in _STALE_MEMBER
+
+
+def is_topic_missing(error: KafkaError) -> bool:
+    return error.code() in (_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E.UNKNOWN_TOPIC_ID)
+
+
+def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHealth | None = None) -> BrokerError:
+    """The error to raise for a failed call; `doing` completes "Kafka failed while ..."."""
+    error = failure if isinstance(failure, KafkaError) else error_of(failure)
+    code, text = error.code(), error.str()
+    refusal = health.refusal() if health is not None else None
+    if code in _AUTHENTICATION or refusal is not None:
+        return AccessRefused(
+            f"Kafka refused the credentials while {doing}: {(refusal or error).str()}",
+            hint="check security.protocol, sasl.* and ssl.* of this broker",
+        )
+    if code in _FENCED:
+        return Fenced(f"a newer claim took over while {doing}: {text}", hint="nothing to do; the newer claim goes on")
+    if code in _STALE_MEMBER:
+        return Fenced(f"the group handed the lanes to another process while {doing}: {text}")
+    if code in _ACCESS:
+        return AccessRefused(f"Kafka refused while {doing}: {text}", hint=_ACCESS[code])
+    return Unreachable(f"Kafka failed while {doing}: {text}", hint="check that the brokers run and can be reached")
+
+
+def doubt(failure: KafkaException | KafkaError | str, doing: str, health: HandleHealth | None = None) -> BrokerError:
+    """The error for a step inside a transaction: Fenced, AccessRefused, or else Indeterminate."""
+    if isinstance(failure, str):
+        return Indeterminate(f"it is in doubt whether the transaction happened: {failure} while {doing}")
+    error = translate(failure, doing, health)
+    if isinstance(error, Unreachable):
+        return Indeterminate(f"it is in doubt whether the transaction happened: {error.message}")
+    return error

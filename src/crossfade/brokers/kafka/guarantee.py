@@ -1,0 +1,101 @@
+"""What a target topic's configuration allows to promise, in words, and what it takes of a record. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...errors import GuaranteeRefused
+from .cluster import ConfigValue, TopicFacts
+from .rows import Limits
+
+#: a record this close to being deleted by time would be gone before it is read
+_RETENTION_MARGIN_MS = 3_600_000
+#: the broker's clock may be behind ours by this much
+_CLOCK_MARGIN_MS = 5_000
+_FOREVER_MS = 1 << 62
+_CLIENT_BYTES_MAX = 1_000_000_000
+
+
+@dataclass(slots=True)
+class TargetLimits:
+    """The limits of a target topic that its records must keep."""
+
+    message_bytes_max: int
+    retention_ms: int  # -1 = none
+    ahead_ms_max: int
+    behind_ms_max: int
+    is_compacted: bool
+    #: a batch was refused for its size: sizes are counted as if compression saved nothing
+    is_exact: bool = False
+
+    @property
+    def client_bytes_max(self) -> int:
+        """librdkafka's own limit counts before compression: room for what compresses to the topic's limit."""
+        return min(_CLIENT_BYTES_MAX, max(4 * self.message_bytes_max, 1_100_000))
+
+    def rows(self, now_ms: int) -> Limits:
+        """The limits for records that are written at `now_ms`."""
+        oldest = 0
+        if self.retention_ms >= 0:
+            # Half of a short retention: a margin that is longer than it would redate every record.
+            oldest = now_ms - self.retention_ms + min(_RETENTION_MARGIN_MS, self.retention_ms // 2)
+        oldest = max(oldest, now_ms - self.behind_ms_max + _CLOCK_MARGIN_MS)
+        return Limits(
+            size_bytes_max=self.message_bytes_max if self.is_exact else self.client_bytes_max - 1024,
+            time_after_ms=max(0, oldest),
+            time_before_ms=now_ms + max(1, self.ahead_ms_max - _CLOCK_MARGIN_MS),
+            now_ms=now_ms,
+        )
+
+
+def read_limits(config: Mapping[str, ConfigValue]) -> TargetLimits:
+    """The limits in a topic's configuration."""
+    policy = _text(config, "cleanup.policy", "delete")
+    return TargetLimits(
+        message_bytes_max=_number(config, "max.message.bytes", 1_048_588),
+        retention_ms=_number(config, "retention.ms", 604_800_000) if "delete" in policy else -1,
+        ahead_ms_max=_number(config, "message.timestamp.after.max.ms", 3_600_000),
+        behind_ms_max=_number(config, "message.timestamp.before.max.ms", _FOREVER_MS),
+        is_compacted="compact" in policy,
+    )
+
+
+def guarantee_of(facts: TopicFacts, config: Mapping[str, ConfigValue], *, allow_weak: bool) -> list[str]:
+    """Which guarantee holds on a target topic, and why. Raises GuaranteeRefused."""
+    weak = weaknesses(facts, config)
+    if weak and not allow_weak:
+        raise GuaranteeRefused(
+            f"exactly once cannot be kept on topic {facts.name}: {'; '.join(weak)}",
+            hint="correct the topic, or accept the weaker guarantee with allow_weak: true",
+        )
+    minimum = _number(config, "min.insync.replicas", 1)
+    if weak:
+        return [f"exactly once while no broker is lost ({'; '.join(weak)})"]
+    lines = [
+        f"exactly once: records and markers are one transaction, {facts.replication} replicas, "
+        f"{minimum} in sync before a write is acknowledged, no unclean election"
+    ]
+    if minimum < 2:
+        lines.append("min.insync.replicas is 1: losing one broker at the wrong moment can lose acknowledged records")
+    return lines
+
+
+def weaknesses(facts: TopicFacts, config: Mapping[str, ConfigValue]) -> list[str]:
+    """What makes a topic unfit to keep acknowledged records."""
+    found = []
+    if facts.replication < 2:
+        found.append(f"it has {facts.replication} replica")
+    if _text(config, "unclean.leader.election.enable", "false") == "true":
+        found.append("unclean.leader.election.enable is true")
+    return found
+
+
+def _number(config: Mapping[str, ConfigValue], name: str, default: int) -> int:
+    entry = config.get(name)
+    return int(entry.value) if entry is not None and entry.value else default
+
+
+def _text(config: Mapping[str, ConfigValue], name: str, default: str) -> str:
+    entry = config.get(name)
+    return entry.value if entry is not None and entry.value else default

@@ -1,0 +1,312 @@
+"""A Kafka topic as a Log: source (read_committed, places checked) and target (one transaction per append).
+
+Joins the reader, the writer and the marker reader of this folder. Invariant as a source: a batch that is handed out
+continues its place, in the same topic and not a re-created one of that name. Invariant as a target: records, markers
+and quarantined records of an append are one transaction of one transactional id, which is the fence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from ...errors import AccessRefused, LaneError, SourceRegressed, SourceReset, SourceTrimmed, Unreachable, UsageError
+from ...model.position import Place
+from ...model.record import Batch, Lane, Path, Shape, Write
+from ...telemetry import step
+from ..protocol import Appended, Bounds, Claim, From, Owner, Start
+from .cluster import EARLIEST, LATEST, Cluster, TopicFacts, at_time
+from .settings import KafkaSettings
+from .source import SourceReader, Taken
+from .target import KafkaTarget
+from .threads import HandleThread
+
+#: while nothing comes, the topic is asked after this often
+_IDLE_CHECK_S = 1.0
+#: asking for the topic's id after every read may take this share of the time
+_CHECK_SHARE = 0.05
+_GATHER_S_MAX = 0.05
+
+
+class KafkaLog:
+    """One topic. Raises UsageError for a negative memory bound.
+
+    `source_lanes`: lanes of the stream that is copied into this one (None: as many as this topic has).
+    `queue_kbytes_max`: bound of the records that are fetched ahead.
+    """
+
+    kind = "kafka"
+    shape = Shape.RECORD
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        topic: str,
+        *,
+        route: str,
+        source_lanes: int | None = None,
+        queue_kbytes_max: int = 65_536,
+        allow_weak: bool = False,
+    ) -> None:
+        if queue_kbytes_max < 1024:
+            raise UsageError(f"queue_kbytes_max is {queue_kbytes_max}, at least 1024 are needed")
+        self.name = topic
+        self.lanes = 0
+        self.identity = ""
+        self._settings = settings
+        self._route = route
+        self._queue_kbytes_max = queue_kbytes_max
+        self.cluster = Cluster(settings)
+        self._facts: TopicFacts | None = None
+        self._reader: SourceReader | None = None
+        self._reader_thread: HandleThread | None = None
+        self._checked_at = 0.0
+        self._check_took_s = 0.001
+        self._target = KafkaTarget(settings, self.cluster, topic, route, source_lanes, allow_weak=allow_weak)
+
+    def lane_name(self, lane: Lane) -> str:
+        return f"{self.name}[{lane}]"
+
+    async def open(self) -> None:
+        """Learn lanes and identity. Raises Unreachable, AccessRefused."""
+        facts = await self.cluster.topic(self.name)
+        if facts is None:
+            raise AccessRefused(f"topic {self.name} does not exist", hint="create it, or correct its name")
+        self._facts = facts
+        self.lanes = facts.lanes
+        described = await self.cluster.describe()
+        self.identity = f"kafka:{described.cluster_id}:{self.name}"
+
+    # --- source -----------------------------------------------------------------------------------------------------
+
+    async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
+        """What each lane holds now. Raises Unreachable, AccessRefused."""
+        low, end = await asyncio.gather(
+            self.cluster.offsets(self.name, lanes, EARLIEST),
+            self.cluster.offsets(self.name, lanes, LATEST),
+        )
+        incarnation = await self._incarnation()
+        return {
+            lane: Bounds(
+                first=str(low[lane]) if end[lane] > low[lane] else "",
+                last=str(end[lane] - 1) if end[lane] > 0 else "",
+                count=end[lane],
+                length=max(0, end[lane] - low[lane]),
+                incarnation=incarnation,
+            )
+            for lane in low
+        }
+
+    async def begin(self, lanes: Sequence[Lane], start: Start) -> dict[Lane, Place | LaneError]:
+        """Where reading begins in each lane. Raises Unreachable, AccessRefused, UsageError."""
+        bounds = await self.bounds(lanes)
+        if start.where is From.EARLIEST:
+            counts = {lane: b.count - b.length for lane, b in bounds.items()}
+        elif start.where is From.LATEST:
+            counts = {lane: b.count for lane, b in bounds.items()}
+        elif start.where is From.TIME:
+            found = await self.cluster.offsets(self.name, lanes, at_time(_whole_number(start.value)))
+            counts = {lane: b.count if found[lane] < 0 else min(found[lane], b.count) for lane, b in bounds.items()}
+        else:
+            return {lane: self._begin_after(lane, _whole_number(start.value), bounds[lane]) for lane in lanes}
+        return {
+            lane: Place(
+                position=str(count - 1) if count > bounds[lane].count - bounds[lane].length else "",
+                count=count,
+                incarnation=bounds[lane].incarnation,
+            )
+            for lane, count in counts.items()
+        }
+
+    def _begin_after(self, lane: Lane, offset: int, bounds: Bounds) -> Place | LaneError:
+        place = Place(position=str(offset), count=offset + 1, incarnation=bounds.incarnation)
+        return self._out_of_bounds(lane, place, bounds) or place
+
+    async def read(
+        self, after: Mapping[Lane, Place], records_max: int, bytes_max: int, wait_s: float
+    ) -> dict[Lane, Batch | LaneError]:
+        """Committed records behind each place (see `Log.read`).
+
+        The topic's id is asked for after the records were taken and before they are handed out, so a commit never
+        covers records of a re-created topic. That costs one small metadata request a read; records are gathered a
+        little longer where it would take more than a twentieth of the time. Trimming and truncation need no extra
+        check: the broker refuses to serve an offset below the log start, beyond the end, or of a divergent epoch.
+        """
+        if not after:
+            return {}
+        reader, thread = self._source()
+        gather_s = min(_GATHER_S_MAX, self._check_took_s / _CHECK_SHARE)
+        taken, troubled = await thread.call(reader.take, after, records_max, bytes_max, wait_s, gather_s)
+        outcome: dict[Lane, Batch | LaneError] = {}
+        if taken or troubled or time.monotonic() - self._checked_at > _IDLE_CHECK_S:
+            incarnation = await self._incarnation_now(reader, thread)
+            for lane in after:
+                if after[lane].incarnation and after[lane].incarnation != incarnation:
+                    outcome[lane] = self._reset(lane, after[lane], incarnation)
+            if outcome:
+                await thread.call(reader.forget)
+                return outcome
+            for lane, lot in taken.items():
+                outcome[lane] = _batch(lane, lot, after[lane], incarnation)
+            if troubled:
+                outcome |= await self._diagnose({lane: after[lane] for lane in troubled})
+        step("kafka.read.done")
+        return outcome
+
+    async def conditions(self, lanes: Sequence[Lane]) -> dict[Lane, str]:
+        """Lanes whose readers are held up by an open transaction, with what to say about it."""
+        high, stable = await asyncio.gather(
+            self.cluster.offsets(self.name, lanes, LATEST, committed=False),
+            self.cluster.offsets(self.name, lanes, LATEST),
+        )
+        return {
+            lane: f"{self.lane_name(lane)}: an open transaction holds up readers at offset {stable[lane]} "
+            f"({high[lane] - stable[lane]} offsets behind it)"
+            for lane in high
+            if high[lane] > stable[lane]
+        }
+
+    def _source(self) -> tuple[SourceReader, HandleThread]:
+        if self._reader is None or self._reader_thread is None:
+            self._reader = SourceReader(
+                self._settings, self.name, group=f"crossfade.{self._route}", queue_kbytes_max=self._queue_kbytes_max
+            )
+            self._reader_thread = HandleThread(f"source-{self.name}")
+        return self._reader, self._reader_thread
+
+    async def _incarnation(self) -> str:
+        facts = await self.cluster.topic(self.name)
+        if facts is None:
+            raise AccessRefused(f"topic {self.name} does not exist", hint="create it, or correct its name")
+        return facts.topic_id
+
+    async def _incarnation_now(self, reader: SourceReader, thread: HandleThread) -> str:
+        """The topic's id, "" = deleted. Where no broker can tell, what was taken is forgotten and read again."""
+        began = time.monotonic()
+        found = await self.cluster.topic_id(self.name)
+        if found == "":  # a broker that has just started may not know the topic yet: make sure
+            await asyncio.sleep(0.5)
+            found = await self.cluster.topic_id(self.name)
+        if found is None:
+            await thread.call(reader.forget)
+            raise Unreachable(f"no broker could tell about topic {self.name}", hint="check that the brokers run")
+        self._checked_at = time.monotonic()
+        self._check_took_s = 0.8 * self._check_took_s + 0.2 * min(0.05, self._checked_at - began)
+        return found
+
+    def _reset(self, lane: Lane, place: Place, found: str) -> SourceReset:
+        what = "was deleted and made anew" if found else "was deleted"
+        return SourceReset(
+            lane,
+            f"{self.lane_name(lane)}: the topic {what} (id {place.incarnation} is now {found or 'gone'})",
+            hint="decide with `crossfade relay resume` where to go on",
+            position=place.position,
+        )
+
+    async def _diagnose(self, places: Mapping[Lane, Place]) -> dict[Lane, LaneError]:
+        """Name the trouble of lanes whose place the broker does not serve; a passing trouble has no entry."""
+        bounds = await self.bounds(list(places))
+        found: dict[Lane, LaneError] = {}
+        for lane, place in places.items():
+            error = self._out_of_bounds(lane, place, bounds[lane])
+            if isinstance(error, SourceRegressed):  # a new leader may not know its high watermark yet: make sure
+                await asyncio.sleep(1.0)
+                error = self._out_of_bounds(lane, place, (await self.bounds([lane]))[lane])
+            if error is None and place.witness:
+                error = await self._diverged(lane, place)
+            if error is not None:
+                found[lane] = error
+            else:
+                structlog.get_logger("kafka.source").info("seeking again", lane=self.lane_name(lane), at=place.count)
+        return found
+
+    def _out_of_bounds(self, lane: Lane, place: Place, bounds: Bounds) -> LaneError | None:
+        low = bounds.count - bounds.length
+        if place.count < low:
+            return SourceTrimmed(
+                lane,
+                f"{self.lane_name(lane)}: {low - place.count} offsets behind {place.position or 'the start'} were "
+                f"deleted before they were copied; the log now starts at {low}",
+                hint="decide with `crossfade relay resume --accept-loss` whether to go on without them",
+                position=place.position,
+                lost_records=low - place.count,
+            )
+        if place.count > bounds.count:
+            return SourceRegressed(
+                lane,
+                f"{self.lane_name(lane)} ends at {bounds.count}, but {place.count} was reached: records that were "
+                "already copied are gone (unclean election, restored disk)",
+                hint="compare both sides with `crossfade verify`, then decide where to go on",
+                position=place.position,
+            )
+        return None
+
+    async def _diverged(self, lane: Lane, place: Place) -> LaneError | None:
+        """The log was cut off and has grown past the place since: the leader epoch of the place tells."""
+        reader, thread = self._source()
+        taken, troubled = await thread.call(reader.take, {lane: place}, 1, 1, 1.0, 0.0)
+        await thread.call(reader.forget, [lane])
+        if lane in troubled and lane not in taken:
+            return SourceRegressed(
+                lane,
+                f"{self.lane_name(lane)}: the log was cut off before {place.count} and has grown since: "
+                f"{troubled[lane].str()}",
+                hint="compare both sides with `crossfade verify`, then decide where to go on",
+                position=place.position,
+            )
+        return None
+
+    # --- target -----------------------------------------------------------------------------------------------------
+
+    async def claim(self, owner: Owner, paths: Sequence[Path]) -> Claim:
+        """Fence every older claim on these paths, then read and check their markers (see `Log.claim`)."""
+        return await self._target.claim(owner, paths)
+
+    async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+        """One transaction with the records and markers of all writes (see `Log.append`)."""
+        return await self._target.append(claim, writes)
+
+    async def guarantee(self) -> list[str]:
+        """Which guarantee holds on this target, and why. Raises GuaranteeRefused, Unreachable, AccessRefused."""
+        return await self._target.guarantee()
+
+    async def close(self) -> None:
+        """Let go of connections and threads. Safe to call twice."""
+        thread, reader = self._reader_thread, self._reader
+        self._reader_thread = self._reader = None
+        if thread is not None and reader is not None:
+            thread.post(reader.close)
+            thread.stop()
+        await self._target.close()
+        self.cluster.close()
+
+
+def _batch(lane: Lane, lot: Taken, place: Place, incarnation: str) -> Batch:
+    is_moved = bool(lot.rows)
+    witness = str(lot.leader_epoch) if is_moved and lot.leader_epoch >= 0 else ("" if is_moved else place.witness)
+    return Batch(
+        lane,
+        Shape.RECORD,
+        lot.positions,
+        lot.rows,
+        Place(
+            position=str(lot.positions[-1]) if is_moved else place.position,
+            count=lot.next_offset,
+            incarnation=incarnation,
+            witness=witness,
+        ),
+        at_end=lot.at_end,
+        size_bytes=lot.size_bytes,
+    )
+
+
+def _whole_number(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(
+            f"{value!r} is no whole number", hint="give milliseconds since the epoch, or an offset"
+        ) from None

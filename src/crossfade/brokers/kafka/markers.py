@@ -1,0 +1,181 @@
+"""Markers as group offsets on the lanes topic: how they are written into one metadata text, and read back.
+
+One partition of the lanes topic stands for one source lane; a source lane with several target lanes keeps all their
+markers in that one text. Pure but for the handle that reads committed offsets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from ...errors import GuaranteeRefused, Indeterminate, UsageError, invariant
+from ...model.position import Marker, Place
+from ...model.record import Lane, Path
+from ...model.wire import MARKER_UNITS_MAX, decode_marker, encode_marker
+from . import names
+from .failures import HandleHealth, error_of, translate
+from .settings import KafkaSettings
+
+#: offsets of a source lane with several target lanes: shared fields once, then one row per target lane
+_MANY = "1;["
+
+
+class _Shared(msgspec.Struct, frozen=True, array_like=True):
+    incarnation: str
+    epoch: int
+    claim_id: str
+    transactional_id: str
+    source: str
+
+
+class _One(msgspec.Struct, frozen=True, array_like=True):
+    target_lane: int
+    position: str
+    count: int
+    witness: str
+    ordinal: int
+    relayed: str
+    target: str
+    quarantined: int
+
+
+def encode(markers: Mapping[Path, Marker]) -> str:
+    """All markers of one source lane as one text. Raises GuaranteeRefused where Kafka would not take it."""
+    if len(markers) == 1:
+        text = encode_marker(next(iter(markers.values())))
+    else:
+        first = next(iter(markers.values()))
+        shared = _Shared(first.place.incarnation, first.epoch, first.claim_id, first.transactional_id, first.source)
+        rows = [
+            _One(
+                lane,
+                m.place.position,
+                m.place.count,
+                m.place.witness,
+                m.ordinal,
+                m.relayed,
+                m.target,
+                m.quarantined,
+            )
+            for (_, lane), m in sorted(markers.items())
+        ]
+        text = "1;" + msgspec.json.encode([shared, rows]).decode()
+    if len(text) > MARKER_UNITS_MAX:  # it is ASCII: characters are UTF-16 units
+        raise GuaranteeRefused(
+            f"source lane {next(iter(markers))[0]} has {len(markers)} target lanes: their markers need {len(text)} "
+            f"characters, Kafka stores {MARKER_UNITS_MAX}",
+            hint="map fewer target lanes to one source lane",
+        )
+    return text
+
+
+def decode(text: str, lane: Lane, paths: Iterable[Path]) -> dict[Path, Marker]:
+    """The markers in the metadata of source lane `lane`. Raises UsageError for a newer format."""
+    mine = [path for path in paths if path[0] == lane]
+    if not text.startswith(_MANY):
+        invariant(len(mine) == 1, "a single marker belongs to a source lane with one target lane")
+        return {mine[0]: decode_marker(text)}
+    shared, rows = msgspec.json.decode(text.partition(";")[2], type=tuple[_Shared, list[_One]])
+    return {
+        (lane, one.target_lane): Marker(
+            place=Place(one.position, one.count, shared.incarnation, one.witness),
+            ordinal=one.ordinal,
+            relayed=one.relayed,
+            target=one.target,
+            epoch=shared.epoch,
+            claim_id=shared.claim_id,
+            transactional_id=shared.transactional_id,
+            source=shared.source,
+            quarantined=one.quarantined,
+        )
+        for one in rows
+    }
+
+
+def offsets(route: str, markers: Mapping[Path, Marker], lanes: Iterable[Lane]) -> list[TopicPartition]:
+    """The group offsets that store the markers of these source lanes; the offset is the ordinal."""
+    topic = names.lanes_topic(route)
+    found = []
+    for lane in sorted(set(lanes)):
+        mine = {path: marker for path, marker in markers.items() if path[0] == lane}
+        found.append(TopicPartition(topic, lane, sum(m.ordinal for m in mine.values()), encode(mine)))
+    return found
+
+
+class MarkerReader:
+    """A memberless consumer handle of the route's group. Every method runs in the handle's thread."""
+
+    def __init__(self, settings: KafkaSettings, route: str) -> None:
+        self._route = route
+        self.health = HandleHealth(f"markers {route}")
+        self._consumer = Consumer(
+            settings.consumer(
+                self.health,
+                group_id=names.group(route),
+                enable_auto_commit=False,
+                isolation_level="read_committed",
+            )
+        )
+        self._settings = settings
+        settings.track(self._consumer)
+
+    def memberless_handle(self) -> Any:
+        """The group handle of a writer that is no member: lanes set by hand."""
+        return self._consumer.consumer_group_metadata()
+
+    def read(self, lanes: Sequence[Lane], wait_s: float) -> dict[Lane, str]:
+        """The stable metadata per source lane; absent where there is none.
+
+        `committed()` waits for offsets of open transactions, which the admin API would report as absent.
+        Raises Indeterminate where one stays open for `wait_s`, Unreachable, AccessRefused.
+        """
+        topic = names.lanes_topic(self._route)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                found = self._consumer.committed([TopicPartition(topic, lane) for lane in lanes], 2.0)
+                break
+            except KafkaException as failure:
+                if time.monotonic() < deadline and error_of(failure).code() in _WAIT:
+                    continue
+                if error_of(failure).code() == KafkaError._TIMED_OUT and self.health.refusal() is None:
+                    raise Indeterminate(
+                        f"the markers of route {self._route} stay behind an open transaction",
+                        hint="it ends by itself after the transaction timeout",
+                    ) from failure
+                raise translate(failure, "reading the markers", self.health) from failure
+        texts: dict[Lane, str] = {}
+        for partition in found:
+            if partition.error is not None:
+                raise translate(partition.error, "reading the markers", self.health)
+            if partition.offset >= 0:
+                if not partition.metadata:
+                    raise UsageError(
+                        f"group {names.group(self._route)} has a plain offset on lane {partition.partition}",
+                        hint="something else commits in this group: give it another name",
+                    )
+                texts[partition.partition] = partition.metadata
+        return texts
+
+    def close(self) -> None:
+        """Let go of the handle."""
+        self._settings.untrack(self._consumer)
+        self._consumer.close()
+
+
+_WAIT = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._WAIT_COORD,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+    }
+)

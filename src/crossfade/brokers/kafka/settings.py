@@ -1,0 +1,203 @@
+"""Connection settings: librdkafka properties pass through, except those that would break the guarantee.
+
+Hides how a role (source, target, group, board, admin) turns the user's properties into the configuration of one
+librdkafka handle, and how secrets rotate on live handles. Invariant: no handle exists whose guarantee-bearing
+properties came from the user. Everything in this folder gets its configuration here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from ...errors import UsageError
+from .failures import HandleHealth
+
+#: Properties that carry the guarantee, with the reason why they are not the user's to set.
+REFUSED: dict[str, str] = {
+    "enable.idempotence": "records would be duplicated or reordered by retries",
+    "acks": "an acknowledged record could be lost",
+    "request.required.acks": "an acknowledged record could be lost",
+    "transactional.id": "it is the fence between two relays, and made from route and instance",
+    "transaction.timeout.ms": "it bounds how long a dead relay holds up readers",
+    "isolation.level": "aborted records would be copied",
+    "enable.auto.commit": "the position lives in the target, in the transaction of the records",
+    "auto.commit.enable": "the position lives in the target, in the transaction of the records",
+    "auto.commit.interval.ms": "the position lives in the target, in the transaction of the records",
+    "enable.auto.offset.store": "the position lives in the target, in the transaction of the records",
+    "auto.offset.reset": "a trimmed or re-created source would be skipped in silence",
+    "retry.backoff.ms": "it tells a doubtful commit from a certain one",
+    "retry.backoff.max.ms": "it tells a doubtful commit from a certain one",
+    "retries": "a failed batch would leave a hole",
+    "message.send.max.retries": "a failed batch would leave a hole",
+    "message.timeout.ms": "a late batch would leave a hole",
+    "delivery.timeout.ms": "a late batch would leave a hole",
+    "max.in.flight": "batches could be reordered",
+    "max.in.flight.requests.per.connection": "batches could be reordered",
+    "enable.gapless.guarantee": "it is implied by the transaction",
+    "message.max.bytes": "it is taken from the target topic",
+    "partitioner": "the relay says which lane a record goes to",
+    "delivery.report.only.error": "the marker needs the offset of the last record",
+    "group.id": "it is made from the route",
+    "group.instance.id": "it is the name of the process (--instance)",
+    "group.protocol": "lanes are handed out by the classic protocol with static members",
+    "group.remote.assignor": "lanes are handed out by the classic protocol with static members",
+    "partition.assignment.strategy": "lanes must move one by one, not all at once",
+    "session.timeout.ms": "it bounds the takeover by another process",
+    "heartbeat.interval.ms": "it bounds the takeover by another process",
+    "max.poll.interval.ms": "the relay polls in a thread of its own",
+    "enable.partition.eof": "the relay must see the end of a lane",
+    "check.crcs": "damaged batches must be seen",
+    "allow.auto.create.topics": "a topic must never appear by accident",
+    "queuing.strategy": "memory would not be bounded",
+}
+
+_NOT_TEXT = (
+    "error_cb",
+    "logger",
+    "stats_cb",
+    "on_delivery",
+    "on_commit",
+    "throttle_cb",
+    "log_cb",
+    "plugin.library.paths",
+)
+
+_PRODUCER_ONLY = frozenset(
+    {
+        "linger.ms",
+        "queue.buffering.max.ms",
+        "batch.size",
+        "batch.num.messages",
+        "compression.type",
+        "compression.codec",
+        "compression.level",
+        "queue.buffering.max.messages",
+        "queue.buffering.max.kbytes",
+        "queue.buffering.backpressure.threshold",
+        "sticky.partitioning.linger.ms",
+        "request.timeout.ms",
+    }
+)
+_CONSUMER_ONLY = frozenset(
+    {
+        "client.rack",
+        "fetch.wait.max.ms",
+        "fetch.queue.backoff.ms",
+        "fetch.message.max.bytes",
+        "max.partition.fetch.bytes",
+        "fetch.max.bytes",
+        "fetch.min.bytes",
+        "fetch.error.backoff.ms",
+        "queued.min.messages",
+        "queued.max.messages.kbytes",
+    }
+)
+
+#: librdkafka's own retries never come sooner than 0.8 times this (jitter); its TxnOffsetCommit waits 500 ms as well
+RETRY_BACKOFF_MS = 500
+#: a step of a transaction that takes this long may have been sent twice: its outcome is in doubt
+DOUBT_S = 0.8 * RETRY_BACKOFF_MS / 1000
+#: a dead relay holds the readers' last stable offset this long, plus the broker's sweep
+TRANSACTION_TIMEOUT_MS = 10_000
+
+#: For all handles. A stopped leader stalls a request until `socket.timeout.ms`, whatever the other timeouts say.
+_EVERYWHERE: dict[str, Any] = {
+    "socket.timeout.ms": 4000,
+    "socket.keepalive.enable": True,
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 1000,
+    "topic.metadata.refresh.interval.ms": 30_000,
+    "allow.auto.create.topics": False,
+    "log.connection.close": False,
+}
+
+
+class _Rotatable(Protocol):
+    def set_sasl_credentials(self, username: str, password: str) -> None: ...
+
+
+class _ToStructlog(logging.Handler):
+    """Carries librdkafka's log lines over to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger("kafka.client").log(min(record.levelno, logging.WARNING), record.getMessage())
+
+
+def _client_logger() -> logging.Logger:
+    logger = logging.Logger("crossfade.kafka.client", logging.INFO)
+    logger.addHandler(_ToStructlog())
+    return logger
+
+
+class KafkaSettings:
+    """How to reach one Kafka cluster.
+
+    `properties` are librdkafka's; a value may be a callable without arguments (a secret that is read when a handle is
+    made). `oauth_cb` passes through. Raises UsageError naming the first refused property.
+    """
+
+    def __init__(self, properties: Mapping[str, Any]) -> None:
+        for name in properties:
+            if name in REFUSED:
+                raise UsageError(
+                    f"the Kafka property {name!r} cannot be set: {REFUSED[name]}",
+                    hint=f"remove {name!r} from the broker's properties",
+                )
+            if name in _NOT_TEXT:
+                raise UsageError(
+                    f"the Kafka property {name!r} cannot be set: Crossfade uses it itself",
+                    hint=f"remove {name!r} from the broker's properties",
+                )
+        if not (properties.get("bootstrap.servers") or properties.get("metadata.broker.list")):
+            raise UsageError("no Kafka address is given", hint="set bootstrap.servers: host:port[,host:port]")
+        self._properties = dict(properties)
+        self._handles: dict[int, _Rotatable] = {}
+        self._logger = _client_logger()
+
+    @property
+    def bootstrap(self) -> str:
+        """The addresses, for messages."""
+        return str(self._properties.get("bootstrap.servers") or self._properties.get("metadata.broker.list"))
+
+    def consumer(self, health: HandleHealth, **overrides: Any) -> dict[str, Any]:
+        """Properties of a consumer handle; `overrides` are librdkafka names with `_` for `.`."""
+        return self._build(_PRODUCER_ONLY, health, overrides)
+
+    def producer(self, health: HandleHealth, **overrides: Any) -> dict[str, Any]:
+        """Properties of a producer handle."""
+        return self._build(_CONSUMER_ONLY, health, overrides)
+
+    def admin(self, health: HandleHealth) -> dict[str, Any]:
+        """Properties of an admin handle."""
+        return self._build(_PRODUCER_ONLY | _CONSUMER_ONLY, health, {})
+
+    def track(self, handle: _Rotatable) -> None:
+        """Keep a handle in mind for `set_sasl_credentials`, until `untrack`."""
+        self._handles[id(handle)] = handle
+
+    def untrack(self, handle: _Rotatable) -> None:
+        """Forget a handle that is closed."""
+        self._handles.pop(id(handle), None)
+
+    def set_sasl_credentials(self, username: str, password: str) -> None:
+        """Use new credentials for every connection from now on, on live handles too."""
+        self._properties["sasl.username"] = username
+        self._properties["sasl.password"] = password
+        for handle in list(self._handles.values()):
+            handle.set_sasl_credentials(username, password)
+
+    def _build(self, unwanted: frozenset[str], health: HandleHealth, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        built: dict[str, Any] = dict(_EVERYWHERE)
+        for name, value in overrides.items():
+            built[name.replace("_", ".")] = value
+        for name, value in self._properties.items():
+            if name in unwanted:
+                continue
+            built[name] = value() if callable(value) and name != "oauth_cb" else value
+        built["error_cb"] = health.on_error
+        built["logger"] = self._logger
+        return built

@@ -1,0 +1,229 @@
+"""The consumer side of a Kafka stream: records behind given places, in order, with nothing skipped in silence.
+
+Hides librdkafka's consumer: assigned by hand, read_committed, no reset policy. It runs in its handle's thread.
+Invariant: what `take` gives for a lane continues the place that was asked for; anything that does not (trimmed,
+re-created, shorter) comes out as trouble of that lane, for the log to name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from ...model.position import Place
+from ...model.record import Lane
+from .failures import HandleHealth, is_topic_missing, translate
+from .settings import KafkaSettings
+
+_EOF = KafkaError._PARTITION_EOF
+#: trouble of one lane: the place does not exist there (any more, or yet)
+_OUT_OF_PLACE = frozenset(
+    {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION, KafkaError._NO_OFFSET}
+)
+_SLICE_MAX = 2000
+
+
+@dataclass(slots=True)
+class Taken:
+    """What was taken of one lane: rows, and where the reader stands behind them."""
+
+    positions: list[int] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
+    next_offset: int = -1
+    leader_epoch: int = -1
+    at_end: bool = False
+    size_bytes: int = 0
+    last: Any = None  # the Message of the last row
+    eof_at: int = -1  # where the end of the lane was seen during this take
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """Where the consumer stands in one assigned lane."""
+
+    next_offset: int
+    trouble: KafkaError | None = None
+
+
+class SourceReader:
+    """One consumer handle. Every method runs in the handle's thread."""
+
+    def __init__(self, settings: KafkaSettings, topic: str, *, group: str, queue_kbytes_max: int) -> None:
+        self._topic = topic
+        self.health = HandleHealth(f"source {topic}")
+        self._consumer = Consumer(
+            settings.consumer(
+                self.health,
+                group_id=group,
+                enable_auto_commit=False,
+                enable_auto_offset_store=False,
+                auto_offset_reset="error",
+                isolation_level="read_committed",
+                enable_partition_eof=True,
+                check_crcs=True,
+                fetch_queue_backoff_ms=10,
+                fetch_wait_max_ms=100,
+                queued_max_messages_kbytes=queue_kbytes_max,
+                queued_min_messages=1_000_000,
+                max_poll_interval_ms=86_400_000,
+            )
+        )
+        self._settings = settings
+        settings.track(self._consumer)
+        self._cursors: dict[Lane, _Cursor] = {}
+        self._row_bytes = 512  # running mean, so that a slice does not overshoot the byte limit by much
+
+    def take(
+        self, after: Mapping[Lane, Place], records_max: int, bytes_max: int, wait_s: float, gather_s: float
+    ) -> tuple[dict[Lane, Taken], dict[Lane, KafkaError]]:
+        """Records behind each place, and the lanes in trouble (a lane is in one of the two).
+
+        Waits up to `wait_s` for the first record, then gathers for `gather_s`. Raises Unreachable, AccessRefused.
+        """
+        taken: dict[Lane, Taken] = {}
+        try:
+            self._assign(after)
+            self._gather(taken, records_max, bytes_max, wait_s, gather_s)
+        except KafkaException as failure:
+            self.forget()
+            raise translate(failure, f"reading {self._topic}", self.health) from failure
+        for lane in [lane for lane in taken if lane not in self._cursors]:
+            del taken[lane]
+        for lane, lot in taken.items():
+            self._settle(lane, lot)
+        troubled: dict[Lane, KafkaError] = {}
+        for lane, cursor in list(self._cursors.items()):
+            if cursor.trouble is not None and lane not in taken:
+                troubled[lane] = cursor.trouble
+                self._unassign([lane])
+        if not taken and (refusal := self.health.refusal()) is not None:
+            raise translate(refusal, f"reading {self._topic}", self.health)
+        return taken, troubled
+
+    def forget(self, lanes: list[Lane] | None = None) -> None:
+        """Let go of lanes (None = all): the next `take` seeks them anew."""
+        self._unassign(list(self._cursors) if lanes is None else [lane for lane in lanes if lane in self._cursors])
+
+    def close(self) -> None:
+        """Leave; the handle is unusable afterwards."""
+        self._settings.untrack(self._consumer)
+        self._consumer.close()
+
+    def _assign(self, after: Mapping[Lane, Place]) -> None:
+        """Stand where `after` says: a lane is sought only when its place is not where its last read ended."""
+        self._unassign(
+            [
+                lane
+                for lane, cursor in self._cursors.items()
+                if lane not in after or after[lane].count != cursor.next_offset
+            ]
+        )
+        enter = []
+        for lane, place in after.items():
+            if lane in self._cursors:
+                continue
+            # The leader epoch lets the broker say that the log was cut off and has grown past this place since.
+            epoch = int(place.witness) if place.witness else -1
+            enter.append(TopicPartition(self._topic, lane, place.count, leader_epoch=epoch))
+            self._cursors[lane] = _Cursor(place.count)
+        if enter:
+            self._consumer.incremental_assign(enter)
+
+    def _unassign(self, lanes: list[Lane]) -> None:
+        if lanes:
+            self._consumer.incremental_unassign([TopicPartition(self._topic, lane) for lane in lanes])
+            for lane in lanes:
+                del self._cursors[lane]
+
+    def _gather(
+        self, taken: dict[Lane, Taken], records_max: int, bytes_max: int, wait_s: float, gather_s: float
+    ) -> None:
+        consume, clock = self._consumer.consume, time.monotonic
+        until = clock() + wait_s
+        records = size = 0
+        # consume(n) waits for all n: ask for one while there is nothing, then for what is already there.
+        while records < records_max and size < bytes_max:
+            remaining = max(0.0, until - clock())
+            messages = consume(1, remaining)
+            if not messages:
+                return
+            had = bool(taken)
+            records += self._sort(messages, taken)
+            size += len(messages[0])
+            while records < records_max and size < bytes_max:
+                room = max(1, (bytes_max - size) // self._row_bytes)
+                messages = consume(min(records_max - records, _SLICE_MAX, room), 0)
+                if not messages:
+                    break
+                records += self._sort(messages, taken)
+                slice_bytes = sum(map(len, messages))
+                size += slice_bytes
+                self._row_bytes = max(1, (self._row_bytes * 7 + slice_bytes // len(messages)) // 8)
+            if taken and not had:
+                until = min(until, clock() + gather_s)
+            if clock() >= until:
+                return
+
+    def _sort(self, messages: list[Any], taken: dict[Lane, Taken]) -> int:
+        """Append messages to their lanes; the number of records among them."""
+        records = 0
+        lane = -1
+        lot: Taken | None = None
+        add_row: Any = None
+        add_position: Any = None
+        message: Any = None
+        for message in messages:
+            if message.error() is not None:
+                self._event(message, taken)
+                continue
+            if message.partition() != lane:
+                lane = message.partition()
+                lot = taken.get(lane)
+                if lot is None:
+                    lot = taken[lane] = Taken()
+                add_row, add_position = lot.rows.append, lot.positions.append
+            add_row((message.key(), message.value(), message.headers(), message.timestamp()[1]))
+            add_position(message.offset())
+            lot.last = message  # type: ignore[union-attr]
+            records += 1
+        return records
+
+    def _event(self, message: Any, taken: dict[Lane, Taken]) -> None:
+        error, lane = message.error(), message.partition()
+        code = error.code()
+        cursor = self._cursors.get(lane)
+        if code == _EOF:
+            if cursor is not None:
+                lot = taken.get(lane)
+                if lot is None:
+                    lot = taken[lane] = Taken()
+                lot.eof_at = message.offset()
+        elif cursor is not None and (code in _OUT_OF_PLACE or is_topic_missing(error)):
+            cursor.trouble = error
+        elif code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION):
+            raise translate(error, f"reading {self._topic}", self.health)
+        elif code != KafkaError.GROUP_AUTHORIZATION_FAILED:  # the group is never used: its rights do not matter
+            structlog.get_logger("kafka.source").info("fetch event", topic=self._topic, lane=lane, error=error.str())
+
+    def _settle(self, lane: Lane, lot: Taken) -> None:
+        cursor = self._cursors[lane]
+        if lot.last is not None:
+            lot.next_offset = lot.positions[-1] + 1
+            lot.leader_epoch = -1 if lot.last.leader_epoch() is None else lot.last.leader_epoch()
+            lot.last = None
+            lot.size_bytes = sum(
+                (len(row[1]) if row[1] is not None else 0) + (len(row[0]) if row[0] is not None else 0)
+                for row in lot.rows
+            )
+        # The end lies behind control records and aborted data: the place moves there, past the last row.
+        if lot.eof_at >= max(lot.next_offset, cursor.next_offset):
+            lot.next_offset = lot.eof_at
+            lot.at_end = True
+        elif lot.next_offset < 0:
+            lot.next_offset = cursor.next_offset
+        cursor.next_offset = lot.next_offset

@@ -1,0 +1,492 @@
+"""The target side of a Kafka stream: claims, and appends as single transactions.
+
+Hides the order in which a claim fences, reads and compares, and how markers become group offsets inside the
+transaction. Invariant: the producer of a claim is initialised before its markers are read, so nothing of an older
+claim can become visible after they were read; and a marker never covers records that are not in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import structlog
+
+from ...errors import (
+    AccessRefused,
+    BrokerError,
+    Fenced,
+    LaneError,
+    QuarantineFull,
+    RouteConflict,
+    UsageError,
+    invariant,
+)
+from ...model.position import Marker, position_text
+from ...model.record import Lane, Path, Reject, Write
+from ...model.wire import origin_prefix, origin_suffix
+from ..protocol import Appended, Claim, Owner
+from . import markers, names
+from .cluster import EARLIEST, LATEST, Cluster, TopicFacts
+from .guarantee import TargetLimits, guarantee_of, read_limits
+from .markers import MarkerReader
+from .rows import Prepared, prepare, quarantine_body
+from .settings import KafkaSettings
+from .tail import SCAN_OFFSETS_MAX, LaneExtent, PathTail, TailReader, resolve
+from .threads import HandleThread
+from .writer import Lot, Note, Writer, fence
+
+#: a transaction of a dead owner ends by itself after its timeout and the broker's sweep
+_STABLE_WAIT_S = 25.0
+_SCAN_WAIT_S = 60.0
+#: limits of the topic are asked for again after this long
+_LIMITS_S = 30.0
+
+
+@dataclass(slots=True)
+class KafkaClaim(Claim):
+    writer: Writer | None = None
+    group: Any = None
+    #: refused by the broker for its size in this claim or the last: the exact limit counts from then on
+    paths: frozenset[Path] = field(default_factory=frozenset)
+
+
+class KafkaTarget:
+    """Claims and appends on one topic."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        cluster: Cluster,
+        topic: str,
+        route: str,
+        source_lanes: int | None,
+        *,
+        allow_weak: bool,
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._topic = topic
+        self._route = route
+        self._source_lanes = source_lanes
+        self._allow_weak = allow_weak
+        self._facts: TopicFacts | None = None
+        self._limits: TargetLimits | None = None
+        self._limits_at = 0.0
+        self._marker_reader: MarkerReader | None = None
+        self._marker_thread: HandleThread | None = None
+        self._tail_reader: TailReader | None = None
+        self._tail_thread: HandleThread | None = None
+        self._writers: list[Writer] = []
+        self._ready = False
+        self._quarantine_ready = False
+        self._log = structlog.get_logger("kafka.target").bind(topic=topic, route=route)
+
+    # --- claim --------------------------------------------------------------------------------------------------------
+
+    async def claim(self, owner: Owner, paths: Sequence[Path]) -> KafkaClaim:
+        """Fence, then read, then compare. Raises RouteConflict, Fenced, Indeterminate, Unreachable, AccessRefused."""
+        invariant(owner.route == self._route, "a log is claimed for the route it was opened for")
+        invariant(len(set(paths)) == len(paths), "paths of a claim are distinct")
+        if not paths:
+            raise UsageError("a claim needs at least one path")
+        limits = await self._prepare_topics(max(source for source, _ in paths) + 1)
+        self._discard_writers()
+        name = names.transactional_id(owner.route, owner.instance, owner.shard)
+        writer = Writer(self._settings, name, self._topic, message_bytes_max=limits.client_bytes_max)
+        self._writers.append(writer)
+        try:
+            await writer.open()
+            reader, thread = self._markers()
+            group = owner.token
+            if group is None:
+                group = await thread.call(reader.memberless_handle)
+            elif _generation(group) < 0:
+                raise Fenced("the group handle has no generation: this process is no member of the group")
+            found = await self._stable_markers(owner, name, paths)
+            return await self._compare(owner, paths, found, writer, group)
+        except BaseException:
+            writer.discard()
+            raise
+
+    async def _stable_markers(self, owner: Owner, own_id: str, paths: Sequence[Path]) -> dict[Path, Marker]:
+        """The markers, after other writers that they name were fenced."""
+        lanes = sorted({source for source, _ in paths})
+        reader, thread = self._markers()
+        fenced = {own_id}
+        while True:
+            unstable = await self._cluster.markers(names.group(owner.route), names.lanes_topic(owner.route), lanes)
+            strangers = {
+                marker.transactional_id
+                for lane, text in unstable.items()
+                for marker in markers.decode(text, lane, paths).values()
+                if marker.transactional_id
+            } - fenced
+            if strangers:
+                live = await self._cluster.live_instances(names.group(owner.route))
+                if owner.token is None and live:
+                    raise RouteConflict(
+                        f"route {owner.route} runs in group mode on {', '.join(sorted(live))}; lanes cannot be set "
+                        "by hand at the same time",
+                        hint="stop those processes, or drop --shard",
+                    )
+                for stranger in strangers:
+                    if names.instance_of(owner.route, stranger) not in live:
+                        self._log.info("fencing the last writer", writer=stranger)
+                        await fence(self._settings, stranger)
+                fenced |= strangers
+            texts = await thread.call(reader.read, lanes, _STABLE_WAIT_S)
+            found = {
+                path: marker
+                for lane, text in texts.items()
+                for path, marker in markers.decode(text, lane, paths).items()
+            }
+            # A stranger's transaction may have been committed between the two reads: then it is fenced as well.
+            if {marker.transactional_id for marker in found.values()} <= fenced | {""}:
+                break
+        for path, marker in found.items():
+            if marker.source and marker.source != owner.source:
+                raise RouteConflict(
+                    f"route {owner.route} has copied source lane {path[0]} from another source or with another "
+                    f"mapping before (marker {marker.source}, now {owner.source})",
+                    hint="use the configuration that the route was started with, or start a new route",
+                )
+        return {path: marker for path, marker in found.items() if path in set(paths)}
+
+    async def _compare(
+        self, owner: Owner, paths: Sequence[Path], found: Mapping[Path, Marker], writer: Writer, group: Any
+    ) -> KafkaClaim:
+        """Compare each marker with the tail of its target lane, and make the claim."""
+        lanes = sorted({target for _, target in paths})
+        low, end = await asyncio.gather(
+            self._cluster.offsets(self._topic, lanes, EARLIEST),
+            self._cluster.offsets(self._topic, lanes, LATEST),
+        )
+        extents = {
+            lane: LaneExtent(low[lane], end[lane], self._limits is not None and self._limits.is_compacted)
+            for lane in lanes
+        }
+        tails = {path: PathTail(found.get(path)) for path in paths}
+        await self._scan(_forward_ranges(tails, extents), tails)
+        claim = KafkaClaim(owner, 0, uuid.uuid4().hex[:16], {}, writer=writer, group=group, paths=frozenset(paths))
+        back = self._resolve(claim, tails, extents, is_back_scanned=False)
+        if back:
+            again = {path: PathTail(found.get(path)) for path in back}
+            await self._scan(_backward_ranges(again, extents), again)
+            tails |= again
+            self._resolve(claim, again, extents, is_back_scanned=True)
+        highest = max(
+            max((marker.epoch for marker in found.values()), default=0),
+            max((tail.epoch_max for tail in tails.values()), default=0),
+        )
+        claim.epoch = highest + 1
+        for alarm in claim.alarms:
+            self._log.warning("marker and data differ", alarm=alarm)
+        return claim
+
+    def _resolve(
+        self,
+        claim: KafkaClaim,
+        tails: Mapping[Path, PathTail],
+        extents: Mapping[Lane, LaneExtent],
+        *,
+        is_back_scanned: bool,
+    ) -> list[Path]:
+        """Enter each path's outcome into the claim; the paths whose tail must be read from further back."""
+        back = []
+        for path, tail in tails.items():
+            resolved = resolve(
+                path, tail, extents[path[1]], f"{self._topic}[{path[1]}]", is_back_scanned=is_back_scanned
+            )
+            if resolved.needs_back_scan:
+                back.append(path)
+                continue
+            if resolved.marker is not None:
+                claim.markers[path] = resolved.marker
+            if resolved.alarm:
+                claim.alarms.append(resolved.alarm)
+            if resolved.error is not None:
+                claim.errors[path] = resolved.error
+        return back
+
+    async def _scan(self, ranges: Mapping[Lane, tuple[int, int]], tails: Mapping[Path, PathTail]) -> None:
+        if not any(start < stop for start, stop in ranges.values()):
+            return
+        if self._tail_reader is None or self._tail_thread is None:
+            self._tail_reader = TailReader(self._settings, self._topic, self._route)
+            self._tail_thread = HandleThread(f"tail-{self._topic}")
+        await self._tail_thread.call(self._tail_reader.scan, ranges, tails, _SCAN_WAIT_S)
+
+    # --- append -------------------------------------------------------------------------------------------------------
+
+    async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+        """One transaction for all writes. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
+        invariant(isinstance(claim, KafkaClaim), "a claim of this log")
+        assert isinstance(claim, KafkaClaim)
+        writer = claim.writer
+        if writer is None or writer.is_dead:
+            raise Fenced("the claim is dead: an earlier append ended in doubt, or a newer claim was made")
+        invariant(len({w.path for w in writes}) == len(writes), "paths of an append are distinct")
+        invariant({w.path for w in writes} <= claim.paths - claim.errors.keys(), "only claimed paths are written")
+        outcome: dict[Path, Appended | LaneError] = {}
+        lots: list[Lot] = []
+        notes: list[Note] = []
+        plans: dict[Path, _Plan] = {}
+        limits = await self._current_limits()
+        row_limits = limits.rows(int(time.time() * 1000))
+        for write in writes:
+            prepared = prepare(write, row_limits)
+            if len(prepared.rejects) > write.quarantine_left:
+                outcome[write.path] = _quarantine_full(write, prepared.rejects)
+                continue
+            plan = plans[write.path] = _plan(claim, write, prepared)
+            if prepared.rows:
+                lots.append(plan.lot)
+            notes += [self._quarantine_note(write, reject) for reject in prepared.rejects]
+        if not plans:
+            return outcome
+        if notes:
+            await self._prepare_quarantine()
+        if not lots and not notes:
+            notes.append(self._door(writes[0].path[0]))
+        await self._commit(claim, writer, lots, notes, plans)
+        for path, plan in plans.items():
+            outcome[path] = Appended(claim.markers[path], len(plan.lot.rows), plan.quarantined)
+        return outcome
+
+    async def _commit(
+        self, claim: KafkaClaim, writer: Writer, lots: list[Lot], notes: list[Note], plans: Mapping[Path, _Plan]
+    ) -> None:
+        after = dict(claim.markers)
+
+        def offsets(targets: Mapping[Path, int]) -> list[Any]:
+            for path, plan in plans.items():
+                after[path] = plan.marker(claim.markers.get(path), targets.get(path))
+            return markers.offsets(self._route, after, {path[0] for path in plans})
+
+        try:
+            await writer.commit(lots, notes, offsets, claim.group)
+        except BrokerError as error:
+            if _is_size_refusal(error):
+                self._limits = None
+                limits = await self._current_limits()
+                limits.is_exact = True  # isolate by size from now on
+            raise
+        claim.markers.update({path: after[path] for path in plans})
+
+    def _door(self, source_lane: Lane) -> Note:
+        """An empty record of the lanes topic, so that a transaction without records begins with a partition.
+
+        The coordinator answers the first request after a commit "concurrent transaction". A new partition is tried
+        again after 20 ms; new offsets only after `retry.backoff.ms`, which could not be told from a lost reply.
+        """
+        return Note(names.lanes_topic(self._route), source_lane, None, None, None)
+
+    def _quarantine_note(self, write: Write, reject: Reject) -> Note:
+        return Note(
+            names.quarantine_topic(self._route),
+            0,
+            f"{write.path[0]}@{position_text(reject.position)}".encode(),
+            quarantine_body(reject, hashlib.sha256),
+            [
+                ("reason", reject.reason.encode("utf-8", "replace")),
+                ("lane", str(write.path[0]).encode()),
+                ("target", str(write.path[1]).encode()),
+                ("position", position_text(reject.position).encode()),
+                ("shape", reject.shape.value.encode()),
+            ],
+        )
+
+    # --- topics and limits --------------------------------------------------------------------------------------------
+
+    async def guarantee(self) -> list[str]:
+        """Which guarantee holds, and why. Raises GuaranteeRefused, Unreachable, AccessRefused."""
+        facts = await self._target_facts()
+        return guarantee_of(facts, await self._cluster.config(self._topic), allow_weak=self._allow_weak)
+
+    async def _target_facts(self) -> TopicFacts:
+        facts = await self._cluster.topic(self._topic)
+        if facts is None:
+            raise AccessRefused(f"topic {self._topic} does not exist", hint="create it, or correct its name")
+        self._facts = facts
+        return facts
+
+    async def _prepare_topics(self, lanes_needed: int) -> TargetLimits:
+        if not self._ready:
+            for line in await self.guarantee():
+                self._log.info("guarantee", says=line)
+            facts = self._facts
+            invariant(facts is not None, "the guarantee asked for the topic")
+            assert facts is not None
+            lanes = max(lanes_needed, self._source_lanes or facts.lanes)
+            made = await ensure_lanes_topic(self._cluster, self._route, lanes, facts.replication)
+            if made.lanes < lanes_needed:
+                raise RouteConflict(
+                    f"route {self._route} was started with {made.lanes} source lanes, now there are {lanes_needed}",
+                    hint="start a new route, or restore the lane count",
+                )
+            self._ready = True
+        return await self._current_limits()
+
+    async def _prepare_quarantine(self) -> None:
+        if not self._quarantine_ready:
+            facts = self._facts or await self._target_facts()
+            await self._cluster.ensure_topic(
+                names.quarantine_topic(self._route),
+                1,
+                facts.replication,
+                {"min.insync.replicas": str(min(2, facts.replication)), "retention.ms": "-1"},
+            )
+            self._quarantine_ready = True
+
+    async def _current_limits(self) -> TargetLimits:
+        now = time.monotonic()
+        if self._limits is None or now - self._limits_at > _LIMITS_S:
+            was_exact = self._limits is not None and self._limits.is_exact
+            self._limits = read_limits(await self._cluster.config(self._topic))
+            self._limits.is_exact = was_exact
+            self._limits_at = now
+        return self._limits
+
+    def _markers(self) -> tuple[MarkerReader, HandleThread]:
+        if self._marker_reader is None or self._marker_thread is None:
+            self._marker_reader = MarkerReader(self._settings, self._route)
+            self._marker_thread = HandleThread(f"markers-{self._route}")
+        return self._marker_reader, self._marker_thread
+
+    def _discard_writers(self) -> None:
+        for writer in self._writers:
+            writer.discard()
+        self._writers.clear()
+
+    async def close(self) -> None:
+        """Let go of handles and threads."""
+        self._discard_writers()
+        for thread, reader in (
+            (self._marker_thread, self._marker_reader),
+            (self._tail_thread, self._tail_reader),
+        ):
+            if thread is not None and reader is not None:
+                thread.post(reader.close)
+                thread.stop()
+        self._marker_reader = self._tail_reader = None
+        self._marker_thread = self._tail_thread = None
+
+
+async def ensure_lanes_topic(cluster: Cluster, route: str, lanes: int, replication: int) -> TopicFacts:
+    """The topic whose partitions stand for a route's source lanes. Raises Unreachable, AccessRefused."""
+    return await cluster.ensure_topic(
+        names.lanes_topic(route),
+        lanes,
+        replication,
+        {
+            "min.insync.replicas": str(min(2, replication)),
+            "retention.ms": "3600000",
+            "segment.bytes": "1048576",
+            "cleanup.policy": "delete",
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One path's part in a transaction: its lot, and the marker that follows."""
+
+    claim: KafkaClaim
+    write: Write
+    lot: Lot
+    quarantined: int
+    source: str
+    transactional_id: str
+
+    def marker(self, before: Marker | None, target: int | None) -> Marker:
+        before = before or Marker(self.write.place)
+        moved = bool(self.lot.rows)
+        return msgspec.structs.replace(
+            before,
+            place=self.write.place,
+            ordinal=before.ordinal + len(self.lot.rows),
+            relayed=str(self.lot.positions[-1]) if moved else before.relayed,
+            target=str(target) if target is not None else before.target,
+            epoch=self.claim.epoch,
+            claim_id=self.claim.claim_id,
+            transactional_id=self.transactional_id,
+            source=self.source,
+            quarantined=before.quarantined + self.quarantined,
+        )
+
+
+def _plan(claim: KafkaClaim, write: Write, prepared: Prepared) -> _Plan:
+    before = claim.markers.get(write.path)
+    invariant(claim.writer is not None, "a claim has a writer")
+    assert claim.writer is not None
+    lot = Lot(
+        write.path,
+        prepared.rows,
+        prepared.positions,
+        before.ordinal if before is not None else 0,
+        origin_prefix(claim.owner.route, write.path[0]),
+        origin_suffix(claim.epoch),
+        prepared.own_times,
+    )
+    return _Plan(claim, write, lot, len(prepared.rejects), claim.owner.source, claim.writer.transactional_id)
+
+
+def _quarantine_full(write: Write, rejects: Sequence[Reject]) -> QuarantineFull:
+    first = rejects[0]
+    return QuarantineFull(
+        write.path[0],
+        f"{len(rejects)} records are refused, the quarantine has room for {write.quarantine_left}; the first, at "
+        f"{position_text(first.position)}: {first.reason}",
+        hint="correct the topic's limits, or raise the quarantine budget",
+        position=position_text(first.position),
+    )
+
+
+def _forward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneExtent]) -> dict[Lane, tuple[int, int]]:
+    """Per target lane the offsets from the oldest marker's record to the end, within the bound."""
+    ranges: dict[Lane, tuple[int, int]] = {}
+    for (_, lane), tail in tails.items():
+        extent = extents[lane]
+        window = max(extent.low, extent.end - SCAN_OFFSETS_MAX)
+        target = int(tail.marker.target) if tail.marker is not None and tail.marker.target else window
+        start = min(max(window, target), extent.end)
+        known = ranges.get(lane)
+        ranges[lane] = (start if known is None else min(start, known[0]), extent.end)
+    return ranges
+
+
+def _backward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneExtent]) -> dict[Lane, tuple[int, int]]:
+    """Per target lane the offsets from well before the marker's record to the end."""
+    ranges: dict[Lane, tuple[int, int]] = {}
+    for (_, lane), tail in tails.items():
+        extent = extents[lane]
+        target = int(tail.marker.target) if tail.marker is not None and tail.marker.target else extent.end
+        start = max(extent.low, min(target, extent.end) - SCAN_OFFSETS_MAX)
+        known = ranges.get(lane)
+        ranges[lane] = (start if known is None else min(start, known[0]), extent.end)
+    return ranges
+
+
+def _generation(handle: Any) -> int:
+    """The generation in librdkafka's serialised group handle; -1 = no member."""
+    if not isinstance(handle, bytes) or not handle.startswith(b"CGMDv2:") or len(handle) < 11:
+        return -1
+    return int.from_bytes(handle[7:11], "little", signed=True)
+
+
+def _is_size_refusal(error: BrokerError) -> bool:
+    cause = error.__cause__
+    if cause is None or not cause.args:
+        return False
+    code = getattr(cause.args[0], "code", None)
+    return callable(code) and code() in _SIZE_CODES
+
+
+_SIZE_CODES = frozenset({10, 18})  # MSG_SIZE_TOO_LARGE, RECORD_LIST_TOO_LARGE

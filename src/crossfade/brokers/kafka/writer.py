@@ -1,0 +1,282 @@
+"""One transactional producer: it lives in one thread, writes whole transactions, and is thrown away on any doubt.
+
+Hides librdkafka's transactional producer and its retries. Invariant: `commit` returns only when exactly the given
+records and markers are committed; anything less certain raises, and the producer never speaks again.
+abort_transaction is never called: librdkafka speaks the old EndTxn and retries inside, and a late abort (or a late
+offset commit) would fall into a later transaction. The next claim's init_transactions ends what is open.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from ...errors import Indeterminate
+from ...model.record import Lane, Path, Row
+from ...model.wire import XF
+from ...telemetry import step
+from .failures import HandleHealth, doubt, error_of, is_fenced, translate
+from .settings import DOUBT_S, RETRY_BACKOFF_MS, TRANSACTION_TIMEOUT_MS, KafkaSettings
+from .threads import HandleThread
+
+#: init_transactions waits for an open transaction of the predecessor to be aborted
+_INIT_S = 30.0
+#: all records of a transaction must be delivered by then, well before the broker's transaction timeout
+_DELIVERY_S = 0.8 * TRANSACTION_TIMEOUT_MS / 1000
+_CALL_S = 2.0
+_CHUNK = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """The records of one path in one transaction."""
+
+    path: Path
+    rows: Sequence[Row]
+    positions: Sequence[Any]
+    #: ordinal of the last record before these
+    ordinal: int
+    prefix: str
+    suffix: str
+    #: index -> the record's own time, to travel in `xf`
+    own_times: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A record for a topic of Crossfade's own."""
+
+    topic: str
+    lane: Lane
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | str | None]] | None
+
+
+Offsets = Callable[[Mapping[Path, int]], list[TopicPartition]]
+
+
+class Writer:
+    """One transactional id's producer."""
+
+    def __init__(self, settings: KafkaSettings, transactional_id: str, topic: str, *, message_bytes_max: int) -> None:
+        self.transactional_id = transactional_id
+        self._topic = topic
+        self.health = HandleHealth(f"writer {transactional_id}")
+        self._properties = settings.producer(
+            self.health,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            enable_idempotence=True,
+            acks="all",
+            retry_backoff_ms=RETRY_BACKOFF_MS,
+            retry_backoff_max_ms=1000,
+            compression_type="lz4",
+            linger_ms=5,
+            batch_size=1_000_000,
+            batch_num_messages=100_000,
+            queue_buffering_max_messages=500_000,
+            queue_buffering_max_kbytes=262_144,
+            message_max_bytes=message_bytes_max,
+        )
+        self._settings = settings
+        self._thread = HandleThread(transactional_id)
+        self._producer: Any = None
+        self._is_dead = False
+
+    @property
+    def is_dead(self) -> bool:
+        return self._is_dead
+
+    async def open(self) -> None:
+        """Fence every older producer of this id and end its open transaction.
+
+        Raises Fenced, AccessRefused, Unreachable.
+        """
+        await self._thread.call(self._open)
+
+    async def commit(self, lots: Sequence[Lot], notes: Sequence[Note], offsets: Offsets, group: Any) -> dict[Path, int]:
+        """Write everything in one transaction; the target offset of each path's last record.
+
+        `offsets` gives the group offsets that belong to those. Raises Fenced, Indeterminate, AccessRefused; after
+        any of them the writer is dead.
+        """
+        try:
+            return await self._thread.call(self._commit, lots, notes, offsets, group)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Throw the producer away: nothing more is sent, an open transaction stays open. Returns at once."""
+        if not self._is_dead:
+            self._is_dead = True
+            self._thread.post(self._destroy)
+            self._thread.stop()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of a discarded writer's thread."""
+        self._thread.join(timeout_s)
+
+    # --- in the producer's thread -----------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        deadline = time.monotonic() + _INIT_S
+        self._producer = Producer(self._properties)
+        self._settings.track(self._producer)
+        while True:
+            try:
+                self._producer.init_transactions(max(0.1, min(5.0, deadline - time.monotonic())))
+                break
+            except KafkaException as failure:
+                error = error_of(failure)
+                retry = error.retriable() or error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
+                if not retry or self._is_dead or time.monotonic() > deadline or self.health.refusal() is not None:
+                    raise translate(error, f"claiming as {self.transactional_id}", self.health) from failure
+        step("kafka.claim.initialised")
+
+    def _commit(self, lots: Sequence[Lot], notes: Sequence[Note], offsets: Offsets, group: Any) -> dict[Path, int]:
+        producer = self._producer
+        doing = "beginning a transaction"
+        try:
+            producer.begin_transaction()
+            step("kafka.append.begun")
+            doing = "sending records"
+            delivered: dict[Any, int] = {}
+            failed: list[KafkaError] = []
+            for lot in lots:
+                self._produce(lot, delivered, failed)
+            for index, note in enumerate(notes):
+                self._produce_note(note, index, delivered, failed)
+            step("kafka.append.produced")
+            self._await_deliveries(len(lots) + len(notes), delivered, failed)
+            step("kafka.append.delivered")
+            doing = "storing the markers"
+            marked = offsets({lot.path: delivered[lot.path] for lot in lots})
+            self._in_time(doing, producer.send_offsets_to_transaction, marked, group, _CALL_S)
+            step("kafka.append.offsets_sent")
+            doing = "committing"
+            self._in_time(doing, producer.commit_transaction, _CALL_S)
+            step("kafka.append.committed")
+        except KafkaException as failure:
+            raise doubt(failure, doing, self.health) from failure
+        return {lot.path: delivered[lot.path] for lot in lots}
+
+    def _in_time(self, doing: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a step of the transaction; one that took as long as a retry may have been sent twice."""
+        if self._is_dead:
+            raise Indeterminate("the claim was given up in the middle of a transaction")
+        began = time.monotonic()
+        function(*arguments)
+        took = time.monotonic() - began
+        if took > DOUBT_S:
+            raise doubt(f"it took {took:.2f} s", doing)
+
+    def _produce(self, lot: Lot, delivered: dict[Any, int], failed: list[KafkaError]) -> None:
+        rows, positions, own_times = lot.rows, lot.positions, lot.own_times
+        end = len(rows) - 1
+        for start in range(0, end, _CHUNK):
+            stop = min(start + _CHUNK, end)
+            if own_times:
+                self._produce_with_times(lot, start, stop)
+            else:
+                self._produce_plain(lot, start, stop)
+            self._producer.poll(0)
+        key, value, headers, time_ms = rows[end]
+        own = f";t={own_times[end]}" if end in own_times else ""
+        text = f"{lot.prefix}{positions[end]}#{lot.ordinal + end + 1}{lot.suffix}{own}"
+        self._send(
+            self._topic, value, key, lot.path[1], [*(headers or ()), (XF, text)], time_ms,
+            _delivery(lot.path, delivered, failed),
+        )  # fmt: skip
+
+    def _produce_plain(self, lot: Lot, start: int, stop: int) -> None:
+        """The hot loop: nothing here that is not needed for every record."""
+        produce, topic, lane = self._producer.produce, self._topic, lot.path[1]
+        prefix, suffix, ordinal = lot.prefix, lot.suffix, lot.ordinal + start
+        for (key, value, headers, time_ms), position in zip(
+            lot.rows[start:stop], lot.positions[start:stop], strict=True
+        ):
+            ordinal += 1
+            origin = (XF, f"{prefix}{position}#{ordinal}{suffix}")
+            carried = [*headers, origin] if headers else [origin]
+            try:
+                produce(topic, value, key, lane, None, None, time_ms, carried)
+            except BufferError:
+                self._send(topic, value, key, lane, carried, time_ms, None)
+
+    def _produce_with_times(self, lot: Lot, start: int, stop: int) -> None:
+        for index in range(start, stop):
+            key, value, headers, time_ms = lot.rows[index]
+            own = f";t={lot.own_times[index]}" if index in lot.own_times else ""
+            text = f"{lot.prefix}{lot.positions[index]}#{lot.ordinal + index + 1}{lot.suffix}{own}"
+            self._send(self._topic, value, key, lot.path[1], [*(headers or ()), (XF, text)], time_ms, None)
+
+    def _produce_note(self, note: Note, index: int, delivered: dict[Any, int], failed: list[KafkaError]) -> None:
+        now_ms = int(time.time() * 1000)
+        self._send(
+            note.topic, note.value, note.key, note.lane, note.headers, now_ms, _delivery(index, delivered, failed)
+        )
+
+    def _send(self, topic: str, value: Any, key: Any, lane: Lane, headers: Any, time_ms: int, callback: Any) -> None:
+        """Produce one record, waiting for room in the client's queue."""
+        deadline = time.monotonic() + _DELIVERY_S
+        while True:
+            try:
+                self._producer.produce(topic, value, key, lane, callback, None, time_ms, headers)
+                return
+            except BufferError:
+                self._producer.poll(0.05)
+                if time.monotonic() > deadline or self._is_dead:
+                    raise doubt("the client's queue stayed full", "sending records") from None
+
+    def _await_deliveries(self, expected: int, delivered: dict[Any, int], failed: list[KafkaError]) -> None:
+        """Wait for the last record of every path; within a path the broker keeps the order.
+
+        It polls: under flush() a delivery callback can be lost.
+        """
+        deadline = time.monotonic() + _DELIVERY_S
+        while len(delivered) < expected:
+            if failed:
+                raise KafkaException(failed[0])
+            if self._is_dead or time.monotonic() > deadline:
+                raise doubt(f"records were not delivered within {_DELIVERY_S:.0f} s", "sending records")
+            self._producer.poll(0.1)
+        if failed:
+            raise KafkaException(failed[0])
+
+    def _destroy(self) -> None:
+        """Drop the handle without waiting for anything that is still queued or in flight."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        self._settings.untrack(producer)
+        try:
+            producer.purge(in_queue=True, in_flight=True, blocking=False)
+            producer.poll(0)
+        except KafkaException as failure:
+            if not is_fenced(error_of(failure)) and not error_of(failure).fatal():
+                raise
+
+
+def _delivery(token: Any, delivered: dict[Any, int], failed: list[KafkaError]) -> Callable[[Any, Any], None]:
+    def on_delivery(error: KafkaError | None, message: Any) -> None:
+        if error is None:
+            delivered[token] = message.offset()
+        else:
+            failed.append(error)
+
+    return on_delivery
+
+
+async def fence(settings: KafkaSettings, transactional_id: str) -> None:
+    """Fence whoever writes under an id, and end what it left open. Raises Fenced, AccessRefused, Unreachable."""
+    writer = Writer(settings, transactional_id, "", message_bytes_max=1_000_000)
+    try:
+        await writer.open()
+    finally:
+        writer.discard()
