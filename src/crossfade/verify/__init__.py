@@ -1,0 +1,1 @@
+"""The independent proof: reads both sides itself and names every record that differs. Never imports the relay."""

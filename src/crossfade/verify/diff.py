@@ -1,0 +1,402 @@
+"""Compares what a lane should hold with what it holds, record by record, in bounded memory. Pure.
+
+Both sides come in slices, in lane order, as fast as they are read. Equal slices are told at C speed and forgotten.
+Where they differ, a window of both sides is solved exactly (`window`). Missing rows and rows that came early are
+remembered (bounded), so that a record that moved further than a window is still `reordered`, not missing plus extra.
+
+Called by `audit`, which knows where the sides end; nothing here knows brokers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+from ..errors import invariant
+from ..model.record import Row
+from .origins import Codec, Copy, SourcePosition
+from .window import Window, exchanged, keeping_order
+
+#: differing rows remembered per lane so that they can be told apart later; beyond it they are only counted
+REMEMBERED_MAX = 20_000
+#: rows compared in one go: fewer where differences are dense, so that they cost in proportion
+SLICE_ROWS_MAX = 8_192
+SLICE_ROWS_MIN = 256
+
+
+class Kind(Enum):
+    """What can be wrong with a record, and what Jepsen calls it."""
+
+    MISSING = "missing"  # in the source, not on the target
+    EXTRA = "extra"  # on the target, not in the source
+    DUPLICATE = "duplicate"  # on the target more often than in the source
+    REORDERED = "reordered"  # behind a record that it should precede
+    ALTERED = "altered"  # bytes, key, headers or time are others
+
+    @property
+    def jepsen(self) -> str:
+        return _JEPSEN[self]
+
+
+_JEPSEN = {
+    Kind.MISSING: "lost-write",
+    Kind.EXTRA: "G1a",
+    Kind.DUPLICATE: "duplicate",
+    Kind.REORDERED: "nonmonotonic",
+    Kind.ALTERED: "altered",
+}
+
+
+class Difference(NamedTuple):
+    """One record that is not as it should be."""
+
+    kind: Kind
+    source: SourcePosition | None  # None = there is none
+    target: Any | None  # None = it is not there
+    detail: str
+    #: of what may be `extra` or `duplicate`: the row, so that the auditor can look for its like in the source
+    row: Row | None = None
+
+
+@dataclass(slots=True)
+class _Side:
+    """Rows not compared yet: two parallel lists and how much of them is done."""
+
+    positions: list[Any] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    head: int = 0
+    is_ended: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows) - self.head
+
+    def add(self, positions: Sequence[Any], rows: Sequence[Row]) -> None:
+        if self.head:
+            del self.positions[: self.head], self.rows[: self.head]
+            self.head = 0
+        self.positions += positions
+        self.rows += rows
+
+    def first(self, count: int) -> tuple[list[Any], list[Row]]:
+        head = self.head
+        return self.positions[head : head + count], self.rows[head : head + count]
+
+    def drop(self, count: int) -> None:
+        self.head += count
+        if self.head == len(self.rows):
+            self.positions.clear()
+            self.rows.clear()
+            self.head = 0
+
+
+class LaneDiff:
+    """The comparison of one lane. Feed `expected` and `actual`, call `advance`, at last `finish`."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        order: Callable[[SourcePosition], Any],
+        *,
+        window_rows: int = 2_000,
+        on_expected: Callable[[Sequence[SourcePosition], Sequence[Row]], None] | None = None,
+        on_difference: Callable[[Difference], None],
+        remembered_max: int = REMEMBERED_MAX,
+    ) -> None:
+        """`order` gives the sort key of a source position; `on_expected` is told every expected slice once it is
+        done with, in source order; `on_difference` every difference as soon as it is certain."""
+        self.expected = _Side()
+        self.actual = _Side()
+        #: records of the source that are on the target exactly once, in order and unchanged
+        self.matched = 0
+        #: source position of the last record found on the target, None = none yet
+        self.frontier: SourcePosition | None = None
+        #: target rows without a mark of this route
+        self.unmarked = 0
+        #: target rows of an epoch older than one before them: a fenced relay has written
+        self.stale_epochs = 0
+        #: expected rows behind the last row of the target, too many to remember
+        self.tail = 0
+        self._codec = codec
+        self._order = order
+        self._window = window_rows
+        self._on_expected = on_expected
+        self._report = on_difference
+        self._remembered_max = remembered_max
+        #: expected and not seen so far: source position -> row (None = known from an earlier run only by position)
+        self.missing: dict[SourcePosition, Row | None] = {}
+        #: seen, but not expected so far: it came before its turn
+        self._early: dict[SourcePosition, tuple[Any, Copy]] = {}
+        self._source_end: SourcePosition | None = None  # last expected position taken
+        self._epoch = -1
+        self._slice = SLICE_ROWS_MAX
+
+    # ------------------------------------------------------------------------------------------------ feeding
+
+    def expect(self, positions: Sequence[SourcePosition], rows: Sequence[Row]) -> None:
+        """More of what should be there, in source order."""
+        self.expected.add(positions, rows)
+
+    def see(self, positions: Sequence[Any], rows: Sequence[Row]) -> None:
+        """More of what is there, in target order."""
+        self.actual.add(positions, rows)
+
+    @property
+    def wants_expected(self) -> bool:
+        """True where nothing more can be decided before more of the source is read."""
+        return not self.expected.is_ended and len(self.expected) < max(self._window, len(self.actual))
+
+    @property
+    def wants_actual(self) -> bool:
+        """True where nothing more can be decided before more of the target is read."""
+        return not self.actual.is_ended and len(self.actual) < max(self._window, len(self.expected))
+
+    # ------------------------------------------------------------------------------------------------ comparing
+
+    def advance(self) -> None:
+        """Decide all that can be decided."""
+        while True:
+            self._equal_slices()
+            if self.actual.is_ended and not self.actual:
+                self._take_tail()
+            if not self._can_solve():
+                return
+            self._solve()
+
+    def finish(self, *, is_settled: bool) -> int:
+        """Both sides have ended: name what never came. Gives the count of expected records behind the last record of
+        the target that were not named: all of them, or, where `is_settled` says that nothing is still on its way,
+        those that were too many to remember."""
+        invariant(self.expected.is_ended and self.actual.is_ended, "a lane is finished only when both sides have ended")
+        self.advance()
+        for origin, (position, copy) in self._early.items():
+            self._report(Difference(Kind.EXTRA, origin, position, "the source holds no such record", copy.row))
+        self._early.clear()
+        last = None if self.frontier is None else self._order(self.frontier)
+        pending = self.tail
+        for position in self.missing:
+            if is_settled or (last is not None and self._order(position) < last):
+                self._report(Difference(Kind.MISSING, position, None, "not on the target"))
+            else:
+                pending += 1
+        self.missing.clear()
+        return pending
+
+    def _take_tail(self) -> None:
+        """The target has ended: what is expected now is its tail, however long it is. Some of it is remembered by
+        position, so that it can be named if it is settled."""
+        positions, rows = self.expected.first(len(self.expected))
+        for position, row in zip(positions, rows, strict=True):
+            if position in self._early or len(self.missing) < self._remembered_max:
+                self._not_here(position, row)
+            else:
+                self.tail += 1
+        if positions:
+            self._source_end = positions[-1]
+        self.expected.drop(len(positions))
+
+    def _equal_slices(self) -> None:
+        """Let go of equal heads, at C speed."""
+        while True:
+            count = min(len(self.expected), len(self.actual), self._slice)
+            if not count:
+                return
+            positions, rows = self.expected.first(count)
+            targets, actual = self.actual.first(count)
+            epoch = self._codec.equal(positions, rows, targets, actual)
+            if epoch is None:
+                head = self._equal_head(positions, rows, targets, actual)
+                if head:
+                    self._matched(positions[:head], rows[:head])
+                if head < count:
+                    self._slice = max(SLICE_ROWS_MIN, self._slice // 8)
+                    return
+            else:
+                self._see_epoch(epoch, count)
+                self._matched(positions, rows)
+            self._slice = min(SLICE_ROWS_MAX, self._slice * 2)
+
+    def _equal_head(
+        self,
+        positions: Sequence[SourcePosition],
+        rows: Sequence[Row],
+        targets: Sequence[Any],
+        actual: Sequence[Row],
+    ) -> int:
+        """How many rows at the head are equal, decided row by row."""
+        count = 0
+        for position, row, copy in zip(positions, rows, self._codec.normal(targets, actual), strict=True):
+            if copy.origin != position or copy.row != row:
+                break
+            self._see_epoch(copy.epoch, 1)
+            count += 1
+        return count
+
+    def _matched(self, positions: Sequence[SourcePosition], rows: Sequence[Row]) -> None:
+        count = len(rows)
+        self.matched += count
+        if self._early:
+            for position in self._early.keys() & set(positions):
+                self._came_twice(position)
+        self.frontier = self._source_end = positions[-1]
+        if self._on_expected:
+            self._on_expected(positions, rows)
+        self.expected.drop(count)
+        self.actual.drop(count)
+
+    def _can_solve(self) -> bool:
+        """A window can be solved when both sides fill it, or have ended."""
+        if not self.actual and not (self.actual.is_ended and self.expected):
+            return False
+        if not self.expected and not (self.expected.is_ended and self.actual):
+            return False
+        return all(side.is_ended or len(side) >= self._window for side in (self.expected, self.actual))
+
+    def _solve(self) -> None:
+        """Decide at least the first half of a window in which the heads differ."""
+        positions, rows = self.expected.first(self._window)
+        targets, actual = self.actual.first(self._window)
+        copies = self._codec.normal(targets, actual)
+        window = Window(positions, rows, targets, copies)
+        at_end = len(positions) == len(self.expected) and len(targets) == len(self.actual)
+        take_expected, take_actual = window.cut(is_last=at_end and self.expected.is_ended and self.actual.is_ended)
+        if not take_expected and not take_actual:
+            # No record of this window is on both sides in order: the target's part is judged by itself, or a gap in
+            # the target is longer than the window.
+            take_actual = self._leading_strangers(copies, positions)
+            take_expected = 0 if take_actual else max(1, len(positions) // 2)
+            if not positions:
+                take_actual = len(copies)
+        self._judge(window, take_expected, take_actual)
+
+    def _leading_strangers(self, copies: Sequence[Copy], positions: Sequence[SourcePosition]) -> int:
+        """How many copies at the head have their place before the end of the expected window, or none at all."""
+        if not positions:
+            return len(copies)
+        end = self._order(positions[-1])
+        count = 0
+        for copy in copies:
+            if copy.origin is not None and self._order(copy.origin) > end:
+                break
+            count += 1
+        return count
+
+    def _judge(self, window: Window, take_expected: int, take_actual: int) -> None:
+        """Decide the first rows of both sides of a window."""
+        positions, rows = window.positions, window.rows
+        for index in range(take_expected):
+            if not 0 <= window.seen_at[index] < take_actual:
+                self._not_here(positions[index], rows[index])
+            elif positions[index] in self._early:
+                self._came_twice(positions[index])
+        if take_expected:
+            self._source_end = positions[take_expected - 1]
+        fresh: list[tuple[int, int]] = []
+        for index in range(take_actual):
+            copy, target = window.copies[index], window.targets[index]
+            self._see_epoch(copy.epoch, 1)
+            partner = window.partner[index]
+            if 0 <= partner < take_expected:
+                fresh.append((partner, index))
+            else:
+                self._stray(copy, target)
+        self._compare(window, fresh)
+        if self._on_expected and take_expected:
+            self._on_expected(positions[:take_expected], rows[:take_expected])
+        self.expected.drop(take_expected)
+        self.actual.drop(take_actual)
+
+    def _compare(self, window: Window, pairs: list[tuple[int, int]]) -> None:
+        """Pairs of one source position: in place or moved, equal or altered."""
+        altered = [(left, right) for left, right in pairs if window.rows[left] != window.copies[right].row]
+        holds = exchanged(window, altered)
+        in_place = {right for right, _ in keeping_order(holds)}
+        is_altered = {right for _, right in altered}
+        for left, right in pairs:
+            position, target = window.positions[left], window.targets[right]
+            self._advance_frontier(position)
+            if right in holds and right not in in_place:
+                other = _text(window.positions[holds[right]])
+                self._report(Difference(Kind.REORDERED, position, target, f"holds the record of {other}"))
+            elif right in is_altered and right not in holds:
+                self._altered(position, target, window.rows[left], window.copies[right].row)
+            elif right not in window.in_order:
+                self._report(Difference(Kind.REORDERED, position, target, "came behind a later record, or too early"))
+            else:
+                self.matched += 1
+
+    def _altered(self, position: SourcePosition, target: Any, row: Row, found: Row) -> None:
+        self._report(Difference(Kind.ALTERED, position, target, describe(row, found)))
+
+    def _not_here(self, position: SourcePosition, row: Row) -> None:
+        """An expected row without partner so far: it came early, it comes later, or never."""
+        early = self._early.pop(position, None)
+        if early is not None:
+            target, copy = early
+            self._moved(position, target, row, copy, "came too early")
+        elif len(self.missing) < self._remembered_max:
+            self.missing[position] = row
+        else:
+            self._report(Difference(Kind.MISSING, position, None, "not on the target"))
+
+    def _stray(self, copy: Copy, target: Any) -> None:
+        """An actual row without partner in its window."""
+        origin = copy.origin
+        if origin is None:
+            self.unmarked += 1
+            self._report(Difference(Kind.EXTRA, None, target, "carries no mark of this route", copy.row))
+        elif origin in self.missing:
+            row = self.missing.pop(origin)
+            self._moved(origin, target, row, copy, "came too late")
+        elif origin in self._early:
+            self._report(Difference(Kind.DUPLICATE, origin, target, "came before", copy.row))
+        elif self._source_end is not None and self._order(origin) <= self._order(self._source_end):
+            if copy.ordinal >= 0:
+                self._report(Difference(Kind.DUPLICATE, origin, target, "came before", copy.row))
+            else:
+                self._report(Difference(Kind.EXTRA, None, target, "its id names a record that came before", copy.row))
+        elif len(self._early) < self._remembered_max:
+            self._early[origin] = (target, copy)
+        else:
+            self._report(Difference(Kind.EXTRA, origin, target, "far ahead of its turn", copy.row))
+
+    def _moved(self, position: SourcePosition, target: Any, row: Row | None, copy: Copy, how: str) -> None:
+        self._advance_frontier(position)
+        if row is not None and row != copy.row:
+            self._report(Difference(Kind.ALTERED, position, target, f"{how}; {describe(row, copy.row)}"))
+        else:
+            self._report(Difference(Kind.REORDERED, position, target, how))
+
+    def _came_twice(self, position: SourcePosition) -> None:
+        """A copy that came early has come again, in its place."""
+        target, copy = self._early.pop(position)
+        self._report(Difference(Kind.DUPLICATE, position, target, "comes again in its place", copy.row))
+
+    def _see_epoch(self, epoch: int, rows: int) -> None:
+        if 0 <= epoch < self._epoch:
+            self.stale_epochs += rows
+        self._epoch = max(self._epoch, epoch)
+
+    def _advance_frontier(self, position: SourcePosition) -> None:
+        if self.frontier is None or self._order(position) > self._order(self.frontier):
+            self.frontier = position
+
+
+def describe(expected: Row, found: Row) -> str:
+    """What of a row is other than it should be, in a few words."""
+    names = ("key", "value", "headers", "time") if len(expected) == 4 else ("fields", "time")
+    parts = []
+    for name, left, right in zip(names, expected, found, strict=True):
+        if left != right:
+            parts.append(f"{name} {_short(left)} became {_short(right)}")
+    return "; ".join(parts)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _text(position: SourcePosition) -> str:
+    return position.decode() if isinstance(position, bytes) else str(position)
