@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 #: what one bite holds: per lane the times of its records, in milliseconds
 Bite: TypeAlias = dict[int, list[int]]
@@ -77,7 +77,7 @@ def follow_kafka(bootstrap: str, topic: str, lanes: int) -> Iterator[tuple[float
         bite: Bite = {}
         for message in messages:
             if message.error() is None:
-                bite.setdefault(message.partition(), []).append(message.timestamp()[1])
+                bite.setdefault(message.partition() or 0, []).append(message.timestamp()[1])
         yield at_s, bite
 
 
@@ -85,7 +85,7 @@ def follow_redis(url: str, pattern: str, lanes: int) -> Iterator[tuple[float, Bi
     """Entries of all stream keys, from the first on."""
     import redis
 
-    client = redis.Redis.from_url(url, socket_timeout=10, protocol=2)
+    client: Any = redis.Redis.from_url(url, socket_timeout=10, protocol=2)
     client.response_callbacks.clear()  # fields as flat lists, as the server gives them
     lane_of = {pattern.replace("<lane>", str(lane)).encode(): lane for lane in range(lanes)}
     after: dict[bytes, bytes] = dict.fromkeys(lane_of, b"0-0")

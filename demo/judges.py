@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,28 +55,87 @@ class Verdict:
 def judge_all(
     stage: Stage, directions: Sequence[tuple[str, str]], history: Path, records_min: int
 ) -> list[list[Verdict]]:
-    """All judges on each (direction, route); directions are "r2k" and "k2r". Two run at a time."""
+    """All judges on each (direction, route); directions are "r2k" and "k2r". Two run at a time.
+
+    When it is interrupted the judges at work are killed.
+    """
+    court = _Court(stage)
     with ThreadPoolExecutor(2) as pool:
         futures = [
             [
-                pool.submit(_verify, stage, route),
-                pool.submit(_oracle, stage, direction, records_min),
-                pool.submit(_history, stage, direction, history),
+                pool.submit(_verify, court, route),
+                pool.submit(_oracle, court, direction, records_min),
+                pool.submit(_history, court, direction, history),
             ]
             for direction, route in directions
         ]
-        return [[future.result() for future in row] for row in futures]
+        try:
+            return [[future.result() for future in row] for row in futures]
+        except BaseException:
+            court.dismiss()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _verify(stage: Stage, route: str) -> Verdict:
-    return _from_verify(
-        *_run(stage, "verify", route, [*crossfade_command(), "-c", str(stage.config), "verify", route, "-o", "json"])
-    )
+class _Court:
+    """Runs judges as processes and knows which are at work."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self._at_work: set[subprocess.Popen[str]] = set()
+        self._is_dismissed = False
+        self._lock = threading.Lock()
+
+    def dismiss(self) -> None:
+        """Kill those at work and let no other begin."""
+        with self._lock:
+            self._is_dismissed = True
+            for process in self._at_work:
+                process.kill()
+
+    def hear(self, judge: str, subject: str, argv: list[str]) -> tuple[int, dict[str, Any], str]:
+        """Exit code, JSON from stdout, and the last words from stderr."""
+        with self._lock:
+            if self._is_dismissed:
+                return -1, {}, "dismissed"
+            process = subprocess.Popen(
+                argv,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=self.stage.child_env(),
+                start_new_session=True,
+            )
+            self._at_work.add(process)
+        try:
+            out, words = process.communicate(timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return -1, {}, f"no answer after {_LIMIT_S} s"
+        finally:
+            with self._lock:
+                self._at_work.discard(process)
+        log = self.stage.logs / f"{judge}-{subject}.log"
+        log.write_text(f"$ {' '.join(argv)}\n{out}\n{words}\nexit {process.returncode}\n")
+        try:
+            document = json.loads(out)
+        except ValueError:
+            document = {}
+        lines = words.strip().splitlines()
+        return process.returncode, document if isinstance(document, dict) else {}, lines[-1] if lines else ""
 
 
-def _oracle(stage: Stage, direction: str, records_min: int) -> Verdict:
-    argv = [sys.executable, "-m", "tests.oracle", *_sides(stage, direction), "-o", "json"]
-    code, document, words = _run(stage, "oracle", direction, [*argv, "--records-min", str(records_min)])
+def _verify(court: _Court, route: str) -> Verdict:
+    argv = [*crossfade_command(), "-c", str(court.stage.config), "verify", route, "-o", "json"]
+    return _from_verify(*court.hear("verify", route, argv))
+
+
+def _oracle(court: _Court, direction: str, records_min: int) -> Verdict:
+    argv = [sys.executable, "-m", "tests.oracle", *_sides(court.stage, direction), "-o", "json"]
+    code, document, words = court.hear("oracle", direction, [*argv, "--records-min", str(records_min)])
     verdict = Verdict("oracle", code == 0, document.get("records", 0))
     if code not in (0, 1) or "ok" not in document:
         verdict.error = f"gave no verdict (exit {code}): {words}"
@@ -99,9 +159,9 @@ _HISTORY_NAMES = {
 }
 
 
-def _history(stage: Stage, direction: str, history: Path) -> Verdict:
-    argv = [sys.executable, "-m", "demo.history_check", *_sides(stage, direction), "--history", str(history)]
-    code, document, words = _run(stage, "history", direction, argv)
+def _history(court: _Court, direction: str, history: Path) -> Verdict:
+    argv = [sys.executable, "-m", "demo.history_check", *_sides(court.stage, direction), "--history", str(history)]
+    code, document, words = court.hear("history", direction, argv)
     verdict = Verdict("history", code == 0)
     if code not in (0, 1) or "target" not in document:
         verdict.error = f"gave no verdict (exit {code}): {words}"
@@ -133,30 +193,6 @@ def _named(examples: dict[str, list[dict[str, Any]]]) -> list[str]:
             what = ", ".join(f"{name} {value}" for name, value in example.items() if value is not None)
             lines.append(f"{kind}: {what}")
     return lines
-
-
-def _run(stage: Stage, judge: str, subject: str, argv: list[str]) -> tuple[int, dict[str, Any], str]:
-    """Exit code, JSON from stdout, and the last words from stderr."""
-    log = stage.logs / f"{judge}-{subject}.log"
-    try:
-        done = subprocess.run(
-            argv,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=_LIMIT_S,
-            env=stage.child_env(),
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
-        return -1, {}, f"no answer after {_LIMIT_S} s"
-    log.write_text(f"$ {' '.join(argv)}\n{done.stdout}\n{done.stderr}\nexit {done.returncode}\n")
-    try:
-        document = json.loads(done.stdout)
-    except ValueError:
-        document = {}
-    words = done.stderr.strip().splitlines()
-    return done.returncode, document if isinstance(document, dict) else {}, words[-1] if words else ""
 
 
 def _from_verify(code: int, document: dict[str, Any], words: str) -> Verdict:

@@ -116,7 +116,7 @@ def main() -> None:
         return Saboteur(honest(name, **options), kind, note)
 
     # Before wiring is imported, so that it takes the wrapped one whichever way it imports it.
-    mappings.mapping_named = sabotaged  # type: ignore[assignment]
+    mappings.mapping_named = sabotaged
     from crossfade.cli.main import main as crossfade
 
     crossfade(sys.argv[1:])

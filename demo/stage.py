@@ -18,7 +18,7 @@ from typing import Any
 
 import redis
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from crossfade.lab import Lab, LabError
 from crossfade.lab.process import TAG, tagged, wait_until
@@ -185,7 +185,8 @@ class Stage:
         return wait_until(lambda: bool(self.open_transactions()), limit_s, pause_s=0.002)
 
     def _ends(self, isolation: IsolationLevel) -> dict[int, int]:
-        wanted = {TopicPartition(self.topic, lane): OffsetSpec.latest() for lane in range(self.lanes)}
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        wanted = {TopicPartition(self.topic, lane): latest for lane in range(self.lanes)}
         found: dict[int, int] = {}
         futures = self._admin.list_offsets(wanted, isolation_level=isolation, request_timeout=_ASK_S)
         for place, future in futures.items():
