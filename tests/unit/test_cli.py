@@ -40,6 +40,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (errors.Unreachable("x"), 5),
         (errors.AccessRefused("x"), 5),
         (errors.SourceTrimmed(3, "x"), 1),
+        (ExceptionGroup("two", [ExceptionGroup("one", [errors.Unreachable("x")]), KeyError("y")]), 5),
         (KeyboardInterrupt(), 130),
         (KeyError("x"), 1),
         (errors.InvariantBroken("x"), 1),
@@ -175,11 +176,23 @@ def test_help_answers_at_once_and_imports_no_adapter() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4
 
 
-def test_completion_offers_commands() -> None:
-    environ = os.environ | {"_CROSSFADE_COMPLETE": "complete_bash", "COMP_WORDS": "crossfade re", "COMP_CWORD": "1"}
+def completed(words: str, **environ: str) -> list[str]:
+    settings = {"_CROSSFADE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     code = "from crossfade.cli.main import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["relay"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | settings | environ, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_completion_offers_commands_and_routes() -> None:
+    assert completed("crossfade re") == ["relay"]
+    assert completed("crossfade relay st") == ["start", "status"]
+    assert completed("crossfade doctor f") == []
+    Path("x.yaml").write_text("routes: {forward: {}, fast: {}, back: {}}")
+    assert completed("crossfade doctor f", CROSSFADE_CONFIG="x.yaml") == ["forward", "fast"]
+    assert completed("crossfade -c x.yaml uninstall b") == ["back"]
 
 
 # -- init ----------------------------------------------------------------------------------------------------------

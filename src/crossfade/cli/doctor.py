@@ -14,7 +14,7 @@ import typer
 
 from ..brokers.protocol import Finding, Inspector, Level
 from ..errors import BrokerError, CrossfadeError, UsageError
-from .output import Output, output_of
+from .output import Output, complete_routes, output_of
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -41,7 +41,10 @@ class Examined(NamedTuple):
 @doctor_app.command()
 def doctor(
     context: typer.Context,
-    route: Annotated[str | None, typer.Argument(help="Only this route; by default all of them.")] = None,
+    route: Annotated[
+        str | None,
+        typer.Argument(help="Only this route; by default all of them.", autocompletion=complete_routes),
+    ] = None,
     print_acls: Annotated[
         bool, typer.Option("--print-acls", help="Print the least rights that the relay needs, and ask no broker.")
     ] = False,

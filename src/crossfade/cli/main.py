@@ -227,18 +227,26 @@ def run(args: Sequence[str]) -> int:
     output = Output(is_verbose="--verbose" in early, is_json=_asks_for_json(early))
     try:
         result = typer.main.get_command(app).main(list(args), prog_name="crossfade", standalone_mode=False, obj=output)
-    except CrossfadeError as error:
-        return _tell(error, output)
-    except typer.TyperException as error:
-        return _tell_usage(error, output)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except ModuleNotFoundError as error:
-        missing = _missing_extra(error)
-        return _tell(missing, output) if isinstance(missing, CrossfadeError) else _tell_unexpected(error, output)
-    except Exception as error:  # noqa: BLE001 - the one place where every other error ends
-        return _tell_unexpected(error, output)
+    except Exception as error:  # noqa: BLE001 - the one place where every error ends
+        return _told(_first(error), output)
     return result if isinstance(result, int) else 0
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first of several errors of tasks that ran side by side: the one to be told."""
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _told(error: BaseException, output: Output) -> int:
+    if isinstance(error, ModuleNotFoundError):
+        error = _missing_extra(error)
+    if isinstance(error, CrossfadeError):
+        return _tell(error, output)
+    if isinstance(error, typer.TyperException):
+        return _tell_usage(error, output)
+    return _tell_unexpected(error, output)
 
 
 def _asks_for_json(args: Sequence[str]) -> bool:
@@ -268,7 +276,7 @@ def _tell_usage(error: typer.TyperException, output: Output) -> int:
     return _tell(UsageError(error.format_message().rstrip("."), hint=f"`{path} --help` shows what it takes"), output)
 
 
-def _tell_unexpected(error: Exception, output: Output) -> int:
+def _tell_unexpected(error: BaseException, output: Output) -> int:
     if isinstance(error, OSError) and error.errno == errno.EPIPE:
         # The reader of our output has gone; the interpreter must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,7 +15,7 @@ import typer
 
 from ..errors import CrossfadeError, RefusedByRail
 from .doctor import routes_of
-from .output import Column, output_of
+from .output import Column, complete_routes, output_of
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -39,7 +39,10 @@ class Left(NamedTuple):
 @uninstall_app.command()
 def uninstall(
     context: typer.Context,
-    route: Annotated[str | None, typer.Argument(help="Only this route; by default all of them.")] = None,
+    route: Annotated[
+        str | None,
+        typer.Argument(help="Only this route; by default all of them.", autocompletion=complete_routes),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
 ) -> None:
     """List what Crossfade left on the brokers; with --yes, remove it.
