@@ -117,6 +117,7 @@ def _server_lines(state: State, name: str, data_dir: Path) -> list[str]:
         "repl-diskless-sync-delay 0",
         "enable-debug-command local",
         "daemonize no",
+        "set-proc-title no",  # it would overwrite the environment, and with it the lab's tag
     ]
     if shape == "replica" and name != "redis-0":
         lines.append(f"replicaof 127.0.0.1 {shown_port(state, 'redis-replication')}")
@@ -147,4 +148,5 @@ def _sentinel_lines(state: State, name: str, data_dir: Path) -> list[str]:
         f"sentinel down-after-milliseconds {SERVICE} 2000",
         f"sentinel failover-timeout {SERVICE} 6000",
         f"sentinel parallel-syncs {SERVICE} 1",
+        "set-proc-title no",
     ]
