@@ -81,6 +81,9 @@ class Source:
         self._deleted = deleted
         self._replicated = read == "replicated"
         self._paces: dict[Lane, _Pace] = {}
+        self._turn = 0
+        #: places that were reported as the end, so that it is news once
+        self._told_end: dict[Lane, Place] = {}
         #: when a lane's birth group may move next, and to where
         self._vouching: dict[Lane, tuple[float, Place]] = {}
         self._vouched: dict[Lane, str] = {}
@@ -194,11 +197,17 @@ class Source:
         }
         looks = await self._look(list(after), ranges)
         outcomes: dict[Lane, Batch | LaneError] = {}
-        for lane, place in after.items():
+        self._turn += 1
+        lanes = sorted(after)
+        first = self._turn % max(1, len(lanes))
+        for lane in lanes[first:] + lanes[:first]:
+            if records_max <= 0:
+                break  # fewer records than lanes were asked for: another lane is first next time
             look, entries = looks[lane]
-            outcome = self._take(lane, place, look, entries, ranges[lane].count, shares[lane][1])
+            outcome = self._take(lane, after[lane], look, entries, ranges[lane].count, shares[lane][1])
             if outcome is not None:
                 outcomes[lane] = outcome
+                records_max -= len(outcome.rows) if isinstance(outcome, Batch) else 0
         if self._replicated:
             outcomes = await self._confirmed(outcomes, after)
         await self._vouch(after)
@@ -242,11 +251,12 @@ class Source:
         if verdict.forgiven_records:
             self.forgiven[lane] = self.forgiven.get(lane, 0) + verdict.forgiven_records
         pace = self._paces[lane]
-        was_behind, pace.is_behind = pace.is_behind, not at_end
+        pace.is_behind = not at_end
         if not entries:
             moved = Place(place.position, verdict.count, place.incarnation, place.witness)
-            if moved == place and not was_behind:
+            if moved == place and self._told_end.get(lane) == place:
                 return None
+            self._told_end[lane] = moved
             return Batch(lane, Shape.ENTRY, [], [], moved, at_end=at_end)
         pace.entry_bytes = max(pace.entry_bytes * 0.5, size_bytes / len(entries), 1.0)
         last_id, last_fields = entries[-1]

@@ -57,10 +57,6 @@ class _Path:
 
     marker: Marker
     text: str  # the marker as it stands in the target, without `target`; "" = none yet
-    #: ordinal and quarantined of the last outcome that was returned
-    told: tuple[int, int]
-    #: after a write that stopped half-way: what of it is done ends here
-    partly: Place | None = None
 
 
 @dataclass(slots=True)
@@ -178,8 +174,9 @@ class Target:
                 hint="the key must be a stream or free; use another key",
             )
         epoch, exists, last_id, added, last, seen, own, form = reply[1:9]
-        trouble = _trouble(lane, self._name(lane), bool(exists), last_id.decode(), added, last.decode(), seen, own)
-        if trouble is None and own and last_id != last and form == b"exclusive":
+        is_reset = own and (not exists or added < seen)
+        is_torn = own and position_order(last_id.decode()) < position_order(last.decode())
+        if own and last_id != last and form == b"exclusive" and not is_reset and not is_torn:
             claim.alarms.append(
                 f"lane {self._name(lane)}: {added - seen} records by other writers since our last append; "
                 "entry ids carry the source position no longer, an `xf` field does"
@@ -190,9 +187,11 @@ class Target:
             if text:
                 known = msgspec.structs.replace(decode_marker(text.decode()), target=target.decode())
                 claim.markers[path] = known
-            if trouble is not None:
-                claim.errors[path] = trouble
-            claim.paths[path] = _Path(known, text.decode(), (known.ordinal, known.quarantined))
+            if is_reset:
+                claim.errors[path] = _reset(path[0], self._name(lane))
+            elif is_torn:
+                claim.errors[path] = _torn(path[0], self._name(lane), last_id.decode(), last.decode())
+            claim.paths[path] = _Path(known, text.decode())
         return int(epoch)
 
     async def markers(self, paths: Sequence[Path]) -> dict[Path, Marker]:
@@ -212,7 +211,8 @@ class Target:
 
     async def append(self, claim: RedisClaim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
         """See `Log.append`. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
-        invariant(not claim.is_dead, "a claim is not used after Fenced or Indeterminate")
+        if claim.is_dead:
+            raise Fenced("this claim ended with an earlier append", hint="claim anew")
         jobs: list[_Job] = []
         outcomes: dict[Path, Appended | LaneError] = {}
         full = await self._over_budget() if self._memory_bytes_max else ""
@@ -224,7 +224,7 @@ class Target:
                 jobs.append(job)
         if jobs:
             try:
-                await self._send_all(claim, jobs)
+                await self._send_all(jobs)
             except (Fenced, Indeterminate):
                 claim.is_dead = True
                 raise
@@ -238,12 +238,9 @@ class Target:
         if path is None:
             raise InvariantBroken(f"path {write.path} belongs to the claim")
         if full:
-            return TargetFull(write.path[1], full, hint="trim the target, give it memory, or raise the budget")
-        positions, rows, rejects = write.positions, write.rows, list(write.rejects)
-        if path.partly is not None:
-            positions, rows, rejects = _behind(path.partly, positions, rows, rejects)
-        positions, rows, refused = refuse(positions, rows)
-        rejects += refused
+            return TargetFull(write.path[0], full, hint="trim the target, give it memory, or raise the budget")
+        positions, rows, refused = refuse(write.positions, write.rows)
+        rejects = [*write.rejects, *refused]
         if len(rejects) > write.quarantine_left:
             first = rejects[0]
             return QuarantineFull(
@@ -255,28 +252,28 @@ class Target:
             )
         return _Job(self._keys[write.path[1]], claim, path, write, positions, rows, rejects)
 
-    async def _send_all(self, claim: RedisClaim, jobs: list[_Job]) -> None:
+    async def _send_all(self, jobs: list[_Job]) -> None:
         """Send the chunks of all jobs, lane by lane in turn, and read the outcomes; again where the server refused
         unseen (a moved slot, a forgotten script)."""
-        for attempt in range(_ROUNDS_MAX):
-            left = [job for job in jobs if not job.is_done]
-            if not left:
-                return
-            if attempt:
-                await asyncio.sleep(_ROUND_PAUSE_S)
-            try:
+        try:
+            for attempt in range(_ROUNDS_MAX):
+                left = [job for job in jobs if not job.is_done]
+                if not left:
+                    break
+                if attempt:
+                    await asyncio.sleep(_ROUND_PAUSE_S)
                 await self._send_round(left)
-            except (Unreachable, AccessRefused, BrokerError):
-                # The same writes may come again under this claim: what is done of them is not done twice.
-                for job in jobs:
-                    job.remember()
-                raise
-        left = [job for job in jobs if not job.is_done]
-        if left:
-            for job in jobs:
-                job.remember()
-            name = self._name(left[0].write.path[1])
-            raise Unreachable(f"appending to {name}: {left[0].again}", hint="this passes when the Cluster rests")
+            else:
+                name = self._name(left[0].write.path[1])
+                raise Unreachable(f"appending to {name}: {left[0].again}", hint="this passes when the Cluster rests")
+        except (Unreachable, AccessRefused) as error:
+            # What has gone in already must not come again under this claim: the markers tell where to go on.
+            if any(job.has_moved for job in jobs):
+                raise Indeterminate(error.message, hint=error.hint) from error
+            raise
+        half = next((job for job in jobs if job.error is not None and job.has_moved), None)
+        if half is not None:
+            raise Indeterminate(f"a part of the records went in; then: {half.error}", hint="the relay claims anew")
 
     async def _send_round(self, jobs: list[_Job]) -> None:
         links: dict[Link, list[_Job]] = {}
@@ -380,6 +377,7 @@ class _Job:
         self._chunks = list(
             chunks(positions, rows, rejects, write.place, counted_from=path.marker.place.count if path.text else -1)
         )
+        self._before = path.marker
         self._next = 0  # index of the first chunk that is not known to be done
 
     def calls(self) -> Iterator[_Call]:
@@ -443,9 +441,8 @@ class _Job:
             self._next += 1
             if self._next == len(self._chunks):
                 self.is_done = True
-                self.path.partly = None
             return
-        self.error = _lane_error(verdict, reply, self.write.path[1], name)
+        self.error = _lane_error(verdict, reply, self.write.path[0], name)
         self.is_done = True
 
     def _refused(self, reply: Any, link: Link, nodes: Nodes, name: str) -> None:
@@ -453,7 +450,7 @@ class _Job:
         doing = f"appending to {name}"
         if code == "OOM":
             self.error = TargetFull(
-                self.write.path[1],
+                self.write.path[0],
                 f"{doing}: used memory is above maxmemory",
                 hint="trim the target, or raise maxmemory; the lane goes on by itself",
             )
@@ -475,20 +472,17 @@ class _Job:
                 nodes.distrust()
             raise error
 
-    def remember(self) -> None:
-        """Note how far this write got, for the case that the same records come again."""
-        if self._next:
-            self.path.partly = self.path.marker.place
+    @property
+    def has_moved(self) -> bool:
+        """True once any chunk is in."""
+        return self._next > 0
 
     def outcome(self) -> Appended | LaneError:
         """What `Log.append` returns for this path."""
         if self.error is not None:
-            self.remember()
             return self.error
-        marker = self.path.marker
-        records, quarantined = marker.ordinal - self.path.told[0], marker.quarantined - self.path.told[1]
-        self.path.told = (marker.ordinal, marker.quarantined)
-        return Appended(marker, records, quarantined)
+        marker, before = self.path.marker, self._before
+        return Appended(marker, marker.ordinal - before.ordinal, marker.quarantined - before.quarantined)
 
 
 def _in_turn(jobs: list[_Job]) -> Iterator[tuple[_Job, _Call]]:
@@ -502,18 +496,6 @@ def _in_turn(jobs: list[_Job]) -> Iterator[tuple[_Job, _Call]]:
                 yield job, call
                 still.append((job, calls))
         running = still
-
-
-def _behind(
-    done: Place, positions: list[Any], rows: list[Any], rejects: list[Reject]
-) -> tuple[list[Any], list[Any], list[Reject]]:
-    """The part of a repeated write that was not done the first time."""
-    order = position_order(done.position)
-    first = next((i for i, position in enumerate(positions) if position_order(position_text(position)) > order), None)
-    left = [reject for reject in rejects if position_order(position_text(reject.position)) > order]
-    if first is None:
-        return [], [], left
-    return positions[first:], rows[first:], left
 
 
 def _lane_error(verdict: bytes, reply: list[Any], lane: Lane, name: str) -> LaneError:
@@ -566,19 +548,6 @@ def _torn(lane: Lane, name: str, last_id: str, last: str) -> TargetTorn:
         f"target lane {name} ends at {last_id}, but its marker covers records up to {last}",
         hint="records are gone that the marker counts as copied: restore the stream or copy the lane anew",
     )
-
-
-def _trouble(
-    lane: Lane, name: str, exists: bool, last_id: str, added: int, last: str, seen: int, own: int
-) -> LaneError | None:
-    """Compare the stream that a claim found with what our last append left there."""
-    if not own:
-        return None
-    if not exists or added < seen:
-        return _reset(lane, name)
-    if position_order(last_id) < position_order(last):
-        return _torn(lane, name, last_id, last)
-    return None
 
 
 def _forget_missing_script(link: Link, name: str, replies: list[Any]) -> None:
