@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -409,4 +410,61 @@ def test_a_mistake_in_a_flag_names_the_flag(tmp_path: Path) -> None:
     assert problems(tmp_path, GOOD, None, **{"routes.forward.source": "odl"}) == [
         '--set routes.forward.source: routes.forward.source: found "odl", expected the name of a broker (old, new); '
         'did you mean "old"?'
+    ]
+
+
+DEBRIS = [
+    *"{}[]:#&*!|?%@\t\x00",
+    "- ",
+    "\n",
+    "  ",
+    "null",
+    "true",
+    "-1",
+    "'",
+    '"',
+    "${env:X}",
+    "<lane>",
+    "kind",
+    "<<",
+    "1e9",
+]
+
+
+def damaged(text: str, chance: random.Random) -> str:
+    """The text with a few characters put in, taken out or moved."""
+    for _ in range(chance.randint(1, 4)):
+        at, how = chance.randrange(len(text)), chance.random()
+        if how < 0.4:
+            text = text[:at] + chance.choice(DEBRIS) + text[at:]
+        elif how < 0.7:
+            text = text[:at] + text[at + chance.randint(1, 12) :]
+        else:
+            lines = text.split("\n")
+            lines.insert(chance.randrange(len(lines)), chance.choice(lines))
+            text = "\n".join(lines)
+    return text
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_damaged_is_told_and_never_a_crash(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    path = tmp_path / "crossfade.yaml"
+    refused: list[ConfigError] = []
+    for _ in range(30):
+        path.write_text(damaged(GOOD, chance))
+        try:
+            load(path, {}, {})
+        except ConfigError as error:
+            refused.append(error)
+    assert len(refused) > 15
+    assert all(error.problems for error in refused)
+    assert all("\n" not in str(problem) for error in refused for problem in error.problems)
+
+
+def test_a_value_of_several_lines_is_told_on_one(tmp_path: Path) -> None:
+    text = changed("{topic: messages.v1}", "{topic: messages.v1}\n    retention: |\n      a\n      b")
+    assert problems(tmp_path, text) == [
+        'F:9: streams.messages.retention: found "a\\nb\\n", expected a duration with its unit, such as 500ms, 90s, 15m, '
+        "12h or 7d"
     ]

@@ -33,7 +33,8 @@ class Problem:
     def __str__(self) -> str:
         key = f"{self.key}: " if self.key else ""
         nearest = f'; did you mean "{self.nearest}"?' if self.nearest else ""
-        return f"{self.where}: {key}found {self.found}, expected {self.expected}{nearest}"
+        # One line, whatever a key or a value holds.
+        return f"{self.where}: {key}found {self.found}, expected {self.expected}{nearest}".replace("\n", "\\n")
 
 
 class ConfigError(UsageError):
