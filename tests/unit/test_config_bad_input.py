@@ -465,6 +465,6 @@ def test_whatever_is_damaged_is_told_and_never_a_crash(tmp_path: Path, seed: int
 def test_a_value_of_several_lines_is_told_on_one(tmp_path: Path) -> None:
     text = changed("{topic: messages.v1}", "{topic: messages.v1}\n    retention: |\n      a\n      b")
     assert problems(tmp_path, text) == [
-        'F:9: streams.messages.retention: found "a\\nb\\n", expected a duration with its unit, such as 500ms, 90s, 15m, '
-        "12h or 7d"
+        'F:9: streams.messages.retention: found "a\\nb\\n", expected a duration with its unit, such as 500ms, 90s, '
+        "15m, 12h or 7d"
     ]
