@@ -19,8 +19,15 @@ class Limits:
     marker_keepalive_s: float = 3600.0  # an idle lane's marker is written again, so that it never expires
 
 
+#: an append costs something whatever its size (a transaction's first produce alone takes 30-50 ms), so a small batch is
+#: no cure for a slow broker: below this the cost per record only grows
+_BATCH_RECORDS_MIN = 2_000
+#: how far above the goal an append may be before the batch shrinks
+_SLOW_FACTOR = 5
+
+
 class BatchSize:
-    """Records per append: grows while appends are quick and full, shrinks while they are slow."""
+    """Records per append: grows while there is a backlog, shrinks only when full appends take far too long."""
 
     def __init__(self, limits: Limits) -> None:
         self._max = limits.batch_records_max
@@ -28,10 +35,12 @@ class BatchSize:
         self.records = min(4_000, self._max)
 
     def observe(self, records: int, took_s: float) -> None:
-        """Learn from one append of `records` that took `took_s`."""
-        if took_s > 2 * self._goal_s:
-            self.records = max(250, int(self.records * 0.7))
-        elif took_s < self._goal_s and records >= 0.8 * self.records:
+        """Learn from one append of `records` that took `took_s`; one that was not full says nothing about size."""
+        if records < 0.8 * self.records:
+            return
+        if took_s > _SLOW_FACTOR * self._goal_s:
+            self.records = max(min(_BATCH_RECORDS_MIN, self._max), int(self.records * 0.7))
+        else:
             self.records = min(self._max, int(self.records * 1.5))
 
 
