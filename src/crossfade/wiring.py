@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .brokers.protocol import Assignment, Board, From, Inspector, Log, Start
 from .config import Broker, Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, RouteSettings, Secret, Side
-from .errors import InvariantBroken, UsageError
+from .errors import GuaranteeRefused, InvariantBroken, UsageError
 from .model.mapping import Mapping, mapping_named
 from .model.route import LaneMap, Route, make_route
 from .relay.documents import RouteBoard
@@ -54,6 +54,29 @@ def route_settings(config: Config, name: str) -> RouteSettings:
     return config.routes[name]
 
 
+def refuse_loop(config: Config, name: str) -> None:
+    """Refuse a route whose copies would come back to its own source. Raises GuaranteeRefused."""
+    copies: dict[object, list[tuple[str, object]]] = {}
+    for other, settings in config.routes.items():
+        sides = config.streams[settings.stream].sides
+        source, target = (settings.source, sides[settings.source]), (settings.target, sides[settings.target])
+        copies.setdefault(source, []).append((other, target))
+    settings = config.routes[name]
+    home = (settings.source, config.streams[settings.stream].sides[settings.source])
+    reached: list[tuple[list[str], object]] = [([other], end) for other, end in copies[home] if other == name]
+    seen: set[object] = set()
+    while reached:
+        way, end = reached.pop()
+        if end == home:
+            raise GuaranteeRefused(
+                f"routes {' -> '.join(way)} copy in a circle: each record would come back and be copied again for ever",
+                hint="let one of them write to other stream keys or another topic",
+            )
+        if end not in seen:
+            seen.add(end)
+            reached += [([*way, other], further) for other, further in copies.get(end, [])]
+
+
 @asynccontextmanager
 async def open_route(
     config: Config, name: str, *, shard: tuple[int, int] | None = None, instance: str = "crossfade"
@@ -63,6 +86,7 @@ async def open_route(
     Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused.
     """
     settings = route_settings(config, name)
+    refuse_loop(config, name)
     stream = config.streams[settings.stream]
     async with AsyncExitStack() as stack:
         source = await _open_log(stack, config, settings, settings.source)
