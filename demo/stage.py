@@ -133,10 +133,15 @@ class Stage:
 
     def redis_records(self, pattern: str) -> int:
         """Entries in all stream keys of a pattern."""
+        return sum(self.redis_counts(pattern))
+
+    def redis_counts(self, pattern: str) -> list[int]:
+        """Entries in each stream key of a pattern."""
         pipe = self._redis.pipeline(transaction=False)
         for lane in range(self.lanes):
             pipe.xlen(pattern.replace("<lane>", str(lane)))
-        return sum(pipe.execute())
+        counts: list[int] = pipe.execute()
+        return counts
 
     def wait_redis_grows(self, pattern: str, since: int, limit_s: float) -> int:
         """Wait until the stream keys hold more than `since` entries; says how many more."""
