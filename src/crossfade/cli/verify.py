@@ -1,0 +1,225 @@
+"""`crossfade verify`: the independent audit of a route, its verdict in words or JSON, and its state in a file.
+
+Hides how an audit goes on where an earlier one ended: `--resume FILE` keeps the state, also when the audit is cut off.
+Nothing is claimed and nothing is written to a broker. The verdict has three values: equal, different, or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .doctor import routes_of
+from .output import Output, complete_routes, output_of
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..verify.audit import Progress as AuditProgress
+    from ..verify.report import AuditReport
+
+verify_app = typer.Typer()
+
+DIFFERENT = 3
+NO_VERDICT = 1
+STATE_VERSION = 1
+#: how often the state of a running audit is kept
+SAVE_EVERY_S = 10.0
+_LANES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_TOTALS = ("missing", "extra", "duplicate", "reordered", "altered")
+_ASIDE = {
+    "pending": "not yet on the target",
+    "quarantined": "quarantined or refused by the mapping",
+    "before_target": "not on the target any more, or before the copy's start",
+    "source_gone": "on the target, but their originals are gone from the source",
+}
+
+
+@verify_app.command()
+def verify(
+    context: typer.Context,
+    route: Annotated[
+        str | None,
+        typer.Argument(help="Only this route; by default all of them.", autocompletion=complete_routes),
+    ] = None,
+    lanes: Annotated[str | None, typer.Option("--lanes", help="Only these source lanes, such as 0,3-5.")] = None,
+    settled: Annotated[
+        bool,
+        typer.Option("--settled", help="Nothing is on its way: what the target's end lacks is missing, not pending."),
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Keep the audit's state here, and go on from it the next time.")
+    ] = None,
+) -> None:
+    """Prove both sides of a route equal, or name every record that differs.
+
+    Reads both sides itself and shares no code with the relay. Live streams may be verified while they are copied: what
+    is not yet on the target is pending, never a difference. After writers and relays have stopped, use --settled.
+    Exits with 0 when nothing differs, with 3 when something does, with 1 when a lane could not be compared to its end.
+
+    \b
+    Examples:
+      crossfade verify
+      crossfade verify forward --settled -o json
+      crossfade verify forward --lanes 0-3 --resume audit.json
+    """
+    output = output_of(context)
+    config = output.config()
+    names = routes_of(config, route)
+    store = _Store(resume)
+    reports = {name: asyncio.run(_audit(config, name, lanes, settled, store, output)) for name in names}
+    body = {
+        "ok": all(report.ok for report in reports.values()),
+        "complete": all(report.is_complete for report in reports.values()),
+        "routes": [{"route": name, **report.as_dict()} for name, report in reports.items()],
+    }
+    output.document(body, "\n".join(text_of(name, report) for name, report in reports.items()))
+    if code := exit_code_of(list(reports.values())):
+        raise typer.Exit(code)
+
+
+def exit_code_of(reports: Sequence[AuditReport]) -> int:
+    """3 for a difference; 1 where there is none, but a lane could not be compared to its end; else 0."""
+    if any(report.differences or report.total("stale_epochs") for report in reports):
+        return DIFFERENT
+    return 0 if all(report.ok for report in reports) else NO_VERDICT
+
+
+async def _audit(
+    config: Config, name: str, lanes: str | None, is_settled: bool, store: _Store, output: Output
+) -> AuditReport:
+    from .. import wiring
+    from ..model.route import LaneMap
+    from ..verify.audit import audit
+
+    async with wiring.open_route(config, name, instance="verify") as opened:
+        if opened.route.lane_map is not LaneMap.ONE_TO_ONE:
+            raise UsageError(
+                f"route {name!r} maps lanes by key; this release verifies routes that map them one to one",
+                hint="verify the routes that are named",
+            )
+        chosen = parse_lanes(lanes, opened.route.source_lanes)
+        with output.progress(f"verify {name}") as progress:
+
+            def tell(now: AuditProgress) -> None:
+                progress.total = now.records_total
+                progress.advance(now.records - progress.done)
+                store.save_sometimes(opened.route.id, now)
+
+            report = await audit(
+                opened.source,
+                opened.target,
+                opened.mapping,
+                route_id=opened.route.id,
+                lanes=chosen,
+                on_progress=tell,
+                resume=store.state_of(opened.route.id),
+                start=opened.start,
+                is_settled=is_settled,
+            )
+    store.save(opened.route.id, report.state)
+    return report
+
+
+def parse_lanes(text: str | None, count: int) -> list[int]:
+    """`0,3-5` as lane numbers; None is all of them. Raises UsageError."""
+    if text is None:
+        return list(range(count))
+    if not _LANES.fullmatch(text):
+        raise UsageError(f"--lanes {text!r} names no lanes", hint="use numbers and ranges, such as 0,3-5")
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        chosen |= set(range(int(first), min(int(last or first), count) + 1))
+    if not chosen or max(chosen) >= count:
+        raise UsageError(
+            f"--lanes {text!r} names lanes that are not there", hint=f"the source has lanes 0 to {count - 1}"
+        )
+    return sorted(chosen)
+
+
+class _Store:
+    """The file of `--resume`: the state of each route's audit."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._states: dict[str, Any] = {}
+        self._saved_s = time.monotonic()
+        if path is not None and path.exists():
+            self._states = self._read(path)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            version, states = body["version"], dict(body["routes"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path} holds no state of an audit", hint="name another file, or remove it") from error
+        if version != STATE_VERSION:
+            raise UsageError(
+                f"{path} has version {version}; this release reads version {STATE_VERSION}",
+                hint="run the release that wrote it, or remove the file to begin again",
+            )
+        return states
+
+    def state_of(self, route_id: str) -> Any:
+        return self._states.get(route_id)
+
+    def save_sometimes(self, route_id: str, progress: AuditProgress) -> None:
+        if self._path is not None and time.monotonic() - self._saved_s >= SAVE_EVERY_S:
+            self.save(route_id, progress.state())
+
+    def save(self, route_id: str, state: dict[str, Any]) -> None:
+        """Replace the file in one step: a cut leaves the state before."""
+        # An audit of some lanes keeps what is known of the others.
+        known = self._states.get(route_id, {}).get("lanes", {})
+        self._states[route_id] = {**state, "lanes": {**known, **state.get("lanes", {})}}
+        self._saved_s = time.monotonic()
+        if self._path is None:
+            return
+        draft = self._path.with_name(self._path.name + ".new")
+        try:
+            draft.write_text(json.dumps({"version": STATE_VERSION, "routes": self._states}), encoding="utf-8")
+            draft.replace(self._path)
+        except OSError as error:
+            raise UsageError(f"cannot write {self._path}: {error.strerror}", hint="name another file") from None
+
+
+def text_of(route: str, report: AuditReport) -> str:
+    """The verdict of one route for people."""
+    lines = [f"route {route}: {report.source} -> {report.target}, {len(report.lanes)} lanes"]
+    counts = "  ".join(f"{name} {report.total(name):,}" for name in _TOTALS)
+    lines.append(f"  matched {report.records:,}  {counts}")
+    lines += [f"  {report.total(name):,} {words}" for name, words in _ASIDE.items() if report.total(name)]
+    for kept in report.named.values():
+        for named in kept:
+            told = named.as_dict()
+            places = ", ".join(f"{end} {told[end]}" for end in ("source", "target") if told[end] is not None)
+            detail = f": {told['detail']}" if told["detail"] else ""
+            lines.append(f"  {told['kind']}: lane {told['lane']}, {places}{detail}")
+        total = report.total(kept[0].difference.kind.value) if kept else 0
+        if total > len(kept):
+            lines.append(f"  ... and {total - len(kept):,} more of them")
+    for lane in report.lanes.values():
+        if lane.error is not None:
+            lines.append(f"  lane {lane.lane} was not compared to its end: {lane.error.message}")
+    if report.total("stale_epochs"):
+        lines.append(f"  {report.total('stale_epochs'):,} records of an older epoch stand behind a newer one")
+    lines.append(f"  {verdict_of(report)} ({report.seconds:.1f} s, {report.records_per_s:,.0f} records/s)")
+    return "\n".join(lines)
+
+
+def verdict_of(report: AuditReport) -> str:
+    """One sentence: what the audit proves."""
+    code = exit_code_of([report])
+    if code == DIFFERENT:
+        return f"DIFFERENT: {report.differences + report.total('stale_epochs'):,} findings"
+    if code == NO_VERDICT:
+        return "NO VERDICT: what was compared is equal, but not all could be compared"
+    return "equal" if report.is_complete else "equal as far as both sides can be compared"
