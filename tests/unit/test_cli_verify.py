@@ -1,0 +1,201 @@
+"""`verify` on brokers in memory: verdicts, words, JSON, lanes, and a state that survives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from crossfade import wiring
+from crossfade.brokers.memory import MemoryBroker, MemoryLog
+from crossfade.brokers.protocol import Start
+from crossfade.cli import verify as verify_command
+from crossfade.cli.main import run
+from crossfade.cli.verify import parse_lanes
+from crossfade.config import Config
+from crossfade.errors import UsageError
+from crossfade.model.mapping import mapping_named
+from crossfade.model.record import Record, Shape
+from crossfade.model.route import LaneMap
+from crossfade.model.wire import XF, Origin, encode_origin
+
+CONFIG = """\
+version: 1
+brokers:
+  old: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:1"}}
+  new: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:2"}}
+streams:
+  messages: {old: {topic: a}, new: {topic: b}}
+routes:
+  forward: {id: idforward, stream: messages, source: old, target: new}
+"""
+LANES = 3
+RECORDS = 20
+
+
+@dataclass
+class World:
+    """A source, and a target that a relay has filled."""
+
+    broker: MemoryBroker
+    lane_map: LaneMap = LaneMap.ONE_TO_ONE
+
+    def write(self, lane: int, first: int, last: int, *, copied: int | None = None) -> None:
+        """Records `first` to `last` of a lane, the first `copied` of them on the target too."""
+        numbers = range(first, last)
+        self.broker.write("a", lane, [record(lane, number) for number in numbers])
+        self.broker.write(
+            "b", lane, [copy(lane, number) for number in numbers[: copied if copied is not None else None]]
+        )
+
+
+def record(lane: int, number: int, value: bytes | None = None) -> Record:
+    return Record(b"k%d" % number, value or b"v%d-%d" % (lane, number), None, 1_700_000_000_000 + number)
+
+
+def copy(lane: int, number: int, value: bytes | None = None) -> Record:
+    made = record(lane, number, value)
+    origin = encode_origin(Origin("idforward", lane, str(number), number + 1, 1))
+    return made._replace(headers=[(XF, origin.encode())])
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(MemoryBroker())
+    for name in ("a", "b"):
+        made.broker.stream(name, LANES, Shape.RECORD)
+
+    @asynccontextmanager
+    async def open_route(config: Config, name: str, *, instance: str) -> AsyncIterator[SimpleNamespace]:
+        ends = [MemoryLog(made.broker, end, LANES, Shape.RECORD) for end in ("a", "b")]
+        for end in ends:
+            await end.open()
+        route = SimpleNamespace(id="idforward", source_lanes=LANES, lane_map=made.lane_map)
+        yield SimpleNamespace(
+            route=route, source=ends[0], target=ends[1], mapping=mapping_named("lossless"), start=Start()
+        )
+
+    monkeypatch.setattr(wiring, "open_route", open_route)
+    monkeypatch.chdir(tmp_path)
+    Path("crossfade.yaml").write_text(CONFIG)
+    return made
+
+
+def verified(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, dict[str, object]]:
+    code = run(["verify", "forward", "-o", "json", *args])
+    told = json.loads(capsys.readouterr().out)
+    (route,) = told["routes"]
+    assert told["ok"] == route["ok"]
+    return code, route
+
+
+def test_equal_sides_are_equal(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for lane in range(LANES):
+        world.write(lane, 0, RECORDS)
+    assert run(["verify"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "route forward: a -> b, 3 lanes"
+    assert lines[1] == "  matched 60  missing 0  extra 0  duplicate 0  reordered 0  altered 0"
+    assert lines[2].startswith("  equal (")
+    code, told = verified(capsys)
+    assert (code, told["matched"], told["complete"]) == (0, 60, True)
+
+
+def test_what_is_on_its_way_is_pending_unless_all_is_settled(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write(0, 0, RECORDS, copied=15)
+    code, told = verified(capsys)
+    assert (code, told["matched"], told["pending"], told["missing"], told["complete"]) == (0, 15, 5, 0, False)
+    code, told = verified(capsys, "--settled")
+    assert (code, told["matched"], told["pending"], told["missing"]) == (3, 15, 0, 5)
+
+
+def test_an_altered_record_is_named(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.broker.write("a", 1, [record(1, number) for number in range(RECORDS)])
+    world.broker.write("b", 1, [copy(1, number, b"other" if number == 7 else None) for number in range(RECORDS)])
+    assert run(["verify"]) == 3
+    shown = capsys.readouterr().out
+    assert "  altered: lane 1, source 7, target 7" in shown
+    assert "DIFFERENT: 1 findings" in shown
+
+
+def test_a_record_too_few_and_one_too_many(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = [0, 1, 3, 4, 4, 5]
+    world.broker.write("a", 2, [record(2, number) for number in range(6)])
+    world.broker.write("b", 2, [copy(2, number) for number in numbers])
+    code, told = verified(capsys)
+    assert (code, told["missing"], told["duplicate"], told["altered"], told["reordered"]) == (3, 1, 1, 0, 0)
+
+
+def test_only_the_lanes_that_are_asked_for(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    for lane in range(LANES):
+        world.write(lane, 0, RECORDS, copied=RECORDS if lane else 3)
+    assert verified(capsys, "--settled", "--lanes", "1-2")[0] == 0
+    assert verified(capsys, "--settled", "--lanes", "0")[0] == 3
+
+
+def test_an_audit_goes_on_where_it_ended(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write(0, 0, RECORDS)
+    assert verified(capsys, "--resume", "audit.json")[1]["matched"] == RECORDS
+    first = json.loads(Path("audit.json").read_text())
+    assert first["version"] == 1
+    world.write(0, RECORDS, 2 * RECORDS)
+    world.write(1, 0, 5)
+    code, told = verified(capsys, "--resume", "audit.json", "--lanes", "1")
+    assert (code, told["matched"]) == (0, 5)
+    # What is known of lane 0 is kept by an audit of lane 1.
+    assert json.loads(Path("audit.json").read_text())["routes"]["idforward"]["lanes"]["0"]
+    code, told = verified(capsys, "--resume", "audit.json")
+    assert (code, told["matched"]) == (0, 2 * RECORDS + 5)
+    assert sorted(path.name for path in Path().iterdir()) == ["audit.json", "crossfade.yaml"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 2, "routes": {}}', '{"version": 1, "routes": 3}'])
+def test_a_file_that_is_no_state_is_refused(world: World, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("audit.json").write_text(text)
+    assert run(["verify", "--resume", "audit.json"]) == 2
+    assert capsys.readouterr().err.startswith("error: audit.json ")
+    assert Path("audit.json").read_text() == text
+
+
+def test_a_state_is_kept_while_the_audit_runs(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import crossfade.verify.audit as audit_module
+
+    monkeypatch.setattr(audit_module, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(verify_command, "SAVE_EVERY_S", 0.0)
+    saved: list[str] = []
+    real = verify_command._Store.save
+
+    def save(self: verify_command._Store, route_id: str, state: dict[str, object]) -> None:
+        saved.append(route_id)
+        real(self, route_id, state)
+
+    monkeypatch.setattr(verify_command._Store, "save", save)
+    world.write(0, 0, RECORDS)
+    assert run(["verify", "--resume", "audit.json"]) == 0
+    assert len(saved) > 1, "once at the end, and before it"
+
+
+def test_routes_by_key_are_refused_by_name(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.lane_map = LaneMap.BY_KEY
+    assert run(["verify"]) == 2
+    assert capsys.readouterr().err.startswith("error: route 'forward' maps lanes by key")
+
+
+@pytest.mark.parametrize(
+    ("text", "lanes"), [(None, [0, 1, 2, 3, 4, 5]), ("0", [0]), ("0,3-5", [0, 3, 4, 5]), ("2,1-2", [1, 2]), ("5", [5])]
+)
+def test_lanes_by_number_and_range(text: str | None, lanes: list[int]) -> None:
+    assert parse_lanes(text, 6) == lanes
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "6", "4-9", "3-1", "1,,2", "0-99999999999"])
+def test_lanes_that_are_not_there_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_lanes(text, 6)
