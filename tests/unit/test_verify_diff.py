@@ -56,7 +56,6 @@ def compare(
     taken: list[int] = []
     diff = LaneDiff(
         PlainCodec(),
-        lambda position: position,
         window_rows=window,
         on_expected=lambda positions, _: taken.extend(positions),
         on_difference=found.append,
@@ -233,7 +232,7 @@ def test_zombie_writes_show_as_an_older_epoch() -> None:
             ]
 
     rows = source(20)
-    diff = LaneDiff(EpochCodec(), lambda position: position, window_rows=5, on_difference=lambda _: None)
+    diff = LaneDiff(EpochCodec(), window_rows=5, on_difference=lambda _: None)
     diff.expect([position for position, _ in rows], [row for _, row in rows])
     diff.see(range(20), rows)
     diff.expected.is_ended = diff.actual.is_ended = True

@@ -15,7 +15,9 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from ..errors import invariant
+from ..model.position import position_order, position_text
 from ..model.record import Row
+from .describe import describe
 from .origins import Codec, Copy, SourcePosition
 from .window import Window, exchanged, keeping_order
 
@@ -97,15 +99,14 @@ class LaneDiff:
     def __init__(
         self,
         codec: Codec,
-        order: Callable[[SourcePosition], Any],
         *,
         window_rows: int = 2_000,
         on_expected: Callable[[Sequence[SourcePosition], Sequence[Row]], None] | None = None,
         on_difference: Callable[[Difference], None],
         remembered_max: int = REMEMBERED_MAX,
     ) -> None:
-        """`order` gives the sort key of a source position; `on_expected` is told every expected slice once it is
-        done with, in source order; `on_difference` every difference as soon as it is certain."""
+        """`on_expected` is told every expected slice once it is done with, in source order; `on_difference` every
+        difference as soon as it is certain."""
         self.expected = _Side()
         self.actual = _Side()
         #: records of the source that are on the target exactly once, in order and unchanged
@@ -118,8 +119,12 @@ class LaneDiff:
         self.stale_epochs = 0
         #: expected rows behind the last row of the target, too many to remember
         self.tail = 0
+        #: target rows whose originals the source no longer has, see `source_gap`
+        self.source_gone = 0
+        #: last rows taken of either side, None = none yet; those behind the target's end are not taken but waiting
+        self.taken: SourcePosition | None = None
+        self.taken_target: Any | None = None
         self._codec = codec
-        self._order = order
         self._window = window_rows
         self._on_expected = on_expected
         self._report = on_difference
@@ -128,7 +133,7 @@ class LaneDiff:
         self.missing: dict[SourcePosition, Row | None] = {}
         #: seen, but not expected so far: it came before its turn
         self._early: dict[SourcePosition, tuple[Any, Copy]] = {}
-        self._source_end: SourcePosition | None = None  # last expected position taken
+        self._gaps: list[tuple[Any, Any]] = []
         self._epoch = -1
         self._slice = SLICE_ROWS_MAX
 
@@ -142,6 +147,11 @@ class LaneDiff:
         """More of what is there, in target order."""
         self.actual.add(positions, rows)
 
+    def source_gap(self, after: str, before: str) -> None:
+        """The source no longer has what was between these positions ("" = its beginning): copies of it are not
+        verifiable."""
+        self._gaps.append((position_order(after), position_order(before)))
+
     @property
     def wants_expected(self) -> bool:
         """True where nothing more can be decided before more of the source is read."""
@@ -151,6 +161,13 @@ class LaneDiff:
     def wants_actual(self) -> bool:
         """True where nothing more can be decided before more of the target is read."""
         return not self.actual.is_ended and len(self.actual) < max(self._window, len(self.expected))
+
+    def resume_after(self) -> tuple[SourcePosition | None, Any | None]:
+        """Source and target position behind which a later comparison goes on; rows that are only pending come again."""
+        if self.frontier is None:
+            return None, self.taken_target
+        is_tail = self.taken is not None and self._order(self.frontier) < self._order(self.taken)
+        return (self.frontier if is_tail and self.actual.is_ended else self.taken), self.taken_target
 
     # ------------------------------------------------------------------------------------------------ comparing
 
@@ -192,8 +209,6 @@ class LaneDiff:
                 self._not_here(position, row)
             else:
                 self.tail += 1
-        if positions:
-            self._source_end = positions[-1]
         self.expected.drop(len(positions))
 
     def _equal_slices(self) -> None:
@@ -208,13 +223,13 @@ class LaneDiff:
             if epoch is None:
                 head = self._equal_head(positions, rows, targets, actual)
                 if head:
-                    self._matched(positions[:head], rows[:head])
+                    self._matched(positions[:head], rows[:head], targets[:head])
                 if head < count:
                     self._slice = max(SLICE_ROWS_MIN, self._slice // 8)
                     return
             else:
                 self._see_epoch(epoch, count)
-                self._matched(positions, rows)
+                self._matched(positions, rows, targets)
             self._slice = min(SLICE_ROWS_MAX, self._slice * 2)
 
     def _equal_head(
@@ -233,13 +248,14 @@ class LaneDiff:
             count += 1
         return count
 
-    def _matched(self, positions: Sequence[SourcePosition], rows: Sequence[Row]) -> None:
+    def _matched(self, positions: Sequence[SourcePosition], rows: Sequence[Row], targets: Sequence[Any]) -> None:
         count = len(rows)
         self.matched += count
         if self._early:
             for position in self._early.keys() & set(positions):
                 self._came_twice(position)
-        self.frontier = self._source_end = positions[-1]
+        self.frontier = self.taken = positions[-1]
+        self.taken_target = targets[-1]
         if self._on_expected:
             self._on_expected(positions, rows)
         self.expected.drop(count)
@@ -291,7 +307,7 @@ class LaneDiff:
             elif positions[index] in self._early:
                 self._came_twice(positions[index])
         if take_expected:
-            self._source_end = positions[take_expected - 1]
+            self.taken = positions[take_expected - 1]
         fresh: list[tuple[int, int]] = []
         for index in range(take_actual):
             copy, target = window.copies[index], window.targets[index]
@@ -304,6 +320,8 @@ class LaneDiff:
         self._compare(window, fresh)
         if self._on_expected and take_expected:
             self._on_expected(positions[:take_expected], rows[:take_expected])
+        if take_actual:
+            self.taken_target = window.targets[take_actual - 1]
         self.expected.drop(take_expected)
         self.actual.drop(take_actual)
 
@@ -317,7 +335,7 @@ class LaneDiff:
             position, target = window.positions[left], window.targets[right]
             self._advance_frontier(position)
             if right in holds and right not in in_place:
-                other = _text(window.positions[holds[right]])
+                other = position_text(window.positions[holds[right]])
                 self._report(Difference(Kind.REORDERED, position, target, f"holds the record of {other}"))
             elif right in is_altered and right not in holds:
                 self._altered(position, target, window.rows[left], window.copies[right].row)
@@ -346,12 +364,14 @@ class LaneDiff:
         if origin is None:
             self.unmarked += 1
             self._report(Difference(Kind.EXTRA, None, target, "carries no mark of this route", copy.row))
+        elif self._gaps and any(after < self._order(origin) < before for after, before in self._gaps):
+            self.source_gone += 1
         elif origin in self.missing:
             row = self.missing.pop(origin)
             self._moved(origin, target, row, copy, "came too late")
         elif origin in self._early:
             self._report(Difference(Kind.DUPLICATE, origin, target, "came before", copy.row))
-        elif self._source_end is not None and self._order(origin) <= self._order(self._source_end):
+        elif self.taken is not None and self._order(origin) <= self._order(self.taken):
             if copy.ordinal >= 0:
                 self._report(Difference(Kind.DUPLICATE, origin, target, "came before", copy.row))
             else:
@@ -363,7 +383,7 @@ class LaneDiff:
 
     def _moved(self, position: SourcePosition, target: Any, row: Row | None, copy: Copy, how: str) -> None:
         self._advance_frontier(position)
-        if row is not None and row != copy.row:
+        if row is not None and copy.row is not None and row != copy.row:
             self._report(Difference(Kind.ALTERED, position, target, f"{how}; {describe(row, copy.row)}"))
         else:
             self._report(Difference(Kind.REORDERED, position, target, how))
@@ -378,25 +398,10 @@ class LaneDiff:
             self.stale_epochs += rows
         self._epoch = max(self._epoch, epoch)
 
+    @staticmethod
+    def _order(position: SourcePosition) -> tuple[int, int]:
+        return position_order(position_text(position))
+
     def _advance_frontier(self, position: SourcePosition) -> None:
         if self.frontier is None or self._order(position) > self._order(self.frontier):
             self.frontier = position
-
-
-def describe(expected: Row, found: Row) -> str:
-    """What of a row is other than it should be, in a few words."""
-    names = ("key", "value", "headers", "time") if len(expected) == 4 else ("fields", "time")
-    parts = []
-    for name, left, right in zip(names, expected, found, strict=True):
-        if left != right:
-            parts.append(f"{name} {_short(left)} became {_short(right)}")
-    return "; ".join(parts)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _text(position: SourcePosition) -> str:
-    return position.decode() if isinstance(position, bytes) else str(position)

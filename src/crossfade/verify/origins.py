@@ -31,6 +31,9 @@ class Copy(NamedTuple):
 class Codec(Protocol):
     """Reads the marks of one lane of one route."""
 
+    #: source positions are numbers (Kafka offsets), not texts
+    is_source_numeric: bool
+
     def equal(
         self,
         source_positions: Sequence[SourcePosition],
@@ -59,7 +62,7 @@ class _Marks:
     def __init__(self, route_id: str, lane: Lane, is_source_numeric: bool) -> None:
         self._route_id = route_id
         self._lane = lane
-        self._is_numeric = is_source_numeric
+        self.is_source_numeric = is_source_numeric
         prefix = f"1;{route_id}/{lane}@".encode()
         self._template = prefix + (b"%d" if is_source_numeric else b"%b") + b"#%d;"
 
@@ -68,7 +71,7 @@ class _Marks:
         return origin if origin and origin.route == self._route_id and origin.lane == self._lane else None
 
     def _source_position(self, origin: Origin) -> SourcePosition:
-        if self._is_numeric:
+        if self.is_source_numeric:
             return int(origin.position) if origin.position.isdigit() else None
         return origin.position.encode()
 
@@ -164,7 +167,7 @@ class EntryMarks(_Marks):
     def _are_exact_ids(
         self, source_positions: Sequence[SourcePosition], times: Sequence[int], target_positions: Sequence[Any]
     ) -> bool:
-        if not self._is_numeric:
+        if not self.is_source_numeric:
             return False
         template = b"\n".join(repeat(b"%d-%d", len(times)))
         predicted = template % tuple(chain.from_iterable(zip(times, source_positions, strict=True)))
@@ -183,6 +186,6 @@ class EntryMarks(_Marks):
                         time_ms = origin.time_ms
                     rest = [*fields[:at], *fields[at + 2 :]]
                     return Copy(self._source_position(origin), (rest, time_ms), origin.ordinal, origin.epoch)
-        if not self._is_numeric:
+        if not self.is_source_numeric:
             return Copy(None, row, -1, -1)
         return Copy(int(position_text(position).partition("-")[2] or 0), row, -1, -1)

@@ -38,10 +38,10 @@ class Window:
         self.in_order = set(longest_rise(self.partner))
 
     def cut(self, *, is_last: bool) -> tuple[int, int]:
-        """How much of either side can be decided now: all of it at the end, else up to a record that is in order, so
-        far from the end of the window that what moved a little is seen whole."""
+        """How much of either side can be decided now: at the end all of the target and what it has of the source, else
+        up to a record that is in order, so far from the end of the window that what moved a little is seen whole."""
         if is_last:
-            return len(self.positions), len(self.copies)
+            return max(self.partner, default=-1) + 1, len(self.copies)
         best = (0, 0)
         for at in sorted(self.in_order):
             if best != (0, 0) and (at >= len(self.copies) // 2 or self.partner[at] >= len(self.positions) // 2):

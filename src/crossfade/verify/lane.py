@@ -1,0 +1,335 @@
+"""One lane of an audit: what was read of either side, where its ends are, and what is expected at all.
+
+Hides the reading positions, the rows that are not to be compared (before the copy began, trimmed, quarantined, newer
+than the audit) and what is kept so that an audit can go on later. Called by `audit`, which does the reading.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ..brokers.protocol import Bounds, Log
+from ..errors import LaneError, SourceReset
+from ..model.position import Place, position_order, position_text
+from ..model.record import Batch, Lane, Mapped, Row, Shape
+from .diff import Difference, Kind, LaneDiff
+from .digests import RangeDigests
+from .origins import Copy, codec_for
+from .report import AuditReport, LaneReport, Range
+
+_BEFORE_ALL = (-2, 0)
+_AFTER_ALL = (1 << 80, 0)
+
+
+class Translates(Protocol):
+    """What is needed of a mapping."""
+
+    def translate(self, batch: Batch, target: Shape) -> Mapped: ...
+
+
+class _Reading:
+    """Where the reading of one side stands."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        #: everything that was removed from the beginning counts as read. The incarnation is left out on purpose: a
+        #: Redis source moves its birth group along with a place that names it, and an audit writes nothing.
+        self.place = Place("", bounds.count - bounds.length)
+        self.is_ended = bounds.length <= 0
+        #: rows up to here were dealt with by an earlier audit
+        self.done_until: tuple[int, int] | None = None
+        #: place before each batch that is not yet compared whole, and the last position in it
+        self._batches: deque[tuple[Place, tuple[int, int]]] = deque()
+
+    @property
+    def is_trimmed(self) -> bool:
+        return self.bounds.count > self.bounds.length
+
+    def take(self, batch: Batch) -> None:
+        if batch.positions:
+            self._batches.append((self.place, _order(batch.positions[-1])))
+        self.place = msgspec.structs.replace(batch.place, incarnation="")
+        place, end = self.place, self.bounds
+        is_behind = position_order(place.position) >= position_order(end.last)
+        self.is_ended = batch.at_end or place.count >= end.count or is_behind
+
+    def new_rows(self, batch: Batch) -> slice:
+        """Which rows of a batch were not dealt with before and are not newer than the bounds."""
+        positions = batch.positions
+        first, last = 0, len(positions)
+        if self.done_until is not None and positions and _order(positions[0]) <= self.done_until:
+            first = bisect_right(positions, self.done_until, key=_order)
+        end = position_order(self.bounds.last)
+        if positions and _order(positions[-1]) > end:
+            last = bisect_right(positions, end, key=_order)
+        return slice(first, last)
+
+    def reanchor(self, bounds: Bounds) -> None:
+        """Go on from what is still there."""
+        self.place = Place("", bounds.count - bounds.length)
+        self.is_ended = bounds.length <= 0
+
+    def save(self, after: Any) -> dict[str, Any]:
+        done = self.done_until if after is None else _order(after)
+        while self._batches and done is not None and self._batches[0][1] <= done:
+            self._batches.popleft()
+        place = self._batches[0][0] if self._batches else self.place
+        return {"place": msgspec.to_builtins(place), "after": None if done is None else list(done)}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        place = msgspec.convert(saved["place"], Place)
+        if place.count >= self.place.count:  # else it was trimmed meanwhile
+            self.place = place
+        if saved["after"] is not None:
+            self.done_until = (saved["after"][0], saved["after"][1])
+            self.is_ended = self.is_ended or self.place.count >= self.bounds.count
+
+
+class LaneAudit:
+    """Feeds one `LaneDiff` and keeps one `LaneReport`."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        source: Log,
+        target: Log,
+        mapping: Translates,
+        report: AuditReport,
+        source_bounds: Bounds,
+        target_bounds: Bounds,
+        *,
+        route_id: str,
+        window_rows: int,
+        is_earliest: bool,
+        quarantined: frozenset[str],
+    ) -> None:
+        self.lane = lane
+        self.source = _Reading(source_bounds)
+        self.target = _Reading(target_bounds)
+        self.is_done = False
+        self._target_shape = target.shape
+        self._mapping = mapping
+        self._report = report
+        self._mine = LaneReport(lane, source.lane_name(lane), target.lane_name(lane))
+        report.lanes[lane] = self._mine
+        self._codec = codec_for(
+            target_shape=target.shape,
+            route_id=route_id,
+            lane=lane,
+            is_source_numeric=source.shape is Shape.RECORD,
+        )
+        self._digests = RangeDigests(self._mine.ranges)
+        self._diff = LaneDiff(
+            self._codec, window_rows=window_rows, on_expected=self._expected_done, on_difference=self._differs
+        )
+        self._matched_before = 0
+        self._quarantined = quarantined
+        self._is_earliest = is_earliest
+        #: source rows before this are not on the target and need not be; None = not known before the target is read
+        self._floor: tuple[int, int] | None = None
+        if is_earliest and not self.target.is_trimmed:
+            self._floor = _BEFORE_ALL
+        if self.source.is_trimmed:
+            self._diff.source_gap("", source_bounds.first or source_bounds.last)
+
+    # ------------------------------------------------------------------------------------------------ what is wanted
+
+    @property
+    def wants_source(self) -> bool:
+        return not self.source.is_ended and self._floor is not None and self._diff.wants_expected
+
+    @property
+    def wants_target(self) -> bool:
+        return not self.target.is_ended and self._diff.wants_actual
+
+    @property
+    def may_read_source(self) -> bool:
+        return not self.source.is_ended and self._floor is not None
+
+    @property
+    def may_read_target(self) -> bool:
+        return not self.target.is_ended
+
+    @property
+    def source_rows_waiting(self) -> int:
+        return len(self._diff.expected)
+
+    @property
+    def target_rows_waiting(self) -> int:
+        return len(self._diff.actual)
+
+    @property
+    def records(self) -> int:
+        return self._mine.matched
+
+    @property
+    def differences(self) -> int:
+        return self._mine.differences
+
+    # ------------------------------------------------------------------------------------------------ what was read
+
+    def take_source(self, outcome: Batch | LaneError) -> None:
+        """More of the source, or why there is none."""
+        if isinstance(outcome, LaneError):
+            self.fail(outcome)
+            return
+        if not self._is_same_incarnation(self.source, outcome, self._mine.source):
+            return
+        rows = self.source.new_rows(outcome)
+        self.source.take(outcome)
+        mapped = self._mapping.translate(_cut(outcome, rows), self._target_shape)
+        self._mine.quarantined += len(mapped.rejects)
+        positions, expected = self._without_quarantined(mapped.positions, mapped.rows)
+        self._diff.expect(*self._from_floor(positions, expected))
+
+    def take_target(self, outcome: Batch | LaneError) -> None:
+        """More of the target, or why there is none."""
+        if isinstance(outcome, LaneError):
+            self.fail(outcome)
+            return
+        if not self._is_same_incarnation(self.target, outcome, self._mine.target):
+            return
+        rows = self.target.new_rows(outcome)
+        self.target.take(outcome)
+        batch = _cut(outcome, rows)
+        if self._floor is None:
+            self._find_floor(batch)
+        self._diff.see(batch.positions, batch.rows)
+
+    def source_trimmed(self, bounds: Bounds) -> None:
+        """The source was trimmed while it was read: go on behind the gap, whose copies cannot be verified."""
+        waiting = self._diff.expected.positions
+        last = position_text(waiting[-1]) if waiting else self.source.place.position
+        self._diff.source_gap(last, bounds.first or bounds.last)
+        self.source.done_until = position_order(last)
+        self.source.reanchor(bounds)
+
+    def fail(self, error: LaneError) -> None:
+        """The lane cannot be compared to its end."""
+        self._mine.error = error
+        self.is_done = True
+
+    def advance(self) -> bool:
+        """Compare what is there; True where that changed anything."""
+        if self.is_done:
+            return False
+        diff = self._diff
+        before = len(diff.expected), len(diff.actual)
+        if self.target.is_ended and self._floor is None:
+            self._floor = _AFTER_ALL  # nothing of the copy is there
+        diff.expected.is_ended, diff.actual.is_ended = self.source.is_ended, self.target.is_ended
+        diff.advance()
+        self._mine.matched = self._matched_before + diff.matched
+        self.is_done = self.source.is_ended and self.target.is_ended and not diff.expected and not diff.actual
+        return self.is_done or before != (len(diff.expected), len(diff.actual))
+
+    def finish(self, *, is_settled: bool) -> None:
+        """Name what never came. The lane has been read to its ends, or failed."""
+        mine, diff = self._mine, self._diff
+        mine.source_gone += diff.source_gone
+        mine.stale_epochs += diff.stale_epochs
+        if mine.error is None:
+            unnamed = diff.finish(is_settled=is_settled)
+            if is_settled:
+                mine.counts[Kind.MISSING] += unnamed
+            else:
+                mine.pending = unnamed
+            mine.is_done = True
+        self._digests.close(mine.differences)
+
+    # ------------------------------------------------------------------------------------------------ going on later
+
+    def save(self) -> dict[str, Any]:
+        """What a later audit needs to go on from here."""
+        after_source, after_target = self._diff.resume_after()
+        mine, frontier = self._mine, _order(self._diff.frontier) if self._diff.frontier is not None else _BEFORE_ALL
+        return {
+            "source": self.source.save(after_source),
+            "target": self.target.save(after_target),
+            "matched": mine.matched,
+            "counts": {kind.value: count for kind, count in mine.counts.items()},
+            "quarantined": mine.quarantined,
+            "before_target": mine.before_target,
+            "source_gone": mine.source_gone + (0 if mine.is_done else self._diff.source_gone),
+            "stale_epochs": mine.stale_epochs + (0 if mine.is_done else self._diff.stale_epochs),
+            "missing": [position_text(place) for place in self._diff.missing if _order(place) < frontier],
+            "floor": None if self._floor in (None, _AFTER_ALL) else list(self._floor or ()),
+            "ranges": msgspec.to_builtins(mine.ranges),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `save` gave."""
+        mine = self._mine
+        self.source.restore(saved["source"])
+        self.target.restore(saved["target"])
+        self._matched_before = mine.matched = saved["matched"]
+        mine.counts.update({Kind(kind): count for kind, count in saved["counts"].items()})
+        mine.quarantined, mine.before_target = saved["quarantined"], saved["before_target"]
+        mine.source_gone, mine.stale_epochs = saved["source_gone"], saved["stale_epochs"]
+        mine.ranges.extend(msgspec.convert(saved["ranges"], list[Range]))
+        self._digests = RangeDigests(mine.ranges)
+        if saved["floor"] is not None:
+            self._floor = (saved["floor"][0], saved["floor"][1])
+        is_numeric = self._codec.is_source_numeric
+        for text in saved["missing"]:
+            self._diff.missing[int(text) if is_numeric else text.encode()] = None
+
+    # ------------------------------------------------------------------------------------------------ what is expected
+
+    def _is_same_incarnation(self, side: _Reading, batch: Batch, name: str) -> bool:
+        known, found = side.bounds.incarnation, batch.place.incarnation
+        if known and found and known != found:
+            self.fail(SourceReset(self.lane, f"{name} was deleted and made anew while it was read"))
+            return False
+        return True
+
+    def _find_floor(self, batch: Batch) -> None:
+        """The first record of the copy that is on the target says where the comparison begins."""
+        for copy in self._codec.normal(batch.positions, batch.rows):
+            if copy.origin is not None:
+                self._floor = _order(copy.origin)
+                self._check_beginning(copy)
+                return
+
+    def _check_beginning(self, copy: Copy) -> None:
+        """Nothing was trimmed on the target: then its first record is the first of the copy, and has ordinal 1."""
+        if not self.target.is_trimmed and copy.ordinal > 1:
+            absent = copy.ordinal - 1
+            self._differs(Difference(Kind.MISSING, None, None, f"the first {absent} records of the copy are gone"))
+            self._mine.counts[Kind.MISSING] += absent - 1
+
+    def _from_floor(self, positions: Sequence[Any], rows: Sequence[Row]) -> tuple[Sequence[Any], Sequence[Row]]:
+        floor = self._floor
+        if floor is None or not positions or _order(positions[0]) >= floor:
+            return positions, rows
+        first = bisect_right(positions, (floor[0], floor[1] - 1), key=_order)
+        self._mine.before_target += first
+        return positions[first:], rows[first:]
+
+    def _without_quarantined(self, positions: list[Any], rows: list[Row]) -> tuple[list[Any], list[Row]]:
+        if not self._quarantined:
+            return positions, rows
+        kept = [at for at, position in enumerate(positions) if position_text(position) not in self._quarantined]
+        self._mine.quarantined += len(positions) - len(kept)
+        return [positions[at] for at in kept], [rows[at] for at in kept]
+
+    def _expected_done(self, positions: Sequence[Any], rows: Sequence[Row]) -> None:
+        self._digests.add(positions, rows, self._mine.differences)
+
+    def _differs(self, difference: Difference) -> None:
+        self._report.add(self.lane, difference)
+
+
+def _cut(batch: Batch, rows: slice) -> Batch:
+    if rows.start == 0 and rows.stop == len(batch.rows):
+        return batch
+    return Batch(batch.lane, batch.shape, batch.positions[rows], batch.rows[rows], batch.place, batch.at_end)
+
+
+def _order(position: Any) -> tuple[int, int]:
+    return position_order(position_text(position))

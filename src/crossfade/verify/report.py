@@ -1,0 +1,182 @@
+"""What an audit found, as values: counts per lane, the first differences by name, and what could not be verified.
+
+Counts are exact, names are bounded. `ok` says that nothing differs; `is_complete` that everything was there to compare.
+Made by `audit`, printed by the CLI, read by gates.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import LaneError
+from ..model.position import position_text
+from ..model.record import Lane
+from .diff import Difference, Kind
+
+#: differences kept by name, per kind
+NAMED_MAX = 100
+#: strays (`extra` and `duplicate`) that the second look over the source can tell apart
+STRAYS_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A stretch of source records: order-sensitive digest over positions, keys, values and all else of each."""
+
+    last: str  # source position
+    records: int
+    digest: str
+    differences: int
+
+
+@dataclass(slots=True)
+class LaneReport:
+    """One source lane."""
+
+    lane: Lane
+    source: str
+    target: str
+    #: on the target exactly once, in order, unchanged
+    matched: int = 0
+    counts: Counter[Kind] = field(default_factory=Counter)
+    #: of the source, not on the target, and behind everything that is: still on its way, or lost later
+    pending: int = 0
+    #: of the source, but not expected: quarantined, refused by the mapping, or echoes
+    quarantined: int = 0
+    #: of the source, gone from the target's beginning (retention there), or before the copy's declared start
+    before_target: int = 0
+    #: on the target, but their originals are no longer in the source (trimmed after copying): not verifiable
+    source_gone: int = 0
+    #: records of an epoch older than one before them: a fenced relay wrote
+    stale_epochs: int = 0
+    ranges: list[Range] = field(default_factory=list)
+    #: why the lane could not be compared to its end
+    error: LaneError | None = None
+    is_done: bool = False
+
+    @property
+    def differences(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def ok(self) -> bool:
+        return not self.differences and self.error is None and not self.stale_epochs
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "lane": self.lane,
+            "source": self.source,
+            "target": self.target,
+            "matched": self.matched,
+            **{kind.value: self.counts[kind] for kind in Kind},
+            "pending": self.pending,
+            "quarantined": self.quarantined,
+            "before_target": self.before_target,
+            "source_gone": self.source_gone,
+            "stale_epochs": self.stale_epochs,
+            "ranges": [
+                {"last": part.last, "records": part.records, "digest": part.digest, "differences": part.differences}
+                for part in self.ranges
+            ],
+            "error": self.error.as_dict() if self.error else None,
+        }
+
+
+@dataclass(slots=True)
+class Named:
+    """A difference with its lane."""
+
+    lane: Lane
+    difference: Difference
+
+    def as_dict(self) -> dict[str, object]:
+        kind, source, target, detail, _ = self.difference
+        return {
+            "lane": self.lane,
+            "kind": kind.value,
+            "jepsen": kind.jepsen,
+            "source": _text(source),
+            "target": _text(target),
+            "detail": detail,
+        }
+
+
+@dataclass(slots=True)
+class AuditReport:
+    """All lanes."""
+
+    source: str
+    target: str
+    lanes: dict[Lane, LaneReport]
+    seconds: float = 0.0
+    #: bytes read of both sides are not counted; records compared per second of wall time
+    records_per_s: float = 0.0
+    named: dict[Kind, list[Named]] = field(default_factory=dict)
+    strays: list[Named] = field(default_factory=list)
+    #: state to go on from later: `audit(..., resume=report.state)`
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, lane: Lane, difference: Difference) -> None:
+        """Count a difference, and keep it by name while there is room."""
+        self.lanes[lane].counts[difference.kind] += 1
+        named = Named(lane, difference)
+        if difference.row is not None and len(self.strays) < STRAYS_MAX:
+            self.strays.append(named)  # sorted into `named` after the second look
+        else:
+            self.keep(named)
+
+    def keep(self, named: Named) -> None:
+        """Keep a difference by name while there is room; without its row."""
+        kept = self.named.setdefault(named.difference.kind, [])
+        if len(kept) < NAMED_MAX:
+            kept.append(Named(named.lane, named.difference._replace(row=None)))
+
+    @property
+    def records(self) -> int:
+        return sum(lane.matched for lane in self.lanes.values())
+
+    @property
+    def differences(self) -> int:
+        return sum(lane.differences for lane in self.lanes.values())
+
+    @property
+    def ok(self) -> bool:
+        """Nothing differs, no lane failed, no fenced relay wrote."""
+        return all(lane.ok for lane in self.lanes.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """Every source record was there to compare: nothing pending, nothing gone on either side."""
+        return all(
+            lane.is_done and not lane.pending and not lane.before_target and not lane.source_gone
+            for lane in self.lanes.values()
+        )
+
+    def total(self, name: str) -> int:
+        """The sum over all lanes of a number of `LaneReport`, or of a kind of difference by its value."""
+        kinds = {kind.value: kind for kind in Kind}
+        if name in kinds:
+            return sum(lane.counts[kinds[name]] for lane in self.lanes.values())
+        return sum(int(getattr(lane, name)) for lane in self.lanes.values())
+
+    def as_dict(self) -> dict[str, object]:
+        totals = ["matched", *(kind.value for kind in Kind), "pending", "quarantined", "before_target", "source_gone"]
+        return {
+            "version": 1,
+            "source": self.source,
+            "target": self.target,
+            "ok": self.ok,
+            "complete": self.is_complete,
+            "seconds": round(self.seconds, 3),
+            "records_per_s": round(self.records_per_s),
+            **{name: self.total(name) for name in totals},
+            "stale_epochs": self.total("stale_epochs"),
+            "differences": [named.as_dict() for kept in self.named.values() for named in kept],
+            "lanes": [self.lanes[lane].as_dict() for lane in sorted(self.lanes)],
+        }
+
+
+def _text(position: Any) -> str | None:
+    return None if position is None else position_text(position)

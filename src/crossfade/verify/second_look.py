@@ -1,0 +1,84 @@
+"""Tells `duplicate` from `extra`: looks through the source once more for the contents of the strays that were found.
+
+A stray is a target row without an expected partner. Its mark, if it has one, may be copied or forged, so its content
+decides: where the source holds the same record, the stray is a duplicate of it, else it comes from nowhere. The look
+costs one more read of the source, and only where there are strays. Called by `audit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from ..brokers.protocol import Bounds, Log
+from ..errors import LaneError
+from ..model.position import Place, position_order, position_text
+from ..model.record import Lane, Row, Shape
+from .diff import Kind
+from .lane import Translates
+from .report import AuditReport, Named
+
+_READ_RECORDS_MAX = 24_000
+_READ_BYTES_MAX = 32 << 20
+
+
+async def second_look(
+    source: Log, mapping: Translates, target_shape: Shape, report: AuditReport, bounds: Mapping[Lane, Bounds]
+) -> None:
+    """Give every stray of the report its right name. Raises Unreachable, AccessRefused."""
+    wanted: dict[Hashable, str] = {}
+    content_of = _content_of_record if target_shape is Shape.RECORD else _content_of_entry
+    contents = {content_of(named.difference.row) for named in report.strays}
+    places = {lane: Place("", there.count - there.length) for lane, there in bounds.items() if there.length > 0}
+    while places and len(wanted) < len(contents):
+        outcomes = await source.read(places, _READ_RECORDS_MAX, _READ_BYTES_MAX, 1.0)
+        if not outcomes:
+            break
+        for lane, batch in outcomes.items():
+            if isinstance(batch, LaneError):
+                del places[lane]  # the audit itself has named it
+                continue
+            mapped = mapping.translate(batch, target_shape)
+            _seek(mapped.positions, mapped.rows, content_of, contents, wanted, source.lane_name(lane))
+            end = bounds[lane]
+            places[lane] = Place(batch.place.position, batch.place.count, "", batch.place.witness)
+            is_behind = position_order(batch.place.position) >= position_order(end.last)
+            if batch.at_end or batch.place.count >= end.count or is_behind:
+                del places[lane]
+    for named in report.strays:
+        _rename(report, named, wanted.get(content_of(named.difference.row)))
+    report.strays.clear()
+
+
+def _seek(
+    positions: list[Any],
+    rows: list[Row],
+    content_of: Callable[[Row], Hashable],
+    contents: set[Hashable],
+    wanted: dict[Hashable, str],
+    lane_name: str,
+) -> None:
+    for position, row in zip(positions, rows, strict=True):
+        content = content_of(row)
+        if content in contents:
+            wanted.setdefault(content, f"{lane_name} {position_text(position)}")
+
+
+def _rename(report: AuditReport, named: Named, original: str | None) -> None:
+    difference = named.difference
+    kind = Kind.EXTRA if original is None else Kind.DUPLICATE
+    if kind is not difference.kind:
+        counts = report.lanes[named.lane].counts
+        counts[difference.kind] -= 1
+        counts[kind] += 1
+    detail = f"{difference.detail}; the source holds it " + (f"at {original}" if original else "nowhere")
+    report.keep(Named(named.lane, difference._replace(kind=kind, detail=detail)))
+
+
+def _content_of_record(row: Row) -> Hashable:
+    """Without the time: a record that was written again may have another."""
+    return (row[0], row[1], tuple(row[2] or ()))
+
+
+def _content_of_entry(row: Row) -> Hashable:
+    return tuple(row[0])
