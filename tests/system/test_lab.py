@@ -165,7 +165,7 @@ def test_a_frozen_server_thaws_though_nobody_asks(lab: Lab) -> None:
 
 
 def test_a_fault_heals_though_its_author_is_killed(lab: Lab) -> None:
-    code = f"""
+    code = """
 import os, signal
 from crossfade.lab import Lab
 lab = Lab.load("system")

@@ -320,7 +320,6 @@ class Faults:
         def observe() -> dict[str, Any]:
             now = self._link_stats(name)
             return {
-                "mode": now["mode"],
                 "connections_reset": now["reset"] - before["reset"],
                 "bytes_held": now["held_bytes"],
                 "bytes_held_max": now["held_bytes_max"] if mode in _HOLDING else 0,

@@ -32,7 +32,7 @@ from crossfade.lab.control import bind_unix
 _CHUNK_BYTES = 1 << 18
 _PIPE_BYTES = 1 << 18
 #: what one connection may hold back before the sender feels it
-_HELD_BYTES_MAX = 64 << 20
+_HELD_BYTES_MAX = 32 << 20
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
 
@@ -189,7 +189,13 @@ class Proxy:
     # -- links
 
     def add_link(self, name: str, port: int, target: tuple[str, int]) -> Link:
-        """Listen on `port` (0: any) of the loopback for this link."""
+        """Listen on `port` of the loopback for this link.
+
+        The port has to be named: one that the kernel chose would be given up by the first cut.
+        Raises ValueError, OSError.
+        """
+        if not port:
+            raise ValueError("a link needs a port of its own")
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

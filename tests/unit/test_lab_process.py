@@ -1,0 +1,120 @@
+"""Processes of a lab: a recycled pid is never signalled, a tagged child is always found."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crossfade.lab import heals, state
+from crossfade.lab.errors import LabError, LabUsage
+from crossfade.lab.process import Process, collect, identify, spawn, stop_all, tagged, wait_until
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[Process]:
+    process = spawn([sys.executable, "-c", "import time; time.sleep(600)"], lab_dir=tmp_path, log=tmp_path / "log")
+    yield process
+    process.kill()
+    collect(process)
+
+
+def test_a_process_is_its_pid_and_its_start(sleeper: Process) -> None:
+    assert sleeper.is_alive()
+    assert identify(sleeper.pid) == sleeper
+    stranger = Process(sleeper.pid, sleeper.started_ticks - 1)
+    assert not stranger.is_alive()
+    assert not stranger.send(signal.SIGKILL)
+    assert stranger.kill()
+    time.sleep(0.05)
+    assert sleeper.is_alive()
+
+
+def test_a_killed_process_is_gone_also_as_a_zombie(sleeper: Process) -> None:
+    assert sleeper.kill()
+    assert not sleeper.is_alive()
+    assert identify(sleeper.pid) is None
+
+
+def test_frozen_is_seen_and_stop_thaws(sleeper: Process) -> None:
+    sleeper.send(signal.SIGSTOP)
+    assert wait_until(sleeper.is_frozen, 5)
+    began = time.monotonic()
+    stop_all([sleeper], grace_s=5)
+    assert not sleeper.is_alive()
+    assert time.monotonic() - began < 4
+
+
+def test_what_ignores_the_request_to_stop_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
+    )
+    process = spawn([sys.executable, "-c", code], lab_dir=tmp_path, log=tmp_path / "log")
+    assert wait_until(lambda: (tmp_path / "log").read_text() == "on\n", 5)
+    stop_all([process], grace_s=0.2)
+    assert not process.is_alive()
+
+
+def test_tagged_finds_children_and_only_this_labs(sleeper: Process, tmp_path: Path) -> None:
+    assert wait_until(lambda: tagged(tmp_path) == [sleeper], 5)
+    assert tagged(tmp_path / "other") == []
+
+
+def test_a_server_gets_its_own_session(sleeper: Process) -> None:
+    assert os.getsid(sleeper.pid) == sleeper.pid != os.getsid(0)
+
+
+def test_the_state_survives_a_round_trip_and_names_what_is_missing(tmp_path: Path) -> None:
+    options = state.Options(brokers=1)
+    kept = state.State(name="a", options=options, owner=(1, 2), ports={"kafka-1.CLIENT": 20_000})
+    folder = tmp_path / "a"
+    folder.mkdir()
+    state.write(folder, kept)
+    assert state.read(folder) == kept
+    with pytest.raises(LabUsage) as caught:
+        state.read(tmp_path / "b")
+    assert caught.value.hint == "known: a"
+    (folder / "lab.json").write_text('{"version": 99, "name": "a", "options": {}}')
+    with pytest.raises(LabError, match="version 99"):
+        state.read(folder)
+    (folder / "lab.json").write_text("{")
+    with pytest.raises(LabError, match="damaged"):
+        state.read(folder)
+
+
+@pytest.mark.parametrize("name", ["", "A", "a/b", "..", "a" * 64])
+def test_a_name_that_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(LabUsage):
+        state.lab_dir(name)
+
+
+def test_ports_are_kept_while_they_are_free() -> None:
+    first = state.free_ports(["a", "b"], {})
+    assert state.free_ports(["a", "b"], first) == first
+    import socket
+
+    with socket.create_server(("127.0.0.1", first["a"])):
+        second = state.free_ports(["a", "b"], first)
+    assert second["a"] != first["a"]
+    assert second["b"] == first["b"]
+    assert len(set(second.values())) == 2
+
+
+def test_a_note_is_healed_once(sleeper: Process, tmp_path: Path) -> None:
+    sleeper.send(signal.SIGSTOP)
+    assert wait_until(sleeper.is_frozen, 5)
+    now = time.monotonic()
+    note = heals.Note(kind="thaw", subject="s", deadline=now + 5, pid=sleeper.pid, started_ticks=sleeper.started_ticks)
+    heals.leave(tmp_path, note)
+    assert heals.pending(tmp_path) == [note]
+    assert heals.heal_due(tmp_path, now) == 0
+    assert sleeper.is_frozen()
+    assert heals.heal_due(tmp_path, now + 6) == 1
+    assert wait_until(lambda: not sleeper.is_frozen(), 5)
+    assert heals.heal_due(tmp_path, now + 6) == 0
+    assert not heals.take(tmp_path, note)
