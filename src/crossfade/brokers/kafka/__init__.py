@@ -3,7 +3,8 @@
 The only folder that imports the Kafka client.
 """
 
+from .board import KafkaBoard
 from .log import KafkaLog
 from .settings import KafkaSettings
 
-__all__ = ["KafkaLog", "KafkaSettings"]
+__all__ = ["KafkaBoard", "KafkaLog", "KafkaSettings"]

@@ -32,7 +32,12 @@ class TargetLimits:
     @property
     def client_bytes_max(self) -> int:
         """librdkafka's own limit counts before compression: room for what compresses to the topic's limit."""
-        return min(_CLIENT_BYTES_MAX, max(4 * self.message_bytes_max, 1_100_000))
+        return min(_CLIENT_BYTES_MAX, max(4 * self.message_bytes_max, 1_000))
+
+    @property
+    def batch_bytes_max(self) -> int:
+        """A batch must fit even where compression saves nothing: the broker refuses it as a whole."""
+        return max(1, min(1_000_000, self.message_bytes_max - 1024))
 
     def rows(self, now_ms: int) -> Limits:
         """The limits for records that are written at `now_ms`."""

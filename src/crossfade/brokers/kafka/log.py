@@ -18,7 +18,10 @@ from ...model.position import Place
 from ...model.record import Batch, Lane, Path, Shape, Write
 from ...telemetry import step
 from ..protocol import Appended, Bounds, Claim, From, Owner, Start
+from . import names
+from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, Cluster, TopicFacts, at_time
+from .edges import EdgeReader
 from .settings import KafkaSettings
 from .source import SourceReader, Taken
 from .target import KafkaTarget
@@ -29,13 +32,16 @@ _IDLE_CHECK_S = 1.0
 #: asking for the topic's id after every read may take this share of the time
 _CHECK_SHARE = 0.05
 _GATHER_S_MAX = 0.05
+_LOOK_S = 15.0
 
 
 class KafkaLog:
     """One topic. Raises UsageError for a negative memory bound.
 
+    `route`: whose rights the reader uses (its group is never joined).
     `source_lanes`: lanes of the stream that is copied into this one (None: as many as this topic has).
     `queue_kbytes_max`: bound of the records that are fetched ahead.
+    `allow_weak`: go on where a lost broker could cost acknowledged records.
     """
 
     kind = "kafka"
@@ -46,7 +52,7 @@ class KafkaLog:
         settings: KafkaSettings,
         topic: str,
         *,
-        route: str,
+        route: str = "",
         source_lanes: int | None = None,
         queue_kbytes_max: int = 65_536,
         allow_weak: bool = False,
@@ -57,7 +63,7 @@ class KafkaLog:
         self.lanes = 0
         self.identity = ""
         self._settings = settings
-        self._route = route
+        self._group = names.group(route) if route else "crossfade-source"
         self._queue_kbytes_max = queue_kbytes_max
         self.cluster = Cluster(settings)
         self._facts: TopicFacts | None = None
@@ -65,7 +71,12 @@ class KafkaLog:
         self._reader_thread: HandleThread | None = None
         self._checked_at = 0.0
         self._check_took_s = 0.001
-        self._target = KafkaTarget(settings, self.cluster, topic, route, source_lanes, allow_weak=allow_weak)
+        self._edges = EdgeReader(settings, topic, self._group)
+        self._board = KafkaBoard(settings, self.cluster)
+        self._first_times: dict[Lane, tuple[str, int, str, int]] = {}
+        self._target = KafkaTarget(
+            settings, self.cluster, topic, self._edges, self._board, source_lanes, allow_weak=allow_weak
+        )
 
     def lane_name(self, lane: Lane) -> str:
         return f"{self.name}[{lane}]"
@@ -89,14 +100,34 @@ class KafkaLog:
             self.cluster.offsets(self.name, lanes, LATEST),
         )
         incarnation = await self._incarnation()
+        firsts = await self._firsts(incarnation, low, end)
         return {
             lane: Bounds(
-                first=str(low[lane]) if end[lane] > low[lane] else "",
-                last=str(end[lane] - 1) if end[lane] > 0 else "",
+                first=firsts[lane][0],
+                last=str(end[lane] - 1) if end[lane] > low[lane] else "",
                 count=end[lane],
                 length=max(0, end[lane] - low[lane]),
                 incarnation=incarnation,
+                first_time_ms=firsts[lane][1],
             )
+            for lane in low
+        }
+
+    async def _firsts(
+        self, incarnation: str, low: Mapping[Lane, int], end: Mapping[Lane, int]
+    ) -> dict[Lane, tuple[str, int]]:
+        """Position and time of the first record of each lane. They change only when the log start moves."""
+        unknown = {
+            lane: start
+            for lane, start in low.items()
+            if start < end[lane] and self._first_times.get(lane, ("", -1))[:2] != (incarnation, start)
+        }
+        for lane, (offset, time_ms) in (await self._edges.first(unknown, _LOOK_S)).items():
+            self._first_times[lane] = (incarnation, low[lane], str(offset), time_ms)
+        return {
+            lane: known[2:]
+            if (known := self._first_times.get(lane)) and known[:2] == (incarnation, low[lane])
+            else ("", -1)
             for lane in low
         }
 
@@ -172,7 +203,7 @@ class KafkaLog:
     def _source(self) -> tuple[SourceReader, HandleThread]:
         if self._reader is None or self._reader_thread is None:
             self._reader = SourceReader(
-                self._settings, self.name, group=f"crossfade.{self._route}", queue_kbytes_max=self._queue_kbytes_max
+                self._settings, self.name, group=self._group, queue_kbytes_max=self._queue_kbytes_max
             )
             self._reader_thread = HandleThread(f"source-{self.name}")
         return self._reader, self._reader_thread
@@ -273,6 +304,10 @@ class KafkaLog:
         """Which guarantee holds on this target, and why. Raises GuaranteeRefused, Unreachable, AccessRefused."""
         return await self._target.guarantee()
 
+    async def release(self, route: str) -> None:
+        """Let another route write to this topic from now on. Raises Unreachable, AccessRefused."""
+        await self._target.release(route)
+
     async def close(self) -> None:
         """Let go of connections and threads. Safe to call twice."""
         thread, reader = self._reader_thread, self._reader
@@ -281,6 +316,8 @@ class KafkaLog:
             thread.post(reader.close)
             thread.stop()
         await self._target.close()
+        await self._board.close()
+        self._edges.close()
         self.cluster.close()
 
 

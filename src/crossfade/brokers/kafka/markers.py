@@ -49,7 +49,7 @@ def encode(markers: Mapping[Path, Marker]) -> str:
     if len(markers) == 1:
         text = encode_marker(next(iter(markers.values())))
     else:
-        first = next(iter(markers.values()))
+        first = max(markers.values(), key=lambda marker: marker.epoch)  # one of the claim that writes now
         shared = _Shared(first.place.incarnation, first.epoch, first.claim_id, first.transactional_id, first.source)
         rows = [
             _One(
@@ -65,9 +65,10 @@ def encode(markers: Mapping[Path, Marker]) -> str:
             for (_, lane), m in sorted(markers.items())
         ]
         text = "1;" + msgspec.json.encode([shared, rows]).decode()
-    if len(text) > MARKER_UNITS_MAX:  # it is ASCII: characters are UTF-16 units
+    units = len(text.encode("utf-16-le")) // 2
+    if units > MARKER_UNITS_MAX:
         raise GuaranteeRefused(
-            f"source lane {next(iter(markers))[0]} has {len(markers)} target lanes: their markers need {len(text)} "
+            f"source lane {next(iter(markers))[0]} has {len(markers)} target lanes: their markers need {units} "
             f"characters, Kafka stores {MARKER_UNITS_MAX}",
             hint="map fewer target lanes to one source lane",
         )

@@ -2,25 +2,20 @@
 
 `PathTail` and `resolve` are pure. Invariant: ordinals are compared, not positions; where marker and data differ, in
 either direction, the data decides, and the marker decides only where the log starts after the marker's record.
-`TailReader` feeds them from the broker.
+`edges.EdgeReader` feeds them from the broker.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from ...errors import LaneError, TargetReset, TargetTorn, Unreachable
+from ...errors import LaneError, TargetReset, TargetTorn
 from ...model.position import Marker, Place
-from ...model.record import Lane, Path
+from ...model.record import Path
 from ...model.wire import XF, Origin, decode_origin
-from .failures import HandleHealth, translate
-from .settings import KafkaSettings
 
 #: how far back the tail of a lane is searched for the route's headers; one transaction is never longer
 SCAN_OFFSETS_MAX = 100_000
@@ -169,87 +164,9 @@ def _torn(path: Path, marker: Marker, message: str) -> TargetTorn:
     )
 
 
-class TailReader:
-    """A consumer handle that reads the ends of target lanes. Every method runs in the handle's thread."""
-
-    def __init__(self, settings: KafkaSettings, topic: str, route: str) -> None:
-        self._topic = topic
-        self._prefix = f"1;{route}/"
-        self.health = HandleHealth(f"tail {topic}")
-        self._consumer = Consumer(
-            settings.consumer(
-                self.health,
-                group_id=f"crossfade.{route}",
-                enable_auto_commit=False,
-                auto_offset_reset="error",
-                isolation_level="read_committed",
-                enable_partition_eof=True,
-                fetch_wait_max_ms=10,
-                fetch_queue_backoff_ms=10,
-                queued_max_messages_kbytes=32_768,
-                max_poll_interval_ms=86_400_000,
-            )
-        )
-        self._settings = settings
-        settings.track(self._consumer)
-
-    def scan(self, ranges: Mapping[Lane, tuple[int, int]], tails: Mapping[Path, PathTail], wait_s: float) -> None:
-        """Feed `tails` with our records in each target lane's offsets `[from, to)`.
-
-        Raises Unreachable, AccessRefused.
-        """
-        left = {lane: stop for lane, (start, stop) in ranges.items() if start < stop}
-        if not left:
-            return
-        self._consumer.assign([TopicPartition(self._topic, lane, ranges[lane][0]) for lane in left])
-        deadline = time.monotonic() + wait_s
-        try:
-            while left:
-                if time.monotonic() > deadline:
-                    raise Unreachable(f"the tail of {self._topic} could not be read within {wait_s:.0f} s")
-                messages = self._consumer.consume(1, 0.1) or []
-                messages += self._consumer.consume(2000, 0)
-                for message in messages:
-                    self._note(message, left, tails)
-        except KafkaException as failure:
-            raise translate(failure, f"reading the tail of {self._topic}", self.health) from failure
-        finally:
-            self._consumer.unassign()
-
-    def _note(self, message: Any, left: dict[Lane, int], tails: Mapping[Path, PathTail]) -> None:
-        lane = message.partition()
-        error = message.error()
-        if error is not None:
-            if error.code() in (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET):
-                left.pop(lane, None)  # reset: the log start moved past the range meanwhile
-            elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
-                raise translate(error, f"reading the tail of {self._topic}", self.health)
-            return
-        stop = left.get(lane)
-        if stop is None:
-            return
-        offset = message.offset()
-        if offset < stop:
-            origin = self._origin(message.headers())
-            if origin is not None:
-                tail = tails.get((origin.lane, lane))
-                if tail is not None:
-                    tail.feed(offset, origin)
-        if offset >= stop - 1:
-            del left[lane]
-
-    def _origin(self, headers: Any) -> Origin | None:
-        """Our origin: the last `xf` header, where it is of this route."""
-        for name, content in reversed(headers or ()):
-            if name == XF:
-                return decode_origin(content) if content is not None and content.startswith(self._needle) else None
-        return None
-
-    @property
-    def _needle(self) -> bytes:
-        return self._prefix.encode()
-
-    def close(self) -> None:
-        """Let go of the handle."""
-        self._settings.untrack(self._consumer)
-        self._consumer.close()
+def origin_of(headers: Any, needle: bytes) -> Origin | None:
+    """Our origin in a record's headers: the last `xf`, where it begins with `needle` (version and route)."""
+    for name, content in reversed(headers or ()):
+        if name == XF:
+            return decode_origin(content) if content is not None and content.startswith(needle) else None
+    return None

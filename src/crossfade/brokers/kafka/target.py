@@ -25,6 +25,7 @@ from ...errors import (
     LaneError,
     QuarantineFull,
     RouteConflict,
+    TargetReset,
     UsageError,
     invariant,
 )
@@ -33,12 +34,15 @@ from ...model.record import Lane, Path, Reject, Write
 from ...model.wire import origin_prefix, origin_suffix
 from ..protocol import Appended, Claim, Owner
 from . import markers, names
+from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, Cluster, TopicFacts
+from .edges import EdgeReader
 from .guarantee import TargetLimits, guarantee_of, read_limits
 from .markers import MarkerReader
+from .registry import Registry
 from .rows import Prepared, prepare, quarantine_body
 from .settings import KafkaSettings
-from .tail import SCAN_OFFSETS_MAX, LaneExtent, PathTail, TailReader, resolve
+from .tail import SCAN_OFFSETS_MAX, LaneExtent, PathTail, origin_of, resolve
 from .threads import HandleThread
 from .writer import Lot, Note, Writer, fence
 
@@ -65,7 +69,8 @@ class KafkaTarget:
         settings: KafkaSettings,
         cluster: Cluster,
         topic: str,
-        route: str,
+        edges: EdgeReader,
+        board: KafkaBoard,
         source_lanes: int | None,
         *,
         allow_weak: bool,
@@ -73,7 +78,9 @@ class KafkaTarget:
         self._settings = settings
         self._cluster = cluster
         self._topic = topic
-        self._route = route
+        self._route = ""  # of the last claim
+        self._edges = edges
+        self._registry = Registry(board, topic)
         self._source_lanes = source_lanes
         self._allow_weak = allow_weak
         self._facts: TopicFacts | None = None
@@ -81,39 +88,72 @@ class KafkaTarget:
         self._limits_at = 0.0
         self._marker_reader: MarkerReader | None = None
         self._marker_thread: HandleThread | None = None
-        self._tail_reader: TailReader | None = None
-        self._tail_thread: HandleThread | None = None
         self._writers: list[Writer] = []
         self._ready = False
         self._quarantine_ready = False
-        self._log = structlog.get_logger("kafka.target").bind(topic=topic, route=route)
+        self._log = structlog.get_logger("kafka.target").bind(topic=topic)
 
     # --- claim --------------------------------------------------------------------------------------------------------
 
     async def claim(self, owner: Owner, paths: Sequence[Path]) -> KafkaClaim:
         """Fence, then read, then compare. Raises RouteConflict, Fenced, Indeterminate, Unreachable, AccessRefused."""
-        invariant(owner.route == self._route, "a log is claimed for the route it was opened for")
         invariant(len(set(paths)) == len(paths), "paths of a claim are distinct")
         if not paths:
             raise UsageError("a claim needs at least one path")
-        limits = await self._prepare_topics(max(source for source, _ in paths) + 1)
+        if owner.token is not None and _generation(owner.token) < 0:
+            raise Fenced("the group handle has no generation: this process is no member of the group")
         self._discard_writers()
+        self._follow(owner.route)
+        limits = await self._prepare_topics(max(source for source, _ in paths) + 1)
         name = names.transactional_id(owner.route, owner.instance, owner.shard)
-        writer = Writer(self._settings, name, self._topic, message_bytes_max=limits.client_bytes_max)
+        writer = Writer(
+            self._settings,
+            name,
+            self._topic,
+            message_bytes_max=limits.client_bytes_max,
+            batch_bytes_max=limits.batch_bytes_max,
+        )
         self._writers.append(writer)
         try:
-            await writer.open()
+            _, topic_id = await asyncio.gather(writer.open(), self._registry.enter(owner.route, self._topic_id))
+            if owner.shard is not None:  # only now: a changed split is published before the old ids are fenced
+                await self._registry.check_shards(owner.route, owner.shard)
             reader, thread = self._markers()
             group = owner.token
             if group is None:
                 group = await thread.call(reader.memberless_handle)
-            elif _generation(group) < 0:
-                raise Fenced("the group handle has no generation: this process is no member of the group")
             found = await self._stable_markers(owner, name, paths)
-            return await self._compare(owner, paths, found, writer, group)
+            claim = await self._compare(owner, paths, found, writer, group)
+            if topic_id != self._topic_id:
+                await self._note_new_topic(claim, topic_id)
+            return claim
         except BaseException:
             writer.discard()
             raise
+
+    @property
+    def _topic_id(self) -> str:
+        return self._facts.topic_id if self._facts is not None else ""
+
+    async def _note_new_topic(self, claim: KafkaClaim, topic_id: str) -> None:
+        """The topic is not the one that the route began with: what was copied is gone."""
+        for path, marker in claim.markers.items():
+            if marker.target:
+                claim.errors[path] = TargetReset(
+                    path[0],
+                    f"topic {self._topic} was deleted and made anew (id {topic_id} is now {self._topic_id}) behind "
+                    f"{marker.ordinal} records that were copied into it",
+                    hint="start the route anew on this topic",
+                    position=marker.relayed,
+                )
+        if not claim.errors:
+            await self._registry.follow(claim.owner.route, self._topic_id)
+
+    def _follow(self, route: str) -> None:
+        """Let go of the handles of another route."""
+        if route != self._route:
+            self._close_markers()
+            self._route, self._ready, self._quarantine_ready = route, False, False
 
     async def _stable_markers(self, owner: Owner, own_id: str, paths: Sequence[Path]) -> dict[Path, Marker]:
         """The markers, after other writers that they name were fenced."""
@@ -216,12 +256,17 @@ class KafkaTarget:
         return back
 
     async def _scan(self, ranges: Mapping[Lane, tuple[int, int]], tails: Mapping[Path, PathTail]) -> None:
-        if not any(start < stop for start, stop in ranges.values()):
-            return
-        if self._tail_reader is None or self._tail_thread is None:
-            self._tail_reader = TailReader(self._settings, self._topic, self._route)
-            self._tail_thread = HandleThread(f"tail-{self._topic}")
-        await self._tail_thread.call(self._tail_reader.scan, ranges, tails, _SCAN_WAIT_S)
+        needle = origin_prefix(self._route, 0)[: -len("0@")].encode()
+
+        def look(lane: Lane, message: Any) -> bool:
+            origin = origin_of(message.headers(), needle)
+            if origin is not None:
+                tail = tails.get((origin.lane, lane))
+                if tail is not None:
+                    tail.feed(message.offset(), origin)
+            return False
+
+        await self._edges.look(ranges, look, _SCAN_WAIT_S)
 
     # --- append -------------------------------------------------------------------------------------------------------
 
@@ -365,18 +410,21 @@ class KafkaTarget:
             writer.discard()
         self._writers.clear()
 
+    async def release(self, route: str) -> None:
+        """Let another route write to this topic from now on. Raises Unreachable, AccessRefused."""
+        self._discard_writers()
+        await self._registry.leave(route)
+
     async def close(self) -> None:
         """Let go of handles and threads."""
         self._discard_writers()
-        for thread, reader in (
-            (self._marker_thread, self._marker_reader),
-            (self._tail_thread, self._tail_reader),
-        ):
-            if thread is not None and reader is not None:
-                thread.post(reader.close)
-                thread.stop()
-        self._marker_reader = self._tail_reader = None
-        self._marker_thread = self._tail_thread = None
+        self._close_markers()
+
+    def _close_markers(self) -> None:
+        if self._marker_thread is not None and self._marker_reader is not None:
+            self._marker_thread.post(self._marker_reader.close)
+            self._marker_thread.stop()
+            self._marker_reader = self._marker_thread = None
 
 
 async def ensure_lanes_topic(cluster: Cluster, route: str, lanes: int, replication: int) -> TopicFacts:

@@ -29,6 +29,7 @@ _INIT_S = 30.0
 _DELIVERY_S = 0.8 * TRANSACTION_TIMEOUT_MS / 1000
 _CALL_S = 2.0
 _CHUNK = 2000
+_BATCH_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,15 @@ Offsets = Callable[[Mapping[Path, int]], list[TopicPartition]]
 class Writer:
     """One transactional id's producer."""
 
-    def __init__(self, settings: KafkaSettings, transactional_id: str, topic: str, *, message_bytes_max: int) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        transactional_id: str,
+        topic: str,
+        *,
+        message_bytes_max: int,
+        batch_bytes_max: int = _BATCH_BYTES,
+    ) -> None:
         self.transactional_id = transactional_id
         self._topic = topic
         self.health = HandleHealth(f"writer {transactional_id}")
@@ -77,7 +86,7 @@ class Writer:
             retry_backoff_max_ms=1000,
             compression_type="lz4",
             linger_ms=5,
-            batch_size=1_000_000,
+            batch_size=batch_bytes_max,
             batch_num_messages=100_000,
             queue_buffering_max_messages=500_000,
             queue_buffering_max_kbytes=262_144,
@@ -99,10 +108,14 @@ class Writer:
         """
         await self._thread.call(self._open)
 
-    async def commit(self, lots: Sequence[Lot], notes: Sequence[Note], offsets: Offsets, group: Any) -> dict[Path, int]:
-        """Write everything in one transaction; the target offset of each path's last record.
+    async def commit(
+        self, lots: Sequence[Lot], notes: Sequence[Note], offsets: Offsets | None, group: Any
+    ) -> dict[Any, int]:
+        """Write everything in one transaction; the offset of each path's last record, and of each note by its index.
 
-        `offsets` gives the group offsets that belong to those. Raises Fenced, Indeterminate, AccessRefused; after
+        `offsets` gives the group offsets that belong to those (None = none).
+
+        Raises Fenced, Indeterminate, AccessRefused; after
         any of them the writer is dead.
         """
         try:
@@ -139,7 +152,9 @@ class Writer:
                     raise translate(error, f"claiming as {self.transactional_id}", self.health) from failure
         step("kafka.claim.initialised")
 
-    def _commit(self, lots: Sequence[Lot], notes: Sequence[Note], offsets: Offsets, group: Any) -> dict[Path, int]:
+    def _commit(
+        self, lots: Sequence[Lot], notes: Sequence[Note], offsets: Offsets | None, group: Any
+    ) -> dict[Any, int]:
         producer = self._producer
         doing = "beginning a transaction"
         try:
@@ -155,16 +170,17 @@ class Writer:
             step("kafka.append.produced")
             self._await_deliveries(len(lots) + len(notes), delivered, failed)
             step("kafka.append.delivered")
-            doing = "storing the markers"
-            marked = offsets({lot.path: delivered[lot.path] for lot in lots})
-            self._in_time(doing, producer.send_offsets_to_transaction, marked, group, _CALL_S)
-            step("kafka.append.offsets_sent")
+            if offsets is not None:
+                doing = "storing the markers"
+                marked = offsets({lot.path: delivered[lot.path] for lot in lots})
+                self._in_time(doing, producer.send_offsets_to_transaction, marked, group, _CALL_S)
+                step("kafka.append.offsets_sent")
             doing = "committing"
             self._in_time(doing, producer.commit_transaction, _CALL_S)
             step("kafka.append.committed")
         except KafkaException as failure:
             raise doubt(failure, doing, self.health) from failure
-        return {lot.path: delivered[lot.path] for lot in lots}
+        return delivered
 
     def _in_time(self, doing: str, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a step of the transaction; one that took as long as a retry may have been sent twice."""

@@ -1,0 +1,108 @@
+"""Which route writes to a target topic, and how a route is split by hand: two documents on the target's board.
+
+Invariant: at most one route is entered for a topic; a second one is refused by name. Asked at every claim of a new
+process, after the producer is initialised where the answer could change under it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ...errors import RouteConflict
+from ..protocol import Document, VersionConflict
+from . import names
+from .board import KafkaBoard
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    version: int
+    route: str
+    topic_id: str
+
+
+class _Shards(msgspec.Struct, frozen=True):
+    version: int
+    count: int
+
+
+class Registry:
+    """The entry of one target topic."""
+
+    def __init__(self, board: KafkaBoard, topic: str) -> None:
+        self._board = board
+        self._topic = topic
+        self._entered: _Entry | None = None
+
+    async def enter(self, route: str, topic_id: str) -> str:
+        """Enter the route for the topic; the topic id that it was entered with. Raises RouteConflict."""
+        if self._entered is not None and self._entered.route == route:
+            return self._entered.topic_id
+        name = names.target_document(self._topic)
+        while True:
+            found = await self._board.get(name)
+            if found is not None:
+                entry = msgspec.json.decode(found.body, type=_Entry)
+                if entry.route != route:
+                    raise RouteConflict(
+                        f"route {entry.route} writes to topic {self._topic}; route {route} may not write there too",
+                        hint=f"stop route {entry.route} and run `crossfade uninstall` for it, or choose another topic",
+                    )
+                self._entered = entry
+                return entry.topic_id
+            entry = _Entry(1, route, topic_id)
+            try:
+                await self._board.put(name, msgspec.json.encode(entry), 0)
+            except VersionConflict:
+                continue
+            self._entered = entry
+            return topic_id
+
+    async def follow(self, route: str, topic_id: str) -> None:
+        """Note that nothing was copied yet and the topic is a new one."""
+        entry = _Entry(1, route, topic_id)
+        found = await self._board.get(names.target_document(self._topic))
+        await self._board.put(
+            names.target_document(self._topic), msgspec.json.encode(entry), found.version if found is not None else 0
+        )
+        self._entered = entry
+
+    async def leave(self, route: str) -> None:
+        """Remove the entry where it is the route's."""
+        name = names.target_document(self._topic)
+        found = await self._board.get(name)
+        if found is not None and msgspec.json.decode(found.body, type=_Entry).route == route:
+            await self._board.delete(name)
+        self._entered = None
+
+    async def check_shards(self, route: str, shard: tuple[int, int]) -> None:
+        """Refuse a shard of another split than the published one; the first shard publishes. Raises RouteConflict."""
+        name = names.shards_document(route)
+        while True:
+            found = await self._board.get(name)
+            if found is not None:
+                count = msgspec.json.decode(found.body, type=_Shards).count
+                if count != shard[1]:
+                    raise RouteConflict(
+                        f"route {route} is split into {count} shards, this process is shard {shard[0]}/{shard[1]}",
+                        hint=f"use --shard i/{count}, or change the split first",
+                    )
+                return
+            try:
+                await self._board.put(name, msgspec.json.encode(_Shards(1, shard[1])), 0)
+            except VersionConflict:
+                continue
+            return
+
+    async def publish_shards(self, route: str, count: int) -> int:
+        """Publish a new split; the old one (0 = there was none). Who fences the old ids afterwards may go on."""
+        name = names.shards_document(route)
+        while True:
+            found: Document | None = await self._board.get(name)
+            old = msgspec.json.decode(found.body, type=_Shards).count if found is not None else 0
+            try:
+                await self._board.put(
+                    name, msgspec.json.encode(_Shards(1, count)), found.version if found is not None else 0
+                )
+            except VersionConflict:
+                continue
+            return old
