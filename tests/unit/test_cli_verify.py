@@ -131,6 +131,21 @@ def test_a_record_too_few_and_one_too_many(world: World, capsys: pytest.CaptureF
     assert (code, told["missing"], told["duplicate"], told["altered"], told["reordered"]) == (3, 1, 1, 0, 0)
 
 
+def test_what_is_gone_from_the_beginning_is_no_complete_proof(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write(0, 0, RECORDS)
+    world.broker.trim("b", 0, keep=15)
+    code, told = verified(capsys)
+    assert (code, told["matched"], told["before_target"], told["complete"]) == (0, 15, 5, False)
+    assert verified(capsys, "--complete")[0] == 1
+    assert run(["verify"]) == 0
+    assert "equal as far as both sides can be compared" in capsys.readouterr().out
+
+
+def test_two_empty_sides_prove_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify"]) == 0
+    assert "nothing to compare" in capsys.readouterr().out
+
+
 def test_only_the_lanes_that_are_asked_for(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     for lane in range(LANES):
         world.write(lane, 0, RECORDS, copied=RECORDS if lane else 3)

@@ -54,6 +54,9 @@ def verify(
         bool,
         typer.Option("--settled", help="Nothing is on its way: what the target's end lacks is missing, not pending."),
     ] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="No verdict (exit code 1) unless every record was there to compare.")
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Keep the audit's state here, and go on from it the next time.")
     ] = None,
@@ -62,6 +65,7 @@ def verify(
 
     Reads both sides itself and shares no code with the relay. Live streams may be verified while they are copied: what
     is not yet on the target is pending, never a difference. After writers and relays have stopped, use --settled.
+    What retention removed at either beginning cannot be compared and is counted; with --complete it is no proof.
     Exits with 0 when nothing differs, with 3 when something does, with 1 when a lane could not be compared to its end.
 
     \b
@@ -81,7 +85,10 @@ def verify(
         "routes": [{"route": name, **report.as_dict()} for name, report in reports.items()],
     }
     output.document(body, "\n".join(text_of(name, report) for name, report in reports.items()))
-    if code := exit_code_of(list(reports.values())):
+    code = exit_code_of(list(reports.values()))
+    if code == 0 and complete and not body["complete"]:
+        code = NO_VERDICT
+    if code:
         raise typer.Exit(code)
 
 
@@ -222,4 +229,6 @@ def verdict_of(report: AuditReport) -> str:
         return f"DIFFERENT: {report.differences + report.total('stale_epochs'):,} findings"
     if code == NO_VERDICT:
         return "NO VERDICT: what was compared is equal, but not all could be compared"
+    if not report.records:
+        return "nothing to compare: no record is on both sides"
     return "equal" if report.is_complete else "equal as far as both sides can be compared"
