@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,23 @@ def test_help_answers_at_once_and_imports_no_adapter() -> None:
         assert f"\n  {name} " in done.stdout
     # Processor time, not wall time: this machine does other things too.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4
+
+
+def test_ctrl_c_ends_a_waiting_command_with_130_and_no_trace() -> None:
+    code = (
+        "import asyncio; from crossfade.cli import init, main\n"
+        "async def wait():\n"
+        "    print('waiting', flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "init.new_route_id = lambda: asyncio.run(wait())\n"
+        "main.main(['init', '--new-id'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    out, words = process.communicate(timeout=30)
+    assert (process.returncode, out, words) == (130, "", "")
 
 
 def completed(words: str, **environ: str) -> list[str]:
