@@ -118,6 +118,19 @@ class Cluster:
 
         return await self._persist(ask, f"asking about topic {name}")
 
+    async def existing_topic(self, name: str) -> TopicFacts:
+        """Facts about a topic that must be there. Raises AccessRefused where it is not, Unreachable.
+
+        A broker may not know yet what was just created elsewhere: it is asked a few times.
+        """
+        for left in reversed(range(_TRIES)):
+            facts = await self.topic(name)
+            if facts is not None:
+                return facts
+            if left:
+                await asyncio.sleep(_PAUSE_S)
+        raise AccessRefused(f"topic {name} does not exist", hint="create it, or correct its name")
+
     async def topic_id(self, name: str) -> str | None:
         """The topic's id, "" where it does not exist; None where a broker could not tell right now."""
         try:

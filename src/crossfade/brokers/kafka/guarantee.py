@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import GuaranteeRefused
 from .cluster import ConfigValue, TopicFacts
-from .rows import Limits
+from .rows import QUARANTINE_BODY_BYTES_MAX, Limits
 
 #: a record this close to being deleted by time would be gone before it is read
 _RETENTION_MARGIN_MS = 3_600_000
@@ -31,8 +31,13 @@ class TargetLimits:
 
     @property
     def client_bytes_max(self) -> int:
-        """librdkafka's own limit counts before compression: room for what compresses to the topic's limit."""
-        return min(_CLIENT_BYTES_MAX, max(4 * self.message_bytes_max, 1_000))
+        """librdkafka's own limit: room for rows, and for a body in quarantine."""
+        return min(_CLIENT_BYTES_MAX, max(self.row_bytes_max, 2 * QUARANTINE_BODY_BYTES_MAX))
+
+    @property
+    def row_bytes_max(self) -> int:
+        """A record may be larger than the topic's limit before compression. What does not shrink to it is isolated."""
+        return self.message_bytes_max if self.is_exact else min(_CLIENT_BYTES_MAX, 4 * self.message_bytes_max) - 1024
 
     @property
     def batch_bytes_max(self) -> int:
@@ -47,7 +52,7 @@ class TargetLimits:
             oldest = now_ms - self.retention_ms + min(_RETENTION_MARGIN_MS, self.retention_ms // 2)
         oldest = max(oldest, now_ms - self.behind_ms_max + _CLOCK_MARGIN_MS)
         return Limits(
-            size_bytes_max=self.message_bytes_max if self.is_exact else self.client_bytes_max - 1024,
+            size_bytes_max=self.row_bytes_max,
             time_after_ms=max(0, oldest),
             time_before_ms=now_ms + max(1, self.ahead_ms_max - _CLOCK_MARGIN_MS),
             now_ms=now_ms,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from ...errors import AccessRefused, LaneError, SourceRegressed, SourceReset, SourceTrimmed, Unreachable, UsageError
+from ...errors import LaneError, SourceRegressed, SourceReset, SourceTrimmed, Unreachable, UsageError
 from ...model.position import Place
 from ...model.record import Batch, Lane, Path, Shape, Write
 from ...telemetry import step
@@ -83,9 +83,7 @@ class KafkaLog:
 
     async def open(self) -> None:
         """Learn lanes and identity. Raises Unreachable, AccessRefused."""
-        facts = await self.cluster.topic(self.name)
-        if facts is None:
-            raise AccessRefused(f"topic {self.name} does not exist", hint="create it, or correct its name")
+        facts = await self.cluster.existing_topic(self.name)
         self._facts = facts
         self.lanes = facts.lanes
         described = await self.cluster.describe()
@@ -209,9 +207,7 @@ class KafkaLog:
         return self._reader, self._reader_thread
 
     async def _incarnation(self) -> str:
-        facts = await self.cluster.topic(self.name)
-        if facts is None:
-            raise AccessRefused(f"topic {self.name} does not exist", hint="create it, or correct its name")
+        facts = await self.cluster.existing_topic(self.name)
         return facts.topic_id
 
     async def _incarnation_now(self, reader: SourceReader, thread: HandleThread) -> str:

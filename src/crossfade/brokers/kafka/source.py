@@ -26,6 +26,7 @@ _OUT_OF_PLACE = frozenset(
     {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION, KafkaError._NO_OFFSET}
 )
 _SLICE_MAX = 2000
+_MEET_S = 0.15
 
 
 @dataclass(slots=True)
@@ -76,6 +77,10 @@ class SourceReader:
         self._settings = settings
         settings.track(self._consumer)
         self._cursors: dict[Lane, _Cursor] = {}
+        #: newly sought lanes that have not answered yet
+        self._fresh: set[Lane] = set()
+        #: messages that are fetched, but were beyond the limits of the last `take`
+        self._held: list[Any] = []
         self._row_bytes = 512  # running mean, so that a slice does not overshoot the byte limit by much
 
     def take(
@@ -131,11 +136,15 @@ class SourceReader:
             epoch = int(place.witness) if place.witness else -1
             enter.append(TopicPartition(self._topic, lane, place.count, leader_epoch=epoch))
             self._cursors[lane] = _Cursor(place.count)
+            self._fresh.add(lane)
         if enter:
             self._consumer.incremental_assign(enter)
 
     def _unassign(self, lanes: list[Lane]) -> None:
         if lanes:
+            gone = set(lanes)
+            self._held = [message for message in self._held if message.partition() not in gone]
+            self._fresh -= gone
             self._consumer.incremental_unassign([TopicPartition(self._topic, lane) for lane in lanes])
             for lane in lanes:
                 del self._cursors[lane]
@@ -143,34 +152,70 @@ class SourceReader:
     def _gather(
         self, taken: dict[Lane, Taken], records_max: int, bytes_max: int, wait_s: float, gather_s: float
     ) -> None:
+        """Take what is held back from before, then wait for the first record, then gather for `gather_s`."""
         consume, clock = self._consumer.consume, time.monotonic
         until = clock() + wait_s
-        records = size = 0
-        # consume(n) waits for all n: ask for one while there is nothing, then for what is already there.
-        while records < records_max and size < bytes_max:
-            remaining = max(0.0, until - clock())
-            messages = consume(1, remaining)
+        records, size = 0, 0
+        if self._held:
+            held, self._held = self._held, []
+            records, size = self._sort(held, taken, records_max, bytes_max)
+            if taken:
+                until = min(until, clock() + gather_s)
+        # What is held back comes before anything newer: nothing is fetched while there is some.
+        while not self._held and records < records_max and size < bytes_max:
+            # consume(n) waits for all n: ask for one while there is nothing, then for what is already there.
+            messages = consume(1, max(0.0, until - clock()))
             if not messages:
                 return
+            if self._fresh:
+                messages = self._meet_all(messages, records_max)
             had = bool(taken)
-            records += self._sort(messages, taken)
-            size += len(messages[0])
-            while records < records_max and size < bytes_max:
+            while messages:
+                got, got_bytes = self._sort(messages, taken, records_max - records, bytes_max - size)
+                records += got
+                size += got_bytes
+                if self._held or records >= records_max or size >= bytes_max:
+                    return
                 room = max(1, (bytes_max - size) // self._row_bytes)
                 messages = consume(min(records_max - records, _SLICE_MAX, room), 0)
-                if not messages:
-                    break
-                records += self._sort(messages, taken)
-                slice_bytes = sum(map(len, messages))
-                size += slice_bytes
-                self._row_bytes = max(1, (self._row_bytes * 7 + slice_bytes // len(messages)) // 8)
             if taken and not had:
                 until = min(until, clock() + gather_s)
             if clock() >= until:
                 return
 
-    def _sort(self, messages: list[Any], taken: dict[Lane, Taken]) -> int:
-        """Append messages to their lanes; the number of records among them."""
+    def _meet_all(self, messages: list[Any], records_max: int) -> list[Any]:
+        """Wait a moment until every newly sought lane has answered, and deal out the lanes in turn.
+
+        Else a short limit would be filled by the lane whose broker answers first, again and again.
+        """
+        deadline = time.monotonic() + _MEET_S
+        while True:
+            for message in messages:
+                self._fresh.discard(message.partition())
+            if not self._fresh or time.monotonic() > deadline or len(messages) > _SLICE_MAX:
+                break
+            messages += self._consumer.consume(1, 0.01) + self._consumer.consume(_SLICE_MAX, 0)
+        self._fresh.clear()
+        lanes: dict[Lane, list[Any]] = {}
+        for message in messages:
+            lanes.setdefault(message.partition(), []).append(message)
+        if len(lanes) < 2 or len(messages) <= records_max:
+            return messages
+        share = max(1, records_max // (2 * len(lanes)))
+        longest = max(map(len, lanes.values()))
+        return [
+            message
+            for start in range(0, longest, share)
+            for lot in lanes.values()
+            for message in lot[start : start + share]
+        ]
+
+    def _sort(self, messages: list[Any], taken: dict[Lane, Taken], records_max: int, bytes_max: int) -> tuple[int, int]:
+        """Append messages to their lanes, up to the limits; the rest is held back. Records and bytes taken."""
+        size = sum(map(len, messages))
+        if size > bytes_max or len(messages) > records_max:
+            messages, size = self._hold_back(messages, records_max, bytes_max)
+        self._row_bytes = max(1, (self._row_bytes * 7 + size // max(1, len(messages))) // 8)
         records = 0
         lane = -1
         lot: Taken | None = None
@@ -191,7 +236,17 @@ class SourceReader:
             add_position(message.offset())
             lot.last = message  # type: ignore[union-attr]
             records += 1
-        return records
+        return records, size
+
+    def _hold_back(self, messages: list[Any], records_max: int, bytes_max: int) -> tuple[list[Any], int]:
+        """The first messages, as many as the limits let through and at least one, with their bytes."""
+        size = 0
+        for count, message in enumerate(messages):
+            if count >= records_max or (size >= bytes_max and count):
+                self._held = messages[count:]
+                return messages[:count], size
+            size += len(message)
+        return messages, size
 
     def _event(self, message: Any, taken: dict[Lane, Taken]) -> None:
         error, lane = message.error(), message.partition()

@@ -19,7 +19,6 @@ import msgspec
 import structlog
 
 from ...errors import (
-    AccessRefused,
     BrokerError,
     Fenced,
     LaneError,
@@ -40,7 +39,7 @@ from .edges import EdgeReader
 from .guarantee import TargetLimits, guarantee_of, read_limits
 from .markers import MarkerReader
 from .registry import Registry
-from .rows import Prepared, prepare, quarantine_body
+from .rows import QUARANTINE_BODY_BYTES_MAX, Prepared, prepare, quarantine_body
 from .settings import KafkaSettings
 from .tail import SCAN_OFFSETS_MAX, LaneExtent, PathTail, origin_of, resolve
 from .threads import HandleThread
@@ -356,9 +355,7 @@ class KafkaTarget:
         return guarantee_of(facts, await self._cluster.config(self._topic), allow_weak=self._allow_weak)
 
     async def _target_facts(self) -> TopicFacts:
-        facts = await self._cluster.topic(self._topic)
-        if facts is None:
-            raise AccessRefused(f"topic {self._topic} does not exist", hint="create it, or correct its name")
+        facts = await self._cluster.existing_topic(self._topic)
         self._facts = facts
         return facts
 
@@ -386,7 +383,11 @@ class KafkaTarget:
                 names.quarantine_topic(self._route),
                 1,
                 facts.replication,
-                {"min.insync.replicas": str(min(2, facts.replication)), "retention.ms": "-1"},
+                {
+                    "min.insync.replicas": str(min(2, facts.replication)),
+                    "retention.ms": "-1",
+                    "max.message.bytes": str(2 * QUARANTINE_BODY_BYTES_MAX),
+                },
             )
             self._quarantine_ready = True
 
