@@ -60,7 +60,6 @@ routes:
     target: new
     lanes: by-key
     rate_records_per_s: 1500
-state: /var/lib/crossfade
 """
 
 
@@ -108,7 +107,6 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     route = config.routes["forward"]
     assert (route.id, route.stream, route.source, route.target) == ("k3x9a0b1c2d3", "messages", "old", "new")
     assert (route.lanes, route.rate_records_per_s) == ("by-key", 1500.0)
-    assert config.state == "/var/lib/crossfade"
     assert config.path == tmp_path / "crossfade.yaml"
 
 
@@ -180,12 +178,16 @@ def test_the_file_is_named_by_flag_then_variable_then_this_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("flag.yaml", "variable.yaml", "crossfade.yaml"):
-        (tmp_path / name).write_text(FULL.replace("/var/lib/crossfade", name))
+        (tmp_path / name).write_text(FULL.replace("messages.v1", name))
     monkeypatch.chdir(tmp_path)
+
+    def topic(path: Path | None, environ: dict[str, str]) -> str:
+        return load(path, {}, environ).streams["messages"].sides["new"].name
+
     environ = {"CROSSFADE_CONFIG": "variable.yaml"}
-    assert load(Path("flag.yaml"), {}, environ).state == "flag.yaml"
-    assert load(None, {}, environ).state == "variable.yaml"
-    assert load(None, {}, {}).state == "crossfade.yaml"
+    assert topic(Path("flag.yaml"), environ) == "flag.yaml"
+    assert topic(None, environ) == "variable.yaml"
+    assert topic(None, {}) == "crossfade.yaml"
 
 
 # -- secrets -------------------------------------------------------------------------------------------------------

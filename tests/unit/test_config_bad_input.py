@@ -61,8 +61,7 @@ ONE_MISTAKE = [
     (
         "routes:",
         "gates: {}\nroutes:",
-        'F:9: gates: found the unknown key "gates", expected one of version, brokers, streams, routes, state; '
-        'did you mean "state"?',
+        'F:9: gates: found the unknown key "gates", expected one of version, brokers, streams, routes',
     ),
     (
         "target: new}",
@@ -399,7 +398,7 @@ def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path) -> None:
     assert problems(tmp_path, GOOD, environ) == [
         'CROSSFADE_BROKER__OLD__URL: broker: found the unknown key "broker", expected one of version, '
         "brokers, streams, "
-        'routes, state; did you mean "brokers"?',
+        'routes; did you mean "brokers"?',
         'CROSSFADE_ROUTES__FORWARD__METRICS_PORT: routes.forward.metrics_port: found "x", expected a whole '
         "number from 0 "
         "to 65535",

@@ -96,7 +96,6 @@ class KafkaBroker(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, str | Secret],
         says("librdkafka properties, bootstrap.servers among them; those that would break the guarantee are refused"),
     ]
-    request_timeout_s: Annotated[float, says("seconds until a request counts as unanswered", ge=0.1)] = 30.0
 
     def plain_properties(self) -> dict[str, str]:
         """The properties as librdkafka takes them, secrets read now.
@@ -184,6 +183,5 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     brokers: Annotated[dict[str, Broker], says("the servers, by a name of your own")]
     streams: Annotated[dict[str, StreamSettings], says("the streams, by a name of your own")]
     routes: Annotated[dict[str, RouteSettings], says("what is copied where, by a name of your own")]
-    state: Annotated[str, says("folder for local state; default CROSSFADE_HOME, else the XDG state folder")] = ""
     #: the file it came from
     path: Path = Path("crossfade.yaml")
