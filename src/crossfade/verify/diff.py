@@ -162,6 +162,22 @@ class LaneDiff:
         """True where nothing more can be decided before more of the target is read."""
         return not self.actual.is_ended and len(self.actual) < max(self._window, len(self.expected))
 
+    def restore(
+        self,
+        *,
+        frontier: SourcePosition | None,
+        missing: Sequence[SourcePosition],
+        early: Sequence[tuple[SourcePosition, Any]],
+    ) -> None:
+        """Go on behind what an earlier comparison has decided; of rows in doubt only the places are known."""
+        self.frontier = self.taken = frontier
+        self.missing = dict.fromkeys(missing)
+        self._early = {origin: (target, Copy(origin, None, -1, -1)) for origin, target in early}
+
+    def came_early(self) -> list[tuple[SourcePosition, Any]]:
+        """Origin and target position of rows that came before their turn."""
+        return [(origin, target) for origin, (target, _) in self._early.items()]
+
     def resume_after(self) -> tuple[SourcePosition | None, Any | None]:
         """Source and target position behind which a later comparison goes on; rows that are only pending come again."""
         if self.frontier is None:

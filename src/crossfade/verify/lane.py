@@ -246,8 +246,9 @@ class LaneAudit:
 
     def save(self) -> dict[str, Any]:
         """What a later audit needs to go on from here."""
-        after_source, after_target = self._diff.resume_after()
-        mine, frontier = self._mine, _order(self._diff.frontier) if self._diff.frontier is not None else _BEFORE_ALL
+        mine, diff = self._mine, self._diff
+        after_source, after_target = diff.resume_after()
+        frontier = _BEFORE_ALL if diff.frontier is None else _order(diff.frontier)
         return {
             "source": self.source.save(after_source),
             "target": self.target.save(after_target),
@@ -255,9 +256,11 @@ class LaneAudit:
             "counts": {kind.value: count for kind, count in mine.counts.items()},
             "quarantined": mine.quarantined,
             "before_target": mine.before_target,
-            "source_gone": mine.source_gone + (0 if mine.is_done else self._diff.source_gone),
-            "stale_epochs": mine.stale_epochs + (0 if mine.is_done else self._diff.stale_epochs),
-            "missing": [position_text(place) for place in self._diff.missing if _order(place) < frontier],
+            "source_gone": mine.source_gone + (0 if mine.is_done else diff.source_gone),
+            "stale_epochs": mine.stale_epochs + (0 if mine.is_done else diff.stale_epochs),
+            "missing": [position_text(place) for place in diff.missing if _order(place) < frontier],
+            "early": [[position_text(origin), position_text(place)] for origin, place in diff.came_early()],
+            "frontier": None if diff.frontier is None else position_text(diff.frontier),
             "floor": None if self._floor in (None, _AFTER_ALL) else list(self._floor or ()),
             "ranges": msgspec.to_builtins(mine.ranges),
         }
@@ -275,9 +278,14 @@ class LaneAudit:
         self._digests = RangeDigests(mine.ranges)
         if saved["floor"] is not None:
             self._floor = (saved["floor"][0], saved["floor"][1])
-        is_numeric = self._codec.is_source_numeric
-        for text in saved["missing"]:
-            self._diff.missing[int(text) if is_numeric else text.encode()] = None
+        self._diff.restore(
+            frontier=None if saved["frontier"] is None else self._native(saved["frontier"]),
+            missing=[self._native(text) for text in saved["missing"]],
+            early=[(self._native(origin), place.encode()) for origin, place in saved["early"]],
+        )
+
+    def _native(self, text: str) -> Any:
+        return int(text) if self._codec.is_source_numeric else text.encode()
 
     # ------------------------------------------------------------------------------------------------ what is expected
 

@@ -1,0 +1,405 @@
+"""The auditor on both shapes: what a relay leaves is silent, each planted damage is found, named and placed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from crossfade.brokers.memory import MemoryBroker, MemoryLog
+from crossfade.brokers.protocol import From, Owner, Start
+from crossfade.errors import LaneError
+from crossfade.model.mapping import mapping_named
+from crossfade.model.position import Place
+from crossfade.model.record import Batch, Shape, Write
+from crossfade.verify.audit import Progress, audit
+from crossfade.verify.report import AuditReport
+
+LANES = 3
+RECORDS = 700
+ROUTE = "0a1b2c3d"
+RECORD, ENTRY = Shape.RECORD, Shape.ENTRY
+DIRECTIONS = [(ENTRY, RECORD), (RECORD, ENTRY), (RECORD, RECORD), (ENTRY, ENTRY)]
+TIME_MS = 1_700_000_000_000
+
+
+def entry(at: int) -> tuple[list[bytes], int]:
+    value = b"value %d" % at
+    shapes = [
+        [b"key", b"k%d" % (at % 9), b"value", value],
+        [b"a", b"1", b"a", b"2", b"n", value],
+        [b"v", value, b"", b""],
+    ]
+    return (shapes[0 if at % 5 else at // 5 % 3], TIME_MS + at // 3)
+
+
+def record(at: int) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]] | None, int]:
+    key = b"k%d" % (at % 9)
+    if at % 7 == 0:
+        return (key, b"value %d" % at, [("trace", b"%d" % at), ("none", None)], TIME_MS + at // 3)
+    if at % 11 == 0:  # out of order in time, as several writers make it
+        return (None, b"value %d" % at, None, TIME_MS - at)
+    return (key, b"value %d" % at, None, TIME_MS + at // 3)
+
+
+class World:
+    """A source, a target, and the copy between them, made by the memory log's own append."""
+
+    def __init__(self, source: Shape, target: Shape) -> None:
+        self.broker = MemoryBroker(clock_ms=lambda: TIME_MS + 10_000_000)
+        self.source = MemoryLog(self.broker, "source", LANES, source)
+        self.target = MemoryLog(self.broker, "target", LANES, target)
+        self.mapping = mapping_named("lossless")
+        self.places: dict[int, Place] = {}
+
+    async def fill(self, records: int = RECORDS, first: int = 0) -> None:
+        await self.source.open()
+        await self.target.open()
+        make = record if self.source.shape is RECORD else entry
+        for lane in range(LANES):
+            self.broker.write("source", lane, [make(at * LANES + lane) for at in range(first, first + records)])
+            if self.source.shape is RECORD:
+                self.broker.write_aborted("source", lane, [make(10**6)])
+
+    async def copy(self, start: Start | None = None) -> None:
+        """Copy everything, by two claims, in uneven batches."""
+        if not self.places:
+            begun = await self.source.begin(range(LANES), start or Start())
+            self.places = {lane: place for lane, place in begun.items() if isinstance(place, Place)}
+        for records_max in (97, 10_000):
+            owner = Owner(ROUTE, "test", "digest")
+            claim = await self.target.claim(owner, [(lane, lane) for lane in range(LANES)])
+            for _ in range(2 if records_max == 97 else 50):
+                batches = await self.source.read(self.places, records_max, 1 << 30, 0)
+                writes = []
+                for lane, batch in batches.items():
+                    assert isinstance(batch, Batch)
+                    mapped = self.mapping.translate(batch, self.target.shape)
+                    writes.append(Write((lane, lane), mapped.positions, mapped.rows, batch.place, mapped.rejects))
+                    self.places[lane] = batch.place
+                if not any(write.rows for write in writes):
+                    break
+                outcomes = await self.target.append(claim, writes)
+                assert not [one for one in outcomes.values() if isinstance(one, LaneError)]
+
+    def stored(self, lane: int) -> list[Any]:
+        """What the target's broker keeps of a lane: (position, row), to be damaged."""
+        found = self.broker.stream("target", LANES, self.target.shape).lanes[lane]
+        return found.committed if self.target.shape is RECORD else found.entries  # type: ignore[union-attr]
+
+    async def audit(self, **options: Any) -> AuditReport:
+        options.setdefault("window_records", 40)
+        return await audit(self.source, self.target, self.mapping, route_id=ROUTE, lanes=list(range(LANES)), **options)
+
+
+async def copied(source: Shape, target: Shape) -> World:
+    world = World(source, target)
+    await world.fill()
+    await world.copy()
+    return world
+
+
+def found(report: AuditReport) -> dict[str, int]:
+    kinds = ("missing", "extra", "duplicate", "reordered", "altered")
+    return {kind: report.total(kind) for kind in kinds if report.total(kind)}
+
+
+def rows_swapped(stored: list[Any], left: int, right: int) -> None:
+    stored[left], stored[right] = (stored[left][0], stored[right][1]), (stored[right][0], stored[left][1])
+
+
+def content_changed(row: Any) -> Any:
+    """The same mark under another content."""
+    if len(row) == 4:
+        return (row[0], (row[1] or b"") + b"!", row[2], row[3])
+    return ([row[0][0], row[0][1] + b"!", *row[0][2:]], row[1])
+
+
+def unmarked(row: Any) -> Any:
+    if len(row) == 4:
+        return (row[0], row[1], [header for header in row[2] if header[0] != "xf"] or None, row[3])
+    return (row[0][:-2], row[1])
+
+
+def drop(stored: list[Any]) -> None:
+    del stored[400]
+
+
+def double(stored: list[Any]) -> None:
+    stored.append((last_after(stored), stored[400][1]))
+
+
+def double_without_mark(stored: list[Any]) -> None:
+    stored.append((last_after(stored), unmarked(stored[400][1])))
+
+
+def swap(stored: list[Any]) -> None:
+    rows_swapped(stored, 400, 401)
+
+
+def swap_far(stored: list[Any]) -> None:
+    row = stored.pop(400)[1]
+    stored.append((last_after(stored), row))
+
+
+def alter(stored: list[Any]) -> None:
+    stored[400] = (stored[400][0], content_changed(stored[400][1]))
+
+
+def invent(stored: list[Any]) -> None:
+    stored.append((last_after(stored), content_changed(unmarked(stored[400][1]))))
+
+
+def invent_under_a_copied_mark(stored: list[Any]) -> None:
+    stored.append((last_after(stored), content_changed(stored[400][1])))
+
+
+def last_after(stored: list[Any]) -> Any:
+    last = stored[-1][0]
+    return last + 1 if isinstance(last, int) else (last[0], last[1] + 1)
+
+
+DAMAGES: list[tuple[Callable[[list[Any]], None], str]] = [
+    (drop, "missing"),
+    (double, "duplicate"),
+    (double_without_mark, "duplicate"),
+    (swap, "reordered"),
+    (swap_far, "reordered"),
+    (alter, "altered"),
+    (invent, "extra"),
+    (invent_under_a_copied_mark, "extra"),
+]
+
+
+def grow(world: World, lane: int) -> None:
+    """Let the broker's own counters know of rows that were put into its storage."""
+    lanes = world.broker.stream("target", LANES, world.target.shape).lanes
+    stored = world.stored(lane)
+    if world.target.shape is RECORD:
+        lanes[lane].end = max(lanes[lane].end, stored[-1][0] + 1)  # type: ignore[union-attr]
+    else:
+        lanes[lane].added, lanes[lane].last = len(stored), stored[-1][0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_a_right_copy_is_silent_and_complete(source: Shape, target: Shape) -> None:
+    world = await copied(source, target)
+    report = await world.audit()
+    assert report.ok, report.as_dict()
+    assert report.is_complete
+    assert report.records == LANES * RECORDS
+    assert not report.as_dict()["differences"]
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+@pytest.mark.parametrize(("damage", "name"), DAMAGES)
+async def test_one_damaged_record_is_found_and_named(
+    source: Shape, target: Shape, damage: Callable[[list[Any]], None], name: str
+) -> None:
+    world = await copied(source, target)
+    damage(world.stored(1))
+    grow(world, 1)
+    report = await world.audit()
+    assert not report.ok
+    assert found(report) == {name: 1}
+    (difference,) = report.as_dict()["differences"]  # type: ignore[misc]
+    assert difference["lane"] == 1
+    assert difference["kind"] == name
+    assert difference["source"] or difference["target"]
+
+
+async def test_what_is_on_its_way_is_pending_and_settled_it_is_missing() -> None:
+    world = await copied(ENTRY, RECORD)
+    await world.fill(50, first=RECORDS)
+    report = await world.audit()
+    assert report.ok
+    assert not report.is_complete
+    assert report.total("pending") == 50 * LANES
+    settled = await world.audit(is_settled=True)
+    assert found(settled) == {"missing": 50 * LANES}
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_a_later_audit_goes_on_where_the_last_one_ended(source: Shape, target: Shape) -> None:
+    world = await copied(source, target)
+    await world.fill(50, first=RECORDS)
+    first = await world.audit()
+    assert first.total("pending") == 50 * LANES
+    state = json.loads(json.dumps(first.state))
+    await world.copy()
+    alter(world.stored(2))  # behind the audit already: seen by a new one alone
+    reads: list[int] = []
+    read = world.target.read
+
+    async def counting(*arguments: Any) -> Any:
+        outcome = await read(*arguments)
+        reads.append(sum(len(batch.rows) for batch in outcome.values()))
+        return outcome
+
+    world.target.read = counting  # type: ignore[method-assign]
+    later = await world.audit(resume=state)
+    assert later.ok
+    assert later.is_complete
+    assert later.records == LANES * (RECORDS + 50)
+    assert sum(reads) < LANES * RECORDS
+    assert not (await world.audit()).ok
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_an_interrupted_audit_goes_on_and_finds_the_same(source: Shape, target: Shape) -> None:
+    world = await copied(source, target)
+    for lane, damage in enumerate((drop, swap, alter)):
+        damage(world.stored(lane))
+    whole = found(await world.audit())
+    states: list[dict[str, Any]] = []
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        states.append(json.loads(json.dumps(progress.state())))
+        raise Interrupted
+
+    resumed: dict[str, Any] | None = None
+    for _ in range(100):
+        try:
+            report = await small_steps(world, resumed, stop)
+            break
+        except Interrupted:
+            resumed = states[-1]
+    assert found(report) == whole
+    assert report.records == LANES * RECORDS - 3
+    assert len(states) > 3
+
+
+async def small_steps(world: World, resume: dict[str, Any] | None, stop: Callable[[Progress], None]) -> AuditReport:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 150)
+        patch.setattr("crossfade.verify.audit.PROGRESS_EVERY_S", 0.0)
+        return await world.audit(resume=resume, on_progress=stop, window_records=20)
+
+
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_source_trimmed_after_copying_is_not_verifiable(source: Shape) -> None:
+    world = await copied(source, RECORD)
+    for lane in range(LANES):
+        world.broker.trim("source", lane, 500)
+    report = await world.audit()
+    assert report.ok, report.as_dict()
+    assert not report.is_complete
+    assert report.total("source_gone") == (RECORDS - 500) * LANES
+    assert report.records == 500 * LANES
+
+
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_source_trimmed_during_the_audit_is_not_verifiable(source: Shape) -> None:
+    world = await copied(source, RECORD)
+    read, turns = world.source.read, iter(range(1000))
+
+    async def trimming(*arguments: Any) -> Any:
+        if next(turns) == 2:
+            for lane in range(LANES):
+                world.broker.trim("source", lane, 100)
+        return await read(*arguments)
+
+    world.source.read = trimming  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 150)
+        report = await world.audit(window_records=20)
+    assert report.ok, report.as_dict()
+    assert report.total("source_gone") > 0
+    assert report.total("source_gone") + report.records == RECORDS * LANES
+
+
+async def test_target_trimmed_by_its_retention_is_not_missing() -> None:
+    world = await copied(ENTRY, RECORD)
+    for lane in range(LANES):
+        world.broker.trim("target", lane, 300)
+    report = await world.audit()
+    assert report.ok
+    assert report.records == 300 * LANES
+    assert report.total("before_target") == (RECORDS - 300) * LANES
+    assert not report.is_complete
+
+
+async def test_copy_from_latest_expects_nothing_older() -> None:
+    world = World(ENTRY, RECORD)
+    await world.fill(100)
+    start = Start(From.LATEST)
+    await world.copy(start)
+    await world.fill(50, first=100)
+    await world.copy()
+    report = await world.audit(start=start)
+    assert report.ok, report.as_dict()
+    assert report.records == 50 * LANES
+    del world.stored(0)[0]
+    assert found(await world.audit(start=start)) == {"missing": 1}
+    assert found(await world.audit()) == {"missing": 100 * LANES + 1}
+
+
+async def test_quarantined_records_are_not_missing() -> None:
+    world = await copied(ENTRY, RECORD)
+    positions = [position for position, _ in world.broker.rows("source", 0)]
+    del world.stored(0)[300]
+    assert found(await world.audit()) == {"missing": 1}
+    report = await world.audit(quarantined={0: {positions[300]}})
+    assert report.ok
+    assert report.total("quarantined") == 1
+
+
+async def test_writes_of_a_fenced_relay_are_not_ok() -> None:
+    world = await copied(ENTRY, RECORD)
+    stored = world.stored(0)
+    position, (key, value, headers, time_ms) = stored[500]
+    older = [(name, content.replace(b";2", b";1")) for name, content in headers]
+    assert older != headers
+    stored[500] = (position, (key, value, older, time_ms))
+    report = await world.audit()
+    assert report.total("stale_epochs") == 1
+    assert not report.ok
+
+
+async def test_source_made_anew_is_a_lane_error() -> None:
+    world = await copied(RECORD, ENTRY)
+    bounds = world.source.bounds
+
+    async def then_recreated(lanes: Any) -> Any:
+        found = await bounds(lanes)
+        for lane in range(LANES):
+            world.broker.recreate("source", lane)
+        await world.fill(5)
+        return found
+
+    world.source.bounds = then_recreated  # type: ignore[method-assign]
+    report = await world.audit()
+    assert not report.ok
+    assert all(lane.error is not None for lane in report.lanes.values())
+
+
+async def test_digests_are_of_the_source_and_do_not_depend_on_slices() -> None:
+    world = await copied(ENTRY, RECORD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crossfade.verify.digests.RANGE_RECORDS", 250)
+        whole = await world.audit()
+        patch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 130)
+        sliced = await world.audit(window_records=7)
+        alter(world.stored(1))
+        damaged = await world.audit()
+    ranges = {lane: [part.digest for part in report.ranges] for lane, report in whole.lanes.items()}
+    assert ranges == {lane: [part.digest for part in report.ranges] for lane, report in sliced.lanes.items()}
+    assert [part.records for part in whole.lanes[0].ranges] == [250, 250, 200]
+    assert len({digest for parts in ranges.values() for digest in parts}) == 3 * LANES
+    assert [part.differences for part in damaged.lanes[1].ranges] == [0, 1, 0]
+
+
+async def test_empty_sides() -> None:
+    world = World(ENTRY, RECORD)
+    await world.source.open()
+    await world.target.open()
+    report = await world.audit()
+    assert report.ok
+    assert report.is_complete
+    await world.fill(10)
+    assert (await world.audit()).total("pending") == 10 * LANES
