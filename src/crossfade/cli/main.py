@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -72,6 +72,8 @@ class Root(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
+            from ..config.tree import nearest
+
             close = nearest(args[0], COMMANDS)
             hint = f'did you mean "{close}"?' if close else "`crossfade --help` lists the commands"
             raise UsageError(f'there is no command "{args[0]}"', hint=hint)
@@ -168,13 +170,6 @@ class Form(StrEnum):
 
     TEXT = "text"
     JSON = "json"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The name that a misspelled one most likely means, or ""."""
-    from difflib import get_close_matches
-
-    return next(iter(get_close_matches(name, list(names), n=1)), "")
 
 
 def _version(is_wanted: bool) -> None:
