@@ -57,7 +57,7 @@ class MemoryBoard:
     async def _step(self, method: str, effect: Callable[[], _T]) -> _T:
         if self._is_dead:
             raise Crash(method)
-        await asyncio.sleep(0)
+        await asyncio.sleep(self._broker.latency_s())
         outcome = self._broker.outcome(method, "", self._instance)
         if outcome is Outcome.CRASH_BEFORE:
             self._is_dead = True

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 from ...errors import CrossfadeError, UsageError
 from ...model.position import Marker, position_order
@@ -74,6 +75,7 @@ class MemoryBroker:
         clock_ms: Callable[[], int] = lambda: FIXED_TIME_MS,
         history_max: int = 0,
         late_within: str = "append",
+        latency_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         #: chooses the outcome of every step; None = all is well
         self.faults = faults
@@ -82,6 +84,8 @@ class MemoryBroker:
         self.history_max = history_max
         #: when requests under way arrive (`APPLIED_LATE`): after the next "claim", or within the next "append"
         self.late_within = late_within
+        #: how long a request takes to arrive; others may come first meanwhile
+        self.latency_s = latency_s
         self.steps = 0
         self.documents: dict[str, Document] = {}
         self._streams: dict[str, Stream] = {}
@@ -126,11 +130,23 @@ class MemoryBroker:
                 found.write(list(row[0]), found.next_id(row[1], max(row[1], self.clock_ms())))
         self.notify()
 
-    def rows(self, name: str, lane: Lane) -> list[tuple[str, Row]]:
-        """Position and row of everything that a committed reader sees in the lane, `xf` included."""
+    def write_aborted(self, name: str, lane: Lane, rows: Iterable[Row]) -> None:
+        """Append rows of a transaction that aborts: offsets that no committed reader sees. Record lanes only."""
+        found = cast(RecordLane, self._streams[name].lanes[lane])
+        for row in rows:
+            found.write_open("application", tuple(row))
+        found.finish("application", commit=False)
+        self.notify()
+
+    def rows(self, name: str, lane: Lane, *, stable: bool = True) -> list[tuple[str, Row]]:
+        """Position and row of everything that a committed reader sees in the lane, `xf` included.
+
+        Without `stable` also what is committed behind an open transaction of somebody else.
+        """
         found = self._streams[name].lanes[lane]
         if isinstance(found, RecordLane):
-            return [(str(offset), row) for offset, row in found.committed if offset < found.stable_end]
+            end = found.stable_end if stable else found.end
+            return [(str(offset), row) for offset, row in found.committed if offset < end]
         return [(f"{ms}-{sequence}", row) for (ms, sequence), row in found.entries]
 
     def quarantine(self, name: str) -> list[Quarantined]:
@@ -162,8 +178,13 @@ class MemoryBroker:
         self.notify()
 
     def regress(self, name: str, lane: Lane, changes: int) -> None:
-        """Lose the last `changes` offsets (record lane), or changes of any kind (entry lane; needs `history_max`)."""
-        self._streams[name].lanes[lane].regress(changes)
+        """Lose the last `changes` offsets (record lane), or changes of any kind (entry lane; needs `history_max`).
+
+        Producers of a record lane are fenced by it: the new leader does not know their sequence numbers.
+        """
+        stream = self._streams[name]
+        stream.lanes[lane].regress(changes)
+        stream.claims = {at: held for at, held in stream.claims.items() if at[1][1] != lane}
         self.notify()
 
     def fill(self, name: str, lane: Lane, *, is_full: bool = True) -> None:

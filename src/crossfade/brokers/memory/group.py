@@ -36,6 +36,7 @@ def is_current(token: object | None) -> bool:
 class _Member:
     listener: Listener
     lanes: frozenset[Lane] = frozenset()
+    is_dead: bool = False
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -64,10 +65,15 @@ class MemoryGroup:
 
     async def leave(self, instance: str, member: _Member) -> None:
         async with self._changing:
-            if self.members.get(instance) is member:
+            if self.members.get(instance) is member and not member.is_dead:
                 await member.listener.revoked(member.lanes)
                 del self.members[instance]
                 await self._rebalance()
+
+    def kill(self, instance: str) -> None:
+        """The process died without leaving: its lanes are nobody's until `expire`, or until its name joins again."""
+        if instance in self.members:
+            self.members[instance].is_dead = True
 
     async def expire(self, instance: str) -> None:
         """End the member's session, as a broker does with a process that was cut off; it may not even notice."""

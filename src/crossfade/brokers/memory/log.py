@@ -98,7 +98,7 @@ class MemoryLog:
 
     async def _ask(self, method: str) -> Outcome:
         self._check_alive(method)
-        await asyncio.sleep(0)  # others may come first, as on a network
+        await asyncio.sleep(self._broker.latency_s())  # others may come first, as on a network
         self._check_alive(method)
         return self._broker.outcome(method, self.name, self._instance)
 
