@@ -2,6 +2,7 @@
 
     CrossfadeError
     |- UsageError                    exit 2   the command line or the configuration is wrong
+    |  |- ConfigError                exit 2   crossfade.yaml: every problem, one line each
     |  `- GuaranteeRefused           exit 2   this configuration cannot keep the guarantee that was asked for
     |- RefusedByRail                 exit 4   a safety rule forbids it
     |  |- NotStarted                          a lane has no marker and was not started by `relay start`

@@ -216,7 +216,7 @@ def _redis(at: RedisBroker) -> RedisSettings:
         password=_secret(at.password),
         sentinel_username=at.sentinel_username,
         sentinel_password=_secret(at.sentinel_password),
-        tls=TlsSettings(at.tls.ca, at.tls.cert, at.tls.key) if at.tls else None,
+        tls=TlsSettings(at.tls.ca, at.tls.cert, at.tls.key, at.tls.verify) if at.tls else None,
         request_timeout_s=at.request_timeout_s,
         server_id=at.server_id,
     )

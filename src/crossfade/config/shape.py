@@ -168,9 +168,11 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     source: Annotated[str, says("broker to copy from")]
     target: Annotated[str, says("broker to copy to")]
     lanes: Annotated[Literal["one-to-one", "by-key"], says("how source lanes map to target lanes")] = "one-to-one"
-    batch_records: Annotated[int, says("most records a read takes", ge=1, le=1_000_000)] = 5000
-    batch_size_bytes_max: Annotated[int, says("most payload bytes a read takes", ge=1024)] = 8 * 1024 * 1024
-    commit_interval_ms: Annotated[int, says("longest time between two commits under load", ge=1, le=60_000)] = 200
+    batch_records: Annotated[int, says("most records of one append", ge=1, le=1_000_000)] = 32_000
+    batch_size_bytes_max: Annotated[int, says("most payload bytes of one append", ge=1024)] = 32 * 1024 * 1024
+    commit_interval_ms: Annotated[
+        int, says("what one append should take under load; the batch shrinks far above it", ge=1, le=60_000)
+    ] = 200
     quarantine_records_max: Annotated[int, says("refused records a lane may put aside before it halts", ge=0)] = 100
     rate_records_per_s: Annotated[float, says("limit of each relay process; 0 is unlimited", ge=0)] = 0.0
     metrics_port: Annotated[int, says("port of /metrics, /livez and /readyz; 0 is off", ge=0, le=65_535)] = 9464
