@@ -31,7 +31,7 @@ class Child:
         self.name = name
         logs.mkdir(parents=True, exist_ok=True)
         self.log = logs / f"{name}.log"
-        with self.log.open("wb") as out:
+        with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 list(argv),
                 stdin=subprocess.DEVNULL,

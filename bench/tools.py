@@ -40,7 +40,7 @@ routes:
 class Relay:
     """A route of Crossfade on the stage: its configuration file, its fresh target, its processes."""
 
-    def __init__(self, stage: Stage, data: Data, source: str, target: str) -> None:
+    def __init__(self, stage: Stage, data: Data, source: str, target: str, *, source_name: str = "") -> None:
         self._stage = stage
         self.data = data
         self.name = stage.fresh_name(f"{source}-{target}")
@@ -56,7 +56,7 @@ class Relay:
                 bootstrap=stage.bootstrap,
                 source=source,
                 target=target if target != source else f"{target}2",
-                source_side=self._side(source, data.name if source == "kafka" else data.pattern),
+                source_side=self._side(source, source_name or (data.name if source == "kafka" else data.pattern)),
                 target_side=self._side(target, self.target),
                 id=self.name,
             )

@@ -41,6 +41,8 @@ class Run:
 class Counter(Protocol):
     """Asks a target how much it holds."""
 
+    trouble: str
+
     def progress(self) -> int:
         """A number that grows with what is committed, cheap to ask."""
         ...
@@ -59,6 +61,8 @@ class KafkaCounter:
         self._topic = topic
         self._lanes = range(lanes)
         self._last = 0
+        #: why the last look failed; "" when it did not
+        self.trouble = ""
 
     def progress(self) -> int:
         wanted = {TopicPartition(self._topic, lane): OffsetSpec.latest() for lane in self._lanes}
@@ -67,8 +71,9 @@ class KafkaCounter:
                 wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ASK_S
             )
             self._last = max(self._last, sum(max(0, future.result(_ASK_S).offset) for future in futures.values()))
-        except KafkaException:  # a leader that moves or a topic not known everywhere yet: the next look tells
-            pass
+            self.trouble = ""
+        except KafkaException as error:  # a leader that moves, a topic not known everywhere yet: the next look tells
+            self.trouble = str(error)
         return self._last
 
     def records(self) -> int:
@@ -92,7 +97,8 @@ class KafkaCounter:
             consumer.close()
 
     def _count(self, consumer: Consumer) -> int:
-        found, ended, deadline = 0, set(), time.monotonic() + _STALLED_S
+        ended: set[int | None] = set()
+        found, deadline = 0, time.monotonic() + _STALLED_S
         while len(ended) < len(self._lanes):
             if time.monotonic() > deadline:
                 raise Trouble(f"counting {self._topic} took more than {_STALLED_S:.0f} s")
@@ -110,6 +116,7 @@ class RedisCounter:
     def __init__(self, client: redis.Redis, keys: list[str]) -> None:
         self._redis = client
         self._keys = keys
+        self.trouble = ""
 
     def progress(self) -> int:
         pipe = self._redis.pipeline(transaction=False)
@@ -179,5 +186,6 @@ def _watch(
             if not child.is_running and (done is None or not done()):
                 raise Trouble(f"{child.name} ended with {child.process.returncode}\n{child.tail()}")
         if now_s - moved_s > _STALLED_S:
-            raise Trouble(f"{children[0].name}: nothing moved for {_STALLED_S:.0f} s\n{children[0].tail()}")
+            found = f"{progress} of {records}{', ' + counter.trouble if counter.trouble else ''}"
+            raise Trouble(f"{children[0].name}: nothing moved for {_STALLED_S:.0f} s ({found})\n{children[0].tail()}")
         time.sleep(_LOOK_S)
