@@ -50,9 +50,9 @@ def quarantine_key(key: bytes, route: str) -> bytes:
     return _beside(b"crossfade:quarantine:" + route.encode() + b":", key)
 
 
-def lease_key(key: bytes, route: str) -> bytes:
-    """The hash that says which process works on the target lane at `key`."""
-    return _beside(b"crossfade:lease:" + route.encode() + b":", key)
+def lease_key(route: str) -> bytes:
+    """The hash that says which process works on which lane of a route."""
+    return b"crossfade:lease:" + route.encode()
 
 
 def check_slots(stream_keys: list[bytes]) -> None:
