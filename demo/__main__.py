@@ -22,6 +22,8 @@ from .run import Plan, Run
 from .saboteur import KINDS as SABOTAGES
 
 _INTERRUPTED = 130
+#: of the tables where no terminal says its width
+_WIDTH_ALONE = 140
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -53,7 +55,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.sabotage is not None and options.sabotage not in SABOTAGES:
         parser.error(f"SABOTAGE={options.sabotage} is none of {', '.join(SABOTAGES)}")
-    console = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+    console = Console(stderr=True) if sys.stderr.isatty() else Console(stderr=True, width=_WIDTH_ALONE, soft_wrap=True)
     signal.signal(signal.SIGTERM, _as_interrupt)
     for number in range(1, options.repeat + 1):
         seed = options.seed if options.seed is not None and number == 1 else random.SystemRandom().randrange(1 << 31)

@@ -81,8 +81,7 @@ class Faults:
         fault = Fault("kill -9 relay, transaction open")
         for attempt in range(1, TRIES_MAX + 1):
             self._pause()
-            self._await_movement()
-            self._stage.wait_open_transaction(limit_s=10)
+            self._await_movement(also=self._stage.open_transactions)
             self._strike(fault)
             pid = self._relay.kill_and_hold()
             open_partitions = self._stage.open_transactions()
@@ -188,12 +187,15 @@ class Faults:
         until = time.time() + self._random.uniform(0.3, 2.0)
         self._load.wait(lambda: time.time() >= until, limit_s=10)
 
-    def _await_movement(self) -> None:
-        moving = self._load.wait(
-            lambda: self._timeline.moved(time.time() - JUST_BEFORE_S) > 0 and self._load.is_writing(), MOVE_LIMIT_S
-        )
-        if not moving:
-            raise Trouble(f"no records moved for {MOVE_LIMIT_S:.0f} s before a fault, see {self._relay.log}")
+    def _await_movement(self, also: Callable[[], object] | None = None) -> None:
+        """Wait for a moment in which records move, the workload writes, and `also` holds."""
+
+        def is_right() -> bool:
+            moving = self._timeline.moved(time.time() - JUST_BEFORE_S) > 0 and self._load.is_writing()
+            return moving and (also is None or bool(also()))
+
+        if not self._load.wait(is_right, MOVE_LIMIT_S, check=self._relay.check):
+            raise Trouble(f"no right moment for a fault in {MOVE_LIMIT_S:.0f} s: nothing moved, see {self._relay.log}")
 
     def _strike(self, fault: Fault) -> None:
         """Take the facts of the moment just before the fault."""

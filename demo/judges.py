@@ -129,7 +129,8 @@ class _Court:
 
 
 def _verify(court: _Court, route: str) -> Verdict:
-    argv = [*crossfade_command(), "-c", str(court.stage.config), "verify", route, "-o", "json"]
+    argv = [*crossfade_command(), "-c", str(court.stage.config), "verify", route]
+    argv += ["--settled", "--complete", "-o", "json"]
     return _from_verify(*court.hear("verify", route, argv))
 
 
@@ -195,9 +196,33 @@ def _named(examples: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
+_VERIFY_NAMES = {
+    "missing": "lost",
+    "pending": "lost",  # everything is stopped: what is not there now never comes
+    "duplicate": "duplicated",
+    "reordered": "reordered",
+    "altered": "altered",
+    "extra": "invented",
+}
+#: what the demo never brings about, so that none of it may be there
+_VERIFY_ASIDE = ("quarantined", "before_target", "source_gone", "stale_epochs")
+
+
 def _from_verify(code: int, document: dict[str, Any], words: str) -> Verdict:
     """The product's auditor: exit 0 equal, 3 differences; anything else is no verdict."""
     verdict = Verdict("verify", code == 0)
-    if code not in (0, 3):
+    if code not in (0, 3) or not document.get("routes"):
         verdict.error = f"gave no verdict (exit {code}): {words}"
+        return verdict
+    (found,) = document["routes"]
+    verdict.records = found["matched"]
+    for name, kind in _VERIFY_NAMES.items():
+        verdict.counts[kind] += found[name]
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for difference in found["differences"]:
+        by_kind.setdefault(difference.pop("kind"), []).append(difference)
+    verdict.named = _named(by_kind)
+    aside = {name: found[name] for name in _VERIFY_ASIDE if found[name]}
+    if aside:
+        verdict.error = f"not everything could be compared: {aside}"
     return verdict

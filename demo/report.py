@@ -32,6 +32,8 @@ class Direction:
     records_min: int = 0
     restarts_unasked: int = 0
     lag_records_max: int = 0
+    #: latencies are of records written from this moment on: not of a backlog that was there before
+    latency_from_s: float = 0.0
 
     def problems(self) -> list[str]:
         """Why this half does not count as proof, in sentences; empty when it does."""
@@ -45,6 +47,9 @@ class Direction:
         ]
         for verdict in self.verdicts:
             found += [f"{self.name}: {verdict.judge}: {sentence}" for sentence in verdict.problems()]
+        if len({verdict.records for verdict in self.verdicts if verdict.ok}) > 1:
+            counted = ", ".join(f"{verdict.judge} {verdict.records:,}" for verdict in self.verdicts)
+            found.append(f"{self.name}: the judges counted different records: {counted}")
         if self.timeline.total < self.records_min:
             found.append(f"{self.name}: only {self.timeline.total:,} records, {self.records_min:,} were wanted")
         return found
@@ -54,7 +59,7 @@ class Direction:
         windows = [
             (fault.at_s, fault.at_s + (fault.recovered_s or 0.0) + _SETTLE_S) for fault in self.faults if fault.at_s
         ]
-        latency, quiet = self.timeline.latency(windows)
+        latency, quiet = self.timeline.latency(windows, self.latency_from_s)
         mean, best = self.timeline.records_per_s()
         return {
             "records": self.timeline.total,
@@ -107,9 +112,11 @@ def print_table(console: Console, directions: list[Direction]) -> None:
     for label, show in _ROWS:
         table.add_row(label, *(show(document) for document in documents))
     console.print(table)
+    if not any(direction.faults for direction in directions):
+        return
     faults = Table(title="what was broken meanwhile", title_justify="left")
-    for name in ("direction", "fault", "took effect", "seen", "every lane went on after"):
-        faults.add_column(name, justify="right" if name.startswith("every") else "left")
+    for name in ("direction", "fault", "fired", "seen", "recovered"):
+        faults.add_column(name, overflow="fold", justify="right" if name == "recovered" else "left")
     for direction in directions:
         for fault in direction.faults:
             recovered = "never" if fault.recovered_s is None else f"{fault.recovered_s:.1f} s"

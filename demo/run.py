@@ -35,6 +35,7 @@ from .timeline import Timeline
 _DRAIN_LIMIT_S = 120.0
 _WRITE_LIMIT_S = 180.0
 _STATUS_LIMIT_S = 60
+_OWN_LIMIT_S = 60.0
 #: after so long the relay's heartbeat and its look at the source are newer than a moment before
 _HEARTBEATS_S = 4.0
 
@@ -112,6 +113,7 @@ class Run:
             self._crossfade(stage, "relay", "start", "forward")
             self._start_follower(stage, forward, "--kafka", stage.bootstrap_direct, "--topic", stage.topic)
             relay = self._start_relay(stage, "forward")
+            self._await_lanes(stage, load, "forward", relay)
             workload = self._start_workload(stage, plan.rate_records_per_s)
             first = Direction("redis-to-kafka", "forward", forward, records_min=plan.records_min)
             faults = Faults(stage, relay, forward, load, self._random, self._say)
@@ -164,6 +166,8 @@ class Run:
         load.refresh()
         direction.restarts_unasked = relay.deaths_own
         direction.lag_records_max = load.lag_max[direction.route]
+        if direction.route == "back":
+            direction.latency_from_s = direction.timeline.live_from_s or direction.timeline.totals[0][0]
 
     # -- steps
 
@@ -184,6 +188,16 @@ class Run:
             raise Trouble(
                 f"{route}: only {timeline.total:,} of {goal:,} records after {_WRITE_LIMIT_S:.0f} s, see {relay.log}"
             )
+
+    def _await_lanes(self, stage: Stage, load: Load, route: str, relay: Supervised) -> None:
+        """Wait until the relay says that it owns every lane."""
+
+        def owned() -> bool:
+            rows = self._status(stage, route)
+            return len(rows) == stage.lanes and all(row["state"] in ("copying", "idle") for row in rows)
+
+        if not load.wait(owned, _OWN_LIMIT_S, check=relay.check):
+            raise Trouble(f"{route}: the relay did not own its lanes after {_OWN_LIMIT_S:.0f} s, see {relay.log}")
 
     def _drain(self, stage: Stage, load: Load, route: str, relay: Supervised) -> None:
         """Wait until everything that was written is copied: as the follower counts it, or as the relay itself says.

@@ -185,10 +185,6 @@ class Stage:
         stable = self._ends(IsolationLevel.READ_COMMITTED)
         return {lane: high[lane] - stable[lane] for lane in high if high[lane] > stable.get(lane, high[lane])}
 
-    def wait_open_transaction(self, limit_s: float) -> bool:
-        """Wait for a moment in which a transaction is open."""
-        return wait_until(lambda: bool(self.open_transactions()), limit_s, pause_s=0.002)
-
     def _ends(self, isolation: IsolationLevel) -> dict[int, int]:
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
         wanted = {TopicPartition(self.topic, lane): latest for lane in range(self.lanes)}

@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_right
 from pathlib import Path
 
-#: a lane counts as live once a record younger than this arrived on it: from then on latencies are of live records
+#: a lane counts as live once a record younger than this arrived on it
 _LIVE_MS = 1500.0
 
 
@@ -109,11 +109,14 @@ class Timeline:
             span_s = max(0.001, self.totals[-1][0] - self.totals[0][0])
             return self.total / span_s, float(max(seconds.values()))
 
-    def latency(self, windows: list[tuple[float, float]]) -> tuple[dict[str, float], dict[str, float]]:
-        """Percentiles in ms of live records: of all, and of those that arrived outside the `windows` (s)."""
-        live = [(at_s, ms) for at_s, ms in self.latencies if self.live_from_s and at_s >= self.live_from_s]
-        quiet = [ms for at_s, ms in live if not any(first <= at_s <= last for first, last in windows)]
-        return percentiles([ms for _, ms in live]), percentiles(quiet)
+    def latency(
+        self, windows: list[tuple[float, float]], written_from_s: float
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Percentiles in ms: of all records written from that moment on, and of those that arrived outside the
+        `windows` (s)."""
+        found = [(at_s, ms) for at_s, ms in self.latencies if at_s - ms / 1000 >= written_from_s]
+        quiet = [ms for at_s, ms in found if not any(first <= at_s <= last for first, last in windows)]
+        return percentiles([ms for _, ms in found]), percentiles(quiet)
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
