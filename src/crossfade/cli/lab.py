@@ -105,8 +105,6 @@ def up(
         "heap_mb": heap_mb,
     }
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
-    if given.get("secure") and given.get("redis", "standalone") != "none":
-        given.setdefault("redis_flavour", "redis7")
     is_there = (state.lab_dir(name) / "lab.json").exists()
     if is_there and not given:
         lab = Lab.resume(name, owner_pid=owner_pid, say=output.note)

@@ -14,11 +14,15 @@ from typing import Any
 import redis
 from confluent_kafka import ElectionType, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
     ConfigResource,
     ConfigSource,
     NewTopic,
     OffsetSpec,
+    ResourcePatternType,
     ResourceType,
 )
 
@@ -87,6 +91,23 @@ class KafkaAdmin:
         entries = self._one(self._client.describe_configs([resource]), f"describe topic {topic}")
         own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
         return {name: entry.value for name, entry in entries.items() if entry.source == own}
+
+    def allow_all(self, principals: list[str]) -> None:
+        """Let these principals use every topic, group and transactional id.  Raises LabError."""
+        everything = [
+            (ResourceType.TOPIC, "*", AclOperation.ALL),
+            (ResourceType.GROUP, "*", AclOperation.ALL),
+            (ResourceType.TRANSACTIONAL_ID, "*", AclOperation.ALL),
+            (ResourceType.BROKER, "kafka-cluster", AclOperation.DESCRIBE),
+            (ResourceType.BROKER, "kafka-cluster", AclOperation.IDEMPOTENT_WRITE),
+        ]
+        rules = [
+            AclBinding(kind, name, ResourcePatternType.LITERAL, principal, "*", operation, AclPermissionType.ALLOW)
+            for principal in principals
+            for kind, name, operation in everything
+        ]
+        for future in self._client.create_acls(rules, request_timeout=_REQUEST_S).values():
+            self._wait(future, "create ACLs")
 
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         """First and next offset of a partition.  Raises LabError."""
@@ -230,3 +251,18 @@ def wait_replicas(url: str, count: int, wait_s: float) -> bool:
         return wait_until(linked, wait_s)
     finally:
         client.close()
+
+
+def sentinels_know_all(urls: list[str], service: str, replicas: int) -> bool:
+    """Whether every sentinel knows all the others and all replicas: before that a failover does not happen."""
+    for url in urls:
+        client = redis_client(url, decode_responses=True)
+        try:
+            found = client.sentinel_master(service)
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
+        if found.get("num-other-sentinels") != len(urls) - 1 or found.get("num-slaves") != replicas:
+            return False
+    return True

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crossfade.lab import packages
 from crossfade.lab.errors import LabUsage, StartFailed
-from crossfade.lab.secure import KafkaSecurity
+from crossfade.lab.secure import EXTRA_LISTENERS, KafkaSecurity
 from crossfade.lab.state import Options, Server, State
 
 BROKER_COUNTS = (1, 3, 5)
@@ -58,7 +58,7 @@ def node_name(node_id: int) -> str:
 
 def listeners(options: Options) -> list[str]:
     """The client listeners that go through a proxy; each has its own link."""
-    return ["CLIENT", *(("SASLPLAIN", "MTLS", "OAUTH") if options.secure else ())]
+    return ["CLIENT", *(EXTRA_LISTENERS if options.secure else ())]
 
 
 def link_name(node_id: int, listener: str) -> str:
@@ -108,7 +108,7 @@ def properties(state: State, node_id: int, data_dir: Path, security: KafkaSecuri
     if is_broker:
         out |= {"inter.broker.listener.name": "INTERNAL", "advertised.listeners": ",".join(adverts)}
     if security is not None:
-        out |= security.properties(is_broker=is_broker)
+        out |= security.properties()
     return out
 
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from crossfade.lab.faults import Faults
 
 _START_TIMEOUT_S = 90.0
+_FORM_TIMEOUT_S = 60.0
+_LINK_FIRST_S = 3.0
 _STOP_GRACE_S = 8.0
 _LOG_TAIL_LINES = 12
 
@@ -67,7 +69,7 @@ class Lab:
         brokers: int = 3,
         controllers: str = "combined",
         redis: str = "standalone",
-        redis_flavour: str = "valkey",
+        redis_flavour: str | None = None,
         secure: bool = False,
         proxies: bool = True,
         kafka_version: str = packages.KAFKA_VERSION,
@@ -84,7 +86,7 @@ class Lab:
             brokers=brokers,
             controllers=controllers,
             redis=redis,
-            redis_flavour=redis_flavour,
+            redis_flavour=redis_flavour or ("redis7" if secure else "valkey"),
             secure=secure,
             proxies=proxies,
             kafka_version=kafka_version,
@@ -181,8 +183,10 @@ class Lab:
             self._start_helper("proxy", [str(self.folder / "proxy.sock")])
             self._add_links(links)
         for server in servers:
-            self._say(f"starting {server.name}")
-            self.start_server(server.name, wait=False)
+            # A sentinel asks its primary for replicas every 10 s only, so it starts when they are linked.
+            if server.kind != "sentinel":
+                self._say(f"starting {server.name}")
+                self.start_server(server.name, wait=False)
         self._wait_ready(started)
 
     def _links(self, state: State) -> list[LinkAddress]:
@@ -277,30 +281,49 @@ class Lab:
         return server.kind == "controller" or server.node_id in self.admin.brokers()
 
     def _wait_ready(self, started: float) -> None:
-        from crossfade.lab import admin
 
         state = states.read(self.folder)
         ordered = sorted(state.servers, key=lambda server: server.kind in ("kafka", "controller"))
         for server in ordered:
+            if server.kind == "sentinel":
+                continue
             self.wait_server(server.name, _START_TIMEOUT_S)
             if server.kind == "redis":
                 self._say(f"{server.name} answers after {time.monotonic() - started:.1f} s")
-        nodes = [server for server in state.servers if server.kind == "redis"]
-        urls = [self._redis_direct_url(state, node) for node in nodes]
-        if state.options.redis == "cluster":
-            ports = [(node.port, state.ports[f"{node.name}.bus"]) for node in nodes]
-            admin.form_cluster(urls, [redis.shown_port(state, node.name) for node in nodes], ports, 30.0)
-        elif state.options.redis in ("replica", "sentinel") and not self._replicas_are_linked(urls):
-            raise StartFailed("the replicas did not link to their primary", hint=self._server_tail(nodes[-1]))
+        self._wait_redis_formed(state)
         if state.options.brokers and not self.admin.wait_brokers(state.options.brokers, _START_TIMEOUT_S):
             raise StartFailed("not every broker registered", hint=self._server_tail(state.server("kafka-1")))
+        if state.options.brokers and state.options.secure:
+            self.admin.allow_all([f"User:{secure.APP}", f"User:CN={secure.APP}"])
         self._say(f"ready in {time.monotonic() - started:.1f} s")
 
-    def _replicas_are_linked(self, urls: list[str]) -> bool:
+    def _wait_redis_formed(self, state: State) -> None:
+        from crossfade.lab import admin
+
+        shape = state.options.redis
+        nodes = [server for server in state.servers if server.kind == "redis"]
+        urls = [self._redis_direct_url(state, node) for node in nodes]
+        if shape == "cluster":
+            ports = [(node.port, state.ports[f"{node.name}.bus"]) for node in nodes]
+            admin.form_cluster(urls, [redis.shown_port(state, node.name) for node in nodes], ports, _FORM_TIMEOUT_S)
+        if shape == "sentinel":
+            # After a failover only the sentinels can say who follows whom; in a new lab the settings do.
+            self._replicas_are_linked(urls, _LINK_FIRST_S)
+        sentinels = [server for server in state.servers if server.kind == "sentinel"]
+        for sentinel in sentinels:
+            self.start_server(sentinel.name, wait_s=_FORM_TIMEOUT_S)
+        if shape in ("replica", "sentinel") and not self._replicas_are_linked(urls, _FORM_TIMEOUT_S):
+            raise StartFailed("the replicas did not link to their primary", hint=self._server_tail(nodes[-1]))
+        seen_by = [self._redis_direct_url(state, server) for server in sentinels]
+        if not wait_until(lambda: admin.sentinels_know_all(seen_by, redis.SERVICE, len(nodes) - 1), _FORM_TIMEOUT_S):
+            raise StartFailed("the sentinels did not find each other", hint=self._server_tail(sentinels[-1]))
+
+    @staticmethod
+    def _replicas_are_linked(urls: list[str], wait_s: float) -> bool:
         from crossfade.lab import admin
 
         # After a failover the primary is not the first one any more.
-        return wait_until(lambda: any(admin.wait_replicas(url, len(urls) - 1, 0.0) for url in urls), 30.0)
+        return wait_until(lambda: any(admin.wait_replicas(url, len(urls) - 1, 0.0) for url in urls), wait_s)
 
     def down(self, remove_data: bool = True) -> None:
         """Stop every process of the lab; with `remove_data` nothing of it stays on disk."""
@@ -364,8 +387,13 @@ class Lab:
 
         return Faults(self)
 
-    def kafka_properties(self, *, direct: bool = False, listener: str = "CLIENT") -> dict[str, str]:
-        """librdkafka properties to reach the cluster: through the proxies, or past them with `direct`."""
+    def kafka_properties(
+        self, *, direct: bool = False, listener: str = "CLIENT", user: str = secure.APP
+    ) -> dict[str, str]:
+        """librdkafka properties to reach the cluster: through the proxies, or past them (as `admin`) with `direct`.
+
+        A secured lab also has the listeners SASLPLAIN, MTLS and OAUTH.  Raises LabUsage.
+        """
         state = self.state
         key = "DIRECT" if direct else listener
         ports = [
@@ -375,20 +403,19 @@ class Lab:
             for node_id in kafka.broker_ids(state.options)
         ]
         out = {"bootstrap.servers": ",".join(f"127.0.0.1:{port}" for port in ports)}
-        return out | secure.kafka_client(self.folder, state, key)
+        return out | secure.kafka_client(self.folder, state, key, user)
 
-    def redis_url(self, *, direct: bool = False, server: str = "redis-0") -> str:
-        """The URL of a Redis server: through its proxy, or past it with `direct`."""
+    def redis_url(self, *, direct: bool = False, server: str = "redis-0", user: str = secure.APP) -> str:
+        """The URL of a Redis server: through its proxy, or past it (as `admin`) with `direct`.  Raises LabUsage."""
         state = self.state
         found = state.server(server)
         if direct:
             return self._redis_direct_url(state, found)
-        return secure.redis_url(self.folder, state, redis.shown_port(state, server))
+        return secure.redis_url(self.folder, state, redis.shown_port(state, server), user=user)
 
     def _redis_direct_url(self, state: State, server: Server) -> str:
-        if server.kind == "sentinel":
-            return f"redis://127.0.0.1:{server.port}/0"
-        return secure.redis_url(self.folder, state, server.port)
+        user = None if server.kind == "sentinel" else secure.ADMIN
+        return secure.redis_url(self.folder, state, server.port, user=user)
 
     def env(self) -> dict[str, str]:
         """What a program needs to use the lab, as environment variables; `*_DIRECT` goes past the proxies."""
@@ -396,6 +423,8 @@ class Lab:
         out = {"CROSSFADE_LAB": state.name}
         if state.options.brokers:
             out["KAFKA_BOOTSTRAP"] = self.kafka_properties()["bootstrap.servers"]
+            for listener in kafka.listeners(state.options)[1:]:
+                out[f"KAFKA_BOOTSTRAP_{listener}"] = self.kafka_properties(listener=listener)["bootstrap.servers"]
             out["KAFKA_BOOTSTRAP_DIRECT"] = self.kafka_properties(direct=True)["bootstrap.servers"]
         if state.options.redis != "none":
             out["REDIS_URL"] = self.redis_url()

@@ -140,6 +140,7 @@ def read(folder: Path) -> State:
 def write(folder: Path, state: State) -> None:
     """Replace a lab's state as a whole."""
     partial = folder / f".lab.json.{os.getpid()}"
+    partial.touch(mode=0o600)  # it holds the passwords of a secured lab
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=1))
     partial.replace(folder / "lab.json")
 
