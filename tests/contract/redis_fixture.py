@@ -12,9 +12,43 @@ from crossfade.model.record import Shape
 _numbers = itertools.count()
 
 
-async def make_redis_log(url, lanes, prefix, **options):
+def redis_settings(lab):
+    """How to reach a lab's Redis, whatever its shape; a text is taken as the url of a single server."""
+    if isinstance(lab, str):
+        return RedisSettings.from_urls(lab)
+    env = lab.env()
+    if "REDIS_SENTINELS" in env:
+        return RedisSettings.from_urls(
+            env["REDIS_SENTINELS"].split(","), mode="sentinel", sentinel_name=env["REDIS_SENTINEL_SERVICE"]
+        )
+    if lab.state.options.redis == "cluster":
+        return RedisSettings.from_urls(env["REDIS_NODES"].split(","), mode="cluster")
+    return RedisSettings.from_urls(env["REDIS_URL"])
+
+
+def application(settings):
+    """The public client library, as applications use it."""
+    first = settings.addresses[0]
+    if settings.mode == "cluster":
+        client = redis.asyncio.RedisCluster(host=first.host, port=first.port)
+    elif settings.mode == "sentinel":
+        sentinel = redis.asyncio.Sentinel([(address.host, address.port) for address in settings.addresses])
+        client = sentinel.master_for(settings.sentinel_name)
+    else:
+        secret = settings.password() if callable(settings.password) else settings.password
+        client = redis.asyncio.Redis(
+            host=first.host, port=first.port, username=settings.username or None, password=secret or None
+        )
+    # the library's own XRANGE makes a dict of the fields and loses repeated ones
+    client.set_response_callback("XRANGE", lambda reply, **_: reply)
+    return client
+
+
+async def make_redis_log(settings, lanes, prefix, **options):
     """An open log over `lanes` stream keys that start with `prefix`."""
-    made = RedisLog(RedisSettings.from_urls(url), [f"{prefix}:{lane}" for lane in range(lanes)], name=prefix, **options)
+    if isinstance(settings, str):
+        settings = RedisSettings.from_urls(settings)
+    made = RedisLog(settings, [f"{prefix}:{lane}" for lane in range(lanes)], name=prefix, **options)
     await made.open()
     return made
 
@@ -29,8 +63,8 @@ class RedisBackend:
     deletes_are_seen = True
 
     def __init__(self, lab):
-        self.url = lab if isinstance(lab, str) else lab.redis_url()
-        self.application = redis.asyncio.Redis.from_url(self.url)
+        self.settings = redis_settings(lab)
+        self.application = application(self.settings)
         self._logs = []
 
     async def log(self, lanes):
@@ -40,12 +74,12 @@ class RedisBackend:
         return await self._open(log.name, log.lanes)
 
     async def _open(self, prefix, lanes):
-        made = await make_redis_log(self.url, lanes, prefix)
+        made = await make_redis_log(self.settings, lanes, prefix)
         self._logs.append(made)
         return made
 
     async def board(self):
-        return RedisBoard(RedisSettings.from_urls(self.url))
+        return RedisBoard(self.settings)
 
     async def write_native(self, log, lane, rows):
         """XADD with the row's time in the id, or just behind the last one where that would go back."""
@@ -63,17 +97,8 @@ class RedisBackend:
         return int(ms), int(number)
 
     async def read_all(self, log, lane):
-        entries = await self._entries(log.stream_keys[lane])
+        entries = await self.application.execute_command("XRANGE", log.stream_keys[lane], "-", "+")
         return [(fields, int(entry_id.split(b"-")[0])) for entry_id, fields in entries]
-
-    async def _entries(self, key):
-        """As they lie there: the client library's own XRANGE makes a dict of the fields and loses repeated ones."""
-        connection = await self.application.connection_pool.get_connection()
-        try:
-            await connection.send_command("XRANGE", key, "-", "+")
-            return await connection.read_response()
-        finally:
-            await self.application.connection_pool.release(connection)
 
     async def trim(self, log, lane, keep):
         await self.application.xtrim(log.stream_keys[lane], maxlen=keep, approximate=False)
@@ -92,7 +117,7 @@ class RedisBackend:
         key = log.stream_keys[lane]
         info = await self.application.xinfo_stream(key)
         groups = await self.application.xinfo_groups(key)
-        entries = (await self._entries(key))[:-records]
+        entries = (await self.application.execute_command("XRANGE", key, "-", "+"))[:-records]
         await self.application.delete(key)
         for entry_id, fields in entries:
             await self.application.execute_command("XADD", key, entry_id, *fields)
@@ -106,7 +131,8 @@ class RedisBackend:
     async def quarantined(self, log, route):
         found = []
         for key in sorted([name async for name in self.application.scan_iter(f"crossfade:quarantine:{route}:*")]):
-            for _, fields in await self.application.xrange(key):
+            for _, flat in await self.application.execute_command("XRANGE", key, "-", "+"):
+                fields = dict(zip(flat[::2], flat[1::2], strict=True))
                 found.append((int(fields[b"lane"]), fields[b"position"].decode(), fields[b"reason"].decode()))
         return found
 

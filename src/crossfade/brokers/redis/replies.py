@@ -67,6 +67,8 @@ def as_error(reply: Any, doing: str) -> CrossfadeError:
         or "without any password" in text
     ):
         return AccessRefused(f"{doing}: {text}", hint="check username and password of this broker")
+    if code == "WRONGTYPE":
+        return AccessRefused(f"{doing}: {text}", hint="the key is no stream; correct its name or remove the key")
     if "unknown command" in text:
         return AccessRefused(f"{doing}: {text}", hint="the service disables or lacks this command")
     if "max number of clients" in text:
