@@ -27,6 +27,14 @@ def lab():
 
 
 @pytest.fixture(scope="session")
+def valkey_lab():
+    """A Valkey alone, for tests that need no Kafka."""
+    started = _start("tests-valkey", brokers=0, redis="standalone")
+    yield started
+    started.down()
+
+
+@pytest.fixture(scope="session")
 def redis7_lab():
     """A Redis 7.0: the oldest that is supported, without what later versions added."""
     started = _start("tests-redis7", brokers=0, redis="standalone", redis_flavour="redis7")

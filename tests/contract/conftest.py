@@ -34,7 +34,7 @@ async def backend(request):
     elif request.param == "memory-entry":
         made = MemoryBackend(Shape.ENTRY)
     elif request.param == "valkey":
-        made = _real("redis_fixture", "RedisBackend", request.getfixturevalue("lab"))
+        made = _real("redis_fixture", "RedisBackend", request.getfixturevalue("valkey_lab"))
     elif request.param == "redis7":
         made = _real("redis_fixture", "RedisBackend", request.getfixturevalue("redis7_lab"))
     else:
