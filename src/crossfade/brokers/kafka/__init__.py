@@ -4,7 +4,8 @@ The only folder that imports the Kafka client.
 """
 
 from .board import KafkaBoard
+from .group import KafkaGroup
 from .log import KafkaLog
 from .settings import KafkaSettings
 
-__all__ = ["KafkaBoard", "KafkaLog", "KafkaSettings"]
+__all__ = ["KafkaBoard", "KafkaGroup", "KafkaLog", "KafkaSettings"]

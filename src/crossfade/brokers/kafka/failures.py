@@ -42,6 +42,8 @@ class HandleHealth:
 
     def __init__(self, what: str) -> None:
         self.what = what
+        #: the error after which the handle is of no use
+        self.fatal: KafkaError | None = None
         self._refused: KafkaError | None = None
         self._refused_at = 0.0
 
@@ -49,7 +51,9 @@ class HandleHealth:
         """librdkafka's error_cb."""
         if error.code() in _AUTHENTICATION:
             self._refused, self._refused_at = error, time.monotonic()
-        if not error.fatal():  # fatal ones are raised by the next call
+        if error.fatal():  # a producer's next call raises it too; a consumer says only "fatal"
+            self.fatal = error
+        else:
             structlog.get_logger("kafka.client").debug("client error", handle=self.what, error=error.str())
 
     def refusal(self) -> KafkaError | None:

@@ -99,7 +99,7 @@ class KafkaTarget:
         invariant(len(set(paths)) == len(paths), "paths of a claim are distinct")
         if not paths:
             raise UsageError("a claim needs at least one path")
-        if owner.token is not None and _generation(owner.token) < 0:
+        if owner.token is not None and generation_of(owner.token) < 0:
             raise Fenced("the group handle has no generation: this process is no member of the group")
         self._discard_writers()
         self._follow(owner.route)
@@ -523,7 +523,7 @@ def _backward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, Lane
     return ranges
 
 
-def _generation(handle: Any) -> int:
+def generation_of(handle: Any) -> int:
     """The generation in librdkafka's serialised group handle; -1 = no member."""
     if not isinstance(handle, bytes) or not handle.startswith(b"CGMDv2:") or len(handle) < 11:
         return -1

@@ -1,0 +1,212 @@
+"""Lanes handed out by Kafka's own group protocol: classic, static members, cooperative.
+
+Hides a consumer that never consumes: it is subscribed to the lanes topic (or a source topic), its partitions are
+paused, it commits nothing. Invariant: the group handle is taken inside each rebalance callback and nowhere else. A
+handle that was refreshed while a transaction is open would let a member commit lanes that it has given away: the
+broker checks membership, not ownership.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from ...errors import BrokerError, Fenced
+from ...model.record import Lane
+from ..protocol import Listener
+from . import names
+from .cluster import Cluster
+from .failures import HandleHealth, error_of, translate
+from .settings import KafkaSettings
+from .target import ensure_lanes_topic, generation_of
+from .threads import HandleThread
+
+#: the broker's own minimum (group.min.session.timeout.ms)
+SESSION_TIMEOUT_MS = 6000
+_HEARTBEAT_MS = 2000
+#: a rebalance waits this long for the listener; then the lanes count as lost
+_LISTENER_S = 5.0
+_POLL_S = 0.2
+#: the copier may hold up a rebalance for one transaction, never for this long
+_MAX_POLL_MS = 30_000
+
+
+class KafkaGroup:
+    """One member of a route's group. `topic`: subscribe to this one instead of the route's lanes topic."""
+
+    def __init__(
+        self, settings: KafkaSettings, *, route: str, lanes: int, instance: str, topic: str | None = None
+    ) -> None:
+        self._settings = settings
+        self._route = route
+        self._lanes = lanes
+        self._instance = instance
+        self._own_topic = topic is None
+        self._topic = topic or names.lanes_topic(route)
+        self.health = HandleHealth(f"group {names.group(route)}")
+        self._log = structlog.get_logger("kafka.group").bind(group=names.group(route), instance=instance)
+
+    async def run(self, listener: Listener) -> None:
+        """Be a member until cancelled (see `Assignment.run`). Raises Fenced, Unreachable, AccessRefused."""
+        await self._prepare()
+        member = _Member(self._settings, self.health, names.group(self._route), self._topic, self._instance)
+        thread = HandleThread(f"group-{self._route}")
+        try:
+            await thread.call(member.join, listener, asyncio.get_running_loop(), self._log)
+            while True:
+                await thread.call(member.poll, _POLL_S)
+        except KafkaException as failure:
+            raise self._translate(failure) from failure
+        finally:
+            member.stop()
+            thread.post(member.leave)
+            thread.stop()
+
+    async def _prepare(self) -> None:
+        if self._own_topic:
+            cluster = Cluster(self._settings)
+            try:
+                replication = min(3, len((await cluster.describe()).nodes))
+                await ensure_lanes_topic(cluster, self._route, self._lanes, replication)
+            finally:
+                cluster.close()
+
+    def _translate(self, failure: KafkaException) -> BrokerError:
+        error = error_of(failure)
+        if error.code() == KafkaError.FENCED_INSTANCE_ID:
+            return Fenced(
+                f"another process runs as instance {self._instance!r} of route {self._route}",
+                hint="give every process its own --instance; the newer one goes on",
+            )
+        return translate(error, f"being a member of group {names.group(self._route)}", self.health)
+
+
+class _Member:
+    """The consumer handle; every method but `stop` runs in its thread, callbacks inside `poll`."""
+
+    def __init__(self, settings: KafkaSettings, health: HandleHealth, group: str, topic: str, instance: str) -> None:
+        self._settings = settings
+        self._health = health
+        self._topic = topic
+        self._properties = settings.consumer(
+            health,
+            group_id=group,
+            group_instance_id=instance,
+            enable_auto_commit=False,
+            enable_auto_offset_store=False,
+            auto_offset_reset="latest",
+            partition_assignment_strategy="cooperative-sticky",
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=_HEARTBEAT_MS,
+            max_poll_interval_ms=_MAX_POLL_MS,
+            queued_min_messages=1,
+        )
+        self._listener: Listener
+        self._loop: asyncio.AbstractEventLoop
+        self._log: Any = None
+        self._consumer: Any = None
+        self._owned: frozenset[Lane] = frozenset()
+        self._failure: BaseException | None = None
+        self._is_stopping = False
+
+    def join(self, listener: Listener, loop: asyncio.AbstractEventLoop, log: Any) -> None:
+        self._listener, self._loop, self._log = listener, loop, log
+        self._consumer = Consumer(self._properties)
+        self._settings.track(self._consumer)
+        self._consumer.subscribe(
+            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def poll(self, wait_s: float) -> None:
+        """Serve heartbeats and rebalances. Raises KafkaException for what the group refuses."""
+        message = self._consumer.poll(wait_s)
+        if self._failure is not None:
+            raise self._failure
+        if self._health.fatal is not None:
+            raise KafkaException(self._health.fatal)
+        if message is not None and message.error() is not None:
+            error = message.error()
+            if error.fatal() or error.code() in _GROUP_ERRORS:
+                raise KafkaException(error)
+            self._log.debug("group event", error=error.str())
+        refusal = self._health.refusal()
+        if refusal is not None:
+            raise KafkaException(refusal)
+
+    def stop(self) -> None:
+        """From now on callbacks tell nobody."""
+        self._is_stopping = True
+
+    def leave(self) -> None:
+        """Close the handle. A static member keeps its lanes for a session, so that its return moves nothing."""
+        if self._consumer is not None:
+            self._settings.untrack(self._consumer)
+            self._consumer.close()
+            self._consumer = None
+
+    # --- rebalance callbacks: librdkafka calls assign, even empty, once per generation --------------------------------
+
+    def _on_assign(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        places = [TopicPartition(p.topic, p.partition, 0) for p in partitions]  # nothing is fetched: any offset does
+        consumer.incremental_assign(places)
+        if places:
+            consumer.pause(places)
+        self._owned |= {p.partition for p in partitions}
+        handle = consumer.consumer_group_metadata()
+        if generation_of(handle) < 0 or not consumer.memberid():
+            self._log.warning("a rebalance without a generation is ignored")
+            return
+        self._tell(lambda: self._listener.assigned(self._owned, handle), "assigned")
+
+    def _on_revoke(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        lanes = frozenset(p.partition for p in partitions)
+        self._tell(lambda: self._listener.revoked(lanes), "revoked")
+        self._owned -= lanes
+        consumer.incremental_unassign(partitions)
+
+    def _on_lost(self, consumer: Any, partitions: list[TopicPartition]) -> None:
+        lanes = frozenset(p.partition for p in partitions)
+        self._owned -= lanes
+        self._tell(lambda: self._listener.lost(lanes), "lost")
+        consumer.incremental_unassign(partitions)
+
+    def _tell(self, what: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Call the listener on its loop, and hold up the rebalance until it is done or too late."""
+        if self._is_stopping:
+            return
+        try:
+            future = asyncio.run_coroutine_threadsafe(what(), self._loop)
+        except RuntimeError:  # the loop is closed
+            return
+        deadline = time.monotonic() + _LISTENER_S
+        while not self._is_stopping:
+            try:
+                future.result(0.1)
+                return
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    # Its transaction carries the old generation's handle: the broker refuses it from now on.
+                    self._log.warning("the rebalance goes on without the listener", step=name, waited_s=_LISTENER_S)
+                    return
+            except Exception as error:  # noqa: BLE001 - raised again by poll(), in the caller's task
+                self._failure = error
+                return
+
+
+_GROUP_ERRORS = frozenset(
+    {
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.INCONSISTENT_GROUP_PROTOCOL,
+        KafkaError.INVALID_SESSION_TIMEOUT,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._AUTHENTICATION,
+    }
+)
