@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -261,18 +260,6 @@ class Cluster:
             return frozenset(member.group_instance_id or member.member_id for member in found.members)
 
         return await self._persist(ask, f"asking about group {group}")
-
-    async def markers(self, group: str, topic: str, lanes: Iterable[int]) -> dict[int, str]:
-        """The last committed metadata per lane, open transactions left aside. Raises Unreachable, AccessRefused."""
-        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, lane) for lane in lanes])
-
-        async def ask() -> dict[int, str]:
-            found = await _wait(
-                self.admin.list_consumer_group_offsets([asked], require_stable=False, request_timeout=_REQUEST_S)[group]
-            )
-            return {p.partition: p.metadata for p in found.topic_partitions if p.offset >= 0 and p.metadata}
-
-        return await self._persist(ask, f"reading the offsets of group {group}")
 
     async def group_names(self, prefix: str) -> list[str]:
         """Names of the consumer groups that begin with `prefix`."""

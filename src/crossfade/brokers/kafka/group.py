@@ -131,7 +131,10 @@ class _Member:
             raise KafkaException(self._health.fatal)
         if message is not None and message.error() is not None:
             error = message.error()
-            if error.fatal() or error.code() in _GROUP_ERRORS:
+            if error.code() == KafkaError._FATAL and "fenced" in error.str().lower():
+                # The message says "fatal" and hides the code; only the words tell a fenced instance.
+                error = KafkaError(KafkaError.FENCED_INSTANCE_ID, error.str())
+            if error.fatal() or error.code() == KafkaError._FATAL or error.code() in _GROUP_ERRORS:
                 raise KafkaException(error)
             self._log.debug("group event", error=error.str())
         refusal = self._health.refusal()

@@ -109,21 +109,26 @@ def offsets(route: str, markers: Mapping[Path, Marker], lanes: Iterable[Lane]) -
 
 
 class MarkerReader:
-    """A memberless consumer handle of the route's group. Every method runs in the handle's thread."""
+    """Memberless consumer handles of the route's group. Every method runs in one thread."""
 
     def __init__(self, settings: KafkaSettings, route: str) -> None:
         self._route = route
+        self._settings = settings
         self.health = HandleHealth(f"markers {route}")
-        self._consumer = Consumer(
-            settings.consumer(
+        self._consumer = self._open("read_committed")
+        self._peeking: Consumer | None = None
+
+    def _open(self, isolation_level: str) -> Consumer:
+        consumer = Consumer(
+            self._settings.consumer(
                 self.health,
-                group_id=names.group(route),
+                group_id=names.group(self._route),
                 enable_auto_commit=False,
-                isolation_level="read_committed",
+                isolation_level=isolation_level,
             )
         )
-        self._settings = settings
-        settings.track(self._consumer)
+        self._settings.track(consumer)
+        return consumer
 
     def memberless_handle(self) -> Any:
         """The group handle of a writer that is no member: lanes set by hand."""
@@ -135,11 +140,25 @@ class MarkerReader:
         `committed()` waits for offsets of open transactions, which the admin API would report as absent.
         Raises Indeterminate where one stays open for `wait_s`, Unreachable, AccessRefused.
         """
+        return self._read(self._consumer, lanes, wait_s)
+
+    def peek(self, lanes: Sequence[Lane], wait_s: float) -> dict[Lane, str]:
+        """The last committed metadata per source lane, open transactions left aside; absent where there is none.
+
+        Not by the admin API: librdkafka's ListConsumerGroupOffsets crashes the process where a coordinator answers
+        "not coordinator" or "load in progress", as it does for moments after every failover.
+        Raises Indeterminate, Unreachable, AccessRefused.
+        """
+        if self._peeking is None:
+            self._peeking = self._open("read_uncommitted")
+        return self._read(self._peeking, lanes, wait_s)
+
+    def _read(self, consumer: Consumer, lanes: Sequence[Lane], wait_s: float) -> dict[Lane, str]:
         topic = names.lanes_topic(self._route)
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                found = self._consumer.committed([TopicPartition(topic, lane) for lane in lanes], 2.0)
+                found = consumer.committed([TopicPartition(topic, lane) for lane in lanes], 2.0)
                 break
             except KafkaException as failure:
                 if time.monotonic() < deadline and error_of(failure).code() in _WAIT:
@@ -164,9 +183,11 @@ class MarkerReader:
         return texts
 
     def close(self) -> None:
-        """Let go of the handle."""
-        self._settings.untrack(self._consumer)
-        self._consumer.close()
+        """Let go of the handles."""
+        for consumer in (self._consumer, self._peeking):
+            if consumer is not None:
+                self._settings.untrack(consumer)
+                consumer.close()
 
 
 _WAIT = frozenset(

@@ -160,7 +160,7 @@ class KafkaTarget:
         reader, thread = self._markers()
         fenced = {own_id}
         while True:
-            unstable = await self._cluster.markers(names.group(owner.route), names.lanes_topic(owner.route), lanes)
+            unstable = await thread.call(reader.peek, lanes, _STABLE_WAIT_S)
             strangers = {
                 marker.transactional_id
                 for lane, text in unstable.items()
