@@ -4,8 +4,9 @@ The only folder that imports the Kafka client.
 """
 
 from .board import KafkaBoard
+from .doctor import KafkaInspector
 from .group import KafkaGroup
 from .log import KafkaLog
 from .settings import KafkaSettings
 
-__all__ = ["KafkaBoard", "KafkaGroup", "KafkaLog", "KafkaSettings"]
+__all__ = ["KafkaBoard", "KafkaGroup", "KafkaInspector", "KafkaLog", "KafkaSettings"]

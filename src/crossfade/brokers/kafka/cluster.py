@@ -186,6 +186,14 @@ class Cluster:
                 if not is_topic_missing(error_of(failure)):
                     raise translate(failure, f"deleting topic {name}", self.health) from failure
 
+    async def wait_gone(self, name: str) -> None:
+        """Wait until a deleted topic is shown no more. Raises Unreachable."""
+        for _ in range(100):
+            if await self.topic(name) is None:
+                return
+            await asyncio.sleep(0.1)
+        raise Unreachable(f"topic {name} was deleted but is still shown")
+
     async def topic_names(self, prefix: str) -> list[str]:
         """Names of the topics that begin with `prefix`."""
         metadata = await asyncio.to_thread(self._metadata)

@@ -26,6 +26,8 @@ class TargetLimits:
     ahead_ms_max: int
     behind_ms_max: int
     is_compacted: bool
+    #: the broker overwrites the times of records: their own travel in `xf`
+    is_broker_time: bool = False
     #: a batch was refused for its size: sizes are counted as if compression saved nothing
     is_exact: bool = False
 
@@ -46,6 +48,8 @@ class TargetLimits:
 
     def rows(self, now_ms: int) -> Limits:
         """The limits for records that are written at `now_ms`."""
+        if self.is_broker_time:
+            return Limits(self.row_bytes_max, now_ms, now_ms, now_ms)
         oldest = 0
         if self.retention_ms >= 0:
             # Half of a short retention: a margin that is longer than it would redate every record.
@@ -68,6 +72,7 @@ def read_limits(config: Mapping[str, ConfigValue]) -> TargetLimits:
         ahead_ms_max=_number(config, "message.timestamp.after.max.ms", 3_600_000),
         behind_ms_max=_number(config, "message.timestamp.before.max.ms", _FOREVER_MS),
         is_compacted="compact" in policy,
+        is_broker_time=_text(config, "message.timestamp.type", "CreateTime") != "CreateTime",
     )
 
 

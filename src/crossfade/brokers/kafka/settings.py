@@ -163,6 +163,12 @@ class KafkaSettings:
         """The addresses, for messages."""
         return str(self._properties.get("bootstrap.servers") or self._properties.get("metadata.broker.list"))
 
+    @property
+    def username(self) -> str:
+        """The SASL user, "" where there is none."""
+        value = self._properties.get("sasl.username", "")
+        return str(value() if callable(value) else value)
+
     def consumer(self, health: HandleHealth, **overrides: Any) -> dict[str, Any]:
         """Properties of a consumer handle; `overrides` are librdkafka names with `_` for `.`."""
         return self._build(_PRODUCER_ONLY, health, overrides)

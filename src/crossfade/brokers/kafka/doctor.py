@@ -1,0 +1,144 @@
+"""What operators ask of a Kafka cluster: its fitness, the least rights, what we left there, and its removal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ...errors import AccessRefused, BrokerError, UsageError
+from ..protocol import Finding
+from . import names, verdicts
+from .board import KafkaBoard
+from .cluster import Cluster, ConfigValue, TopicFacts
+from .settings import KafkaSettings
+
+_INTERNAL = (("kafka.offsets-topic", "__consumer_offsets"), ("kafka.transactions-topic", "__transaction_state"))
+
+
+class KafkaInspector:
+    """Inspects the cluster of one topic. Implements `brokers.protocol.Inspector`."""
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+
+    async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
+        """Check the live cluster for `role`. Raises Unreachable, and AccessRefused for wrong credentials."""
+        cluster = Cluster(self._settings)
+        try:
+            described = await cluster.describe()
+            facts = await cluster.topic(self._topic, operations=True)
+            if facts is None:
+                return [verdicts.topic_missing(self._topic), *verdicts.unaskable(role)]
+            found = verdicts.topic_findings(
+                role, facts, await _config(cluster, self._topic, "topic"), retention_needed_s
+            )
+            if role == "target":
+                for check, name in _INTERNAL:
+                    internal = await _facts(cluster, name)
+                    config = await _config(cluster, name, "topic") if internal is not None else None
+                    found += verdicts.internal_findings(name, check, internal, config)
+            node = str(described.nodes[0].id)
+            return [
+                *found,
+                *verdicts.broker_findings(role, await _config(cluster, node, "broker")),
+                *verdicts.unaskable(role),
+            ]
+        finally:
+            cluster.close()
+
+    def acls(self, role: str) -> list[str]:
+        """The least rights, as lines for kafka-acls.sh."""
+        principal = f"User:{self._settings.username or 'crossfade'}"
+        add = f"kafka-acls.sh --bootstrap-server {self._settings.bootstrap} --add --allow-principal {principal}"
+        own = "--resource-pattern-type prefixed --topic crossfade."
+        lines = [f"{add} --operation Read --operation Describe --operation DescribeConfigs --topic {self._topic}"]
+        if role == "target":
+            lines = [
+                f"{add} --operation Read --operation Write --operation Describe --operation DescribeConfigs "
+                f"--topic {self._topic}",
+                f"{add} --operation Create --operation Read --operation Write --operation Describe --operation Delete "
+                f"{own}",
+                f"{add} --operation Write --operation Describe --resource-pattern-type prefixed "
+                "--transactional-id crossfade.",
+            ]
+        return [
+            *lines,
+            f"{add} --operation Read --operation Describe --operation Delete --resource-pattern-type prefixed "
+            "--group crossfade",
+        ]
+
+    async def footprint(self, route: str) -> list[str]:
+        """What the route left: `topic X`, `group X`, `document X`. Raises Unreachable, AccessRefused."""
+        cluster = Cluster(self._settings)
+        board = KafkaBoard(self._settings, cluster)
+        try:
+            found = [f"topic {name}" for name in await cluster.topic_names(f"crossfade.{route}.")]
+            if names.group(route) in await cluster.group_names(names.group(route)):
+                found.append(f"group {names.group(route)}")
+            documents = await board.list("")
+            mine = [
+                name
+                for name, document in documents.items()
+                if route in name.split("/") or _route_of(document.body) == route
+            ]
+            found += [f"document {name}" for name in mine]
+            if mine and len(mine) == len(documents):
+                found.append(f"topic {names.BOARD_TOPIC}")  # nobody else has anything there
+            return found
+        finally:
+            await board.close()
+            cluster.close()
+
+    async def erase(self, route: str, erased: Sequence[str]) -> None:
+        """Remove exactly these. Raises UsageError, Unreachable, AccessRefused."""
+        wanted = [name.split(" ", 1) for name in erased]
+        for parts in wanted:
+            if len(parts) != 2 or parts[0] not in ("topic", "group", "document"):
+                raise UsageError(f"{' '.join(parts)!r} is not a name that `footprint` gives")
+            if parts[0] != "document" and not parts[1].startswith(names.PREFIX):
+                raise UsageError(f"{parts[1]!r} is not Crossfade's own")
+        cluster = Cluster(self._settings)
+        board = KafkaBoard(self._settings, cluster)
+        try:
+            for kind, name in wanted:
+                if kind == "document":
+                    await board.delete(name)
+            for kind, name in wanted:
+                if kind == "group":
+                    await cluster.delete_group(name)
+            await cluster.delete_topics([name for kind, name in wanted if kind == "topic"])
+            for kind, name in wanted:
+                if kind == "topic":
+                    await cluster.wait_gone(name)
+        finally:
+            await board.close()
+            cluster.close()
+
+
+class _WithRoute(msgspec.Struct):
+    route: str = ""
+
+
+def _route_of(body: bytes) -> str:
+    """The route that a document about a target names."""
+    try:
+        return msgspec.json.decode(body, type=_WithRoute).route
+    except msgspec.DecodeError:
+        return ""
+
+
+async def _facts(cluster: Cluster, name: str) -> TopicFacts | None:
+    try:
+        return await cluster.topic(name)
+    except AccessRefused:
+        return None
+
+
+async def _config(cluster: Cluster, name: str, kind: str) -> dict[str, ConfigValue] | None:
+    """A configuration, or None where the broker does not let us ask."""
+    try:
+        return await cluster.config(name, kind)
+    except BrokerError:
+        return None

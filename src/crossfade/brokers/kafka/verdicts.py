@@ -1,0 +1,272 @@
+"""What `crossfade doctor` says about a Kafka cluster: facts in, findings out. Pure.
+
+Every finding has a stable name; what could not be asked is UNKNOWN and never OK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..protocol import Finding, Level
+from .cluster import ConfigValue, TopicFacts
+from .group import SESSION_TIMEOUT_MS
+from .settings import TRANSACTION_TIMEOUT_MS
+
+Config = Mapping[str, ConfigValue]
+
+_WEEK_MINUTES = 7 * 24 * 60
+_DAY_MS = 86_400_000
+_NEEDED = {
+    "source": frozenset({"READ", "DESCRIBE"}),
+    "target": frozenset({"READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS"}),
+}
+
+
+def topic_findings(role: str, facts: TopicFacts, config: Config | None, retention_needed_s: float) -> list[Finding]:
+    """About the stream's topic."""
+    found = [
+        Finding("kafka.topic", Level.OK, f"{facts.name} has {facts.lanes} partitions"),
+        _replication(role, facts),
+        _in_sync(facts),
+        _rights(role, facts),
+    ]
+    if config is None:
+        why = f"the configuration of {facts.name} cannot be read"
+        fix = "grant DescribeConfigs on the topic"
+        return [*found, Finding("kafka.topic-config", Level.UNKNOWN, why, fix)]
+    found += [_cleanup(role, facts.name, config), _retention(role, facts.name, config, retention_needed_s)]
+    if role == "target":
+        found += [
+            _min_in_sync("kafka.min-insync-replicas", facts.name, facts.replication, config),
+            _unclean(facts.name, config),
+            _message_bytes(facts.name, config),
+            _time_ahead(facts.name, config),
+        ]
+    found.append(_time_type(role, facts.name, config))
+    return found
+
+
+def internal_findings(name: str, check: str, facts: TopicFacts | None, config: Config | None) -> list[Finding]:
+    """About a topic of Kafka's own that holds markers or the fate of transactions."""
+    if facts is None:
+        return [Finding(check, Level.UNKNOWN, f"{name} is not there yet, or not shown", "look again after the start")]
+    if facts.replication < 2:
+        fix = f"give {name} three replicas (kafka-reassign-partitions.sh)"
+        return [Finding(check, Level.FAIL, f"{name} has {facts.replication} replica", fix)]
+    if config is None:
+        return [
+            Finding(
+                check,
+                Level.UNKNOWN,
+                f"{name} has {facts.replication} replicas; its configuration cannot be read",
+                f"grant DescribeConfigs on {name}; min.insync.replicas must be 2",
+            )
+        ]
+    return [_min_in_sync(check, name, facts.replication, config)]
+
+
+def broker_findings(role: str, config: Config | None) -> list[Finding]:
+    """About what the brokers are set to."""
+    if config is None:
+        return [
+            Finding(
+                "kafka.broker-config",
+                Level.UNKNOWN,
+                "the brokers' configuration cannot be read (managed services forbid it)",
+                "grant DescribeConfigs on the cluster",
+            )
+        ]
+    found = [_version(config)]
+    if role == "target":
+        found += [_offsets_retention(config), _transaction_timeout(config)]
+    found.append(_session(config))
+    return found
+
+
+def unaskable(role: str) -> list[Finding]:
+    """What no broker can tell."""
+    found = [
+        Finding(
+            "kafka.clock",
+            Level.UNKNOWN,
+            "Kafka does not tell its time",
+            "keep the clocks of brokers and relay within a second (NTP)",
+        )
+    ]
+    if role == "target":
+        found.append(
+            Finding(
+                "kafka.readers",
+                Level.UNKNOWN,
+                "no broker shows the isolation level of readers",
+                "set isolation.level=read_committed in every consumer of the topic, else it sees aborted records",
+            )
+        )
+    return found
+
+
+def topic_missing(name: str) -> Finding:
+    return Finding("kafka.topic", Level.FAIL, f"topic {name} does not exist", "create it, or correct its name")
+
+
+def _replication(role: str, facts: TopicFacts) -> Finding:
+    check, found = "kafka.replication", f"{facts.name} has {facts.replication} replicas"
+    if facts.replication >= 3:
+        return Finding(check, Level.OK, found)
+    fix = "give the topic three replicas (kafka-reassign-partitions.sh)"
+    if facts.replication == 2 or role == "source":
+        return Finding(check, Level.WARN, found, fix)
+    return Finding(check, Level.FAIL, found, fix)
+
+
+def _in_sync(facts: TopicFacts) -> Finding:
+    check = "kafka.under-replicated"
+    headless = [lane for lane, leader in enumerate(facts.leaders) if leader < 0]
+    if headless:
+        return Finding(
+            check, Level.FAIL, f"{facts.name}: no leader for {_lanes(headless)}", "start the missing brokers"
+        )
+    behind = [lane for lane in range(facts.lanes) if len(facts.in_sync[lane]) < len(facts.replicas[lane])]
+    if behind:
+        return Finding(check, Level.WARN, f"{facts.name}: {_lanes(behind)} not fully in sync", "look at the brokers")
+    return Finding(check, Level.OK, "all replicas are in sync")
+
+
+def _rights(role: str, facts: TopicFacts) -> Finding:
+    if not facts.operations:
+        return Finding("kafka.acl", Level.UNKNOWN, "the broker does not tell our rights", "see --print-acls")
+    missing = _NEEDED[role] - facts.operations if "ALL" not in facts.operations else frozenset()
+    if missing:
+        names = ", ".join(sorted(missing))
+        level = Level.WARN if missing == {"DESCRIBE_CONFIGS"} else Level.FAIL
+        return Finding("kafka.acl", level, f"rights on {facts.name} are missing: {names}", "see --print-acls")
+    return Finding("kafka.acl", Level.OK, f"the rights on {facts.name} are there")
+
+
+def _cleanup(role: str, name: str, config: Config) -> Finding:
+    policy = _text(config, "cleanup.policy", "delete")
+    if "compact" not in policy:
+        return Finding("kafka.cleanup-policy", Level.OK, f"{name}: {policy}")
+    if role == "source":
+        fix = "records may be compacted away before they are copied: start the copy soon, or switch to delete meanwhile"
+        return Finding("kafka.cleanup-policy", Level.WARN, f"{name}: {policy}", fix)
+    fix = "use cleanup.policy=delete until the copy is complete: compaction deletes earlier records of a key"
+    return Finding("kafka.cleanup-policy", Level.WARN, f"{name}: {policy}", fix)
+
+
+def _retention(role: str, name: str, config: Config, needed_s: float) -> Finding:
+    check = "kafka.retention"
+    if "delete" not in _text(config, "cleanup.policy", "delete"):
+        return Finding(check, Level.OK, f"{name} is compacted only")
+    kept_ms, kept_bytes = _number(config, "retention.ms", 7 * _DAY_MS), _number(config, "retention.bytes", -1)
+    found = f"{name}: retention.ms={kept_ms}, retention.bytes={kept_bytes}"
+    if 0 <= kept_ms < needed_s * 1000:
+        what = "the copy would be deleted by its age" if role == "target" else "records would be deleted uncopied"
+        fix = f"set retention.ms to -1, or above {int(needed_s * 1000)}, until the copy is complete: {what}"
+        return Finding(check, Level.FAIL, found, fix)
+    if kept_bytes >= 0:
+        return Finding(
+            check, Level.WARN, found, "a bound by size cannot be compared with a time: watch the lag, or lift it"
+        )
+    return Finding(check, Level.OK, found)
+
+
+def _min_in_sync(check: str, name: str, replication: int, config: Config) -> Finding:
+    minimum = _number(config, "min.insync.replicas", 1)
+    found = f"{name}: min.insync.replicas={minimum} of {replication}"
+    if minimum < 2:
+        return Finding(check, Level.FAIL, found, f"set min.insync.replicas=2 on {name}")
+    if minimum >= replication:
+        return Finding(check, Level.WARN, found, "one broker less stops all writing: add a replica")
+    return Finding(check, Level.OK, found)
+
+
+def _unclean(name: str, config: Config) -> Finding:
+    if _text(config, "unclean.leader.election.enable", "false") == "true":
+        fix = f"set unclean.leader.election.enable=false on {name}"
+        return Finding(
+            "kafka.unclean-election", Level.FAIL, f"{name}: unclean elections lose acknowledged records", fix
+        )
+    return Finding("kafka.unclean-election", Level.OK, f"{name}: no unclean elections")
+
+
+def _message_bytes(name: str, config: Config) -> Finding:
+    limit = _number(config, "max.message.bytes", 1_048_588)
+    found = f"{name}: max.message.bytes={limit}"
+    if limit < 1_000_000:
+        return Finding(
+            "kafka.message-bytes", Level.WARN, found, "larger records go to quarantine: raise it if there are any"
+        )
+    return Finding("kafka.message-bytes", Level.OK, found)
+
+
+def _time_ahead(name: str, config: Config) -> Finding:
+    limit = _number(config, "message.timestamp.after.max.ms", 3_600_000)
+    found = f"{name}: message.timestamp.after.max.ms={limit}"
+    if limit < _DAY_MS:
+        fix = "raise it, else records dated further ahead carry the time of the copy, and their own in the xf header"
+        return Finding("kafka.time-ahead", Level.WARN, found, fix)
+    return Finding("kafka.time-ahead", Level.OK, found)
+
+
+def _time_type(role: str, name: str, config: Config) -> Finding:
+    kind = _text(config, "message.timestamp.type", "CreateTime")
+    if kind == "CreateTime":
+        return Finding("kafka.time-type", Level.OK, f"{name}: CreateTime")
+    if role == "source":
+        return Finding("kafka.time-type", Level.OK, f"{name}: {kind}; the copy carries the broker's time")
+    fix = f"set message.timestamp.type=CreateTime on {name}, else the records' own times are in the xf header alone"
+    return Finding("kafka.time-type", Level.WARN, f"{name}: {kind}", fix)
+
+
+def _version(config: Config) -> Finding:
+    spoken = _text(config, "inter.broker.protocol.version", "")
+    if not spoken:
+        return Finding("kafka.version", Level.OK, "Kafka 4 (it tells no inter-broker protocol version)")
+    major, _, rest = spoken.partition(".")
+    minor = rest.split("-")[0].split(".")[0]
+    number = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+    if number < (2, 5):
+        fix = "upgrade to Kafka 2.5 or newer: older ones do not fence a group member that lost its lanes"
+        return Finding("kafka.version", Level.FAIL, f"inter-broker protocol {spoken}", fix)
+    return Finding("kafka.version", Level.OK, f"inter-broker protocol {spoken}")
+
+
+def _offsets_retention(config: Config) -> Finding:
+    minutes = _number(config, "offsets.retention.minutes", _WEEK_MINUTES)
+    found = f"offsets.retention.minutes={minutes}"
+    if minutes < _WEEK_MINUTES:
+        fix = "a relay that is stopped longer finds its markers only in the headers: raise it to 10080"
+        return Finding("kafka.offsets-retention", Level.WARN, found, fix)
+    return Finding("kafka.offsets-retention", Level.OK, found)
+
+
+def _transaction_timeout(config: Config) -> Finding:
+    limit = _number(config, "transaction.max.timeout.ms", 900_000)
+    if limit < TRANSACTION_TIMEOUT_MS:
+        fix = f"raise it to {TRANSACTION_TIMEOUT_MS}"
+        return Finding("kafka.transaction-timeout", Level.FAIL, f"transaction.max.timeout.ms={limit}", fix)
+    return Finding("kafka.transaction-timeout", Level.OK, f"transaction.max.timeout.ms={limit}")
+
+
+def _session(config: Config) -> Finding:
+    low = _number(config, "group.min.session.timeout.ms", SESSION_TIMEOUT_MS)
+    found = f"group.min.session.timeout.ms={low}"
+    if low > SESSION_TIMEOUT_MS:
+        return Finding("kafka.session-timeout", Level.FAIL, found, f"lower it to {SESSION_TIMEOUT_MS}")
+    return Finding("kafka.session-timeout", Level.OK, found)
+
+
+def _lanes(lanes: list[int]) -> str:
+    shown = ", ".join(map(str, lanes[:5]))
+    return f"partitions {shown}" + (f" and {len(lanes) - 5} more" if len(lanes) > 5 else "")
+
+
+def _number(config: Config, name: str, default: int) -> int:
+    entry = config.get(name)
+    return int(entry.value) if entry is not None and entry.value else default
+
+
+def _text(config: Config, name: str, default: str) -> str:
+    entry = config.get(name)
+    return entry.value if entry is not None and entry.value else default
