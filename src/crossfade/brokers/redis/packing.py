@@ -6,7 +6,7 @@ shape: widths are even, at least 2, at most `VALUES_MAX`; times and offsets are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -25,8 +25,6 @@ NUMBER_MAX = 2**53 - 1
 CALL_RECORDS_MAX = 500
 #: bytes in one call, unless a single record is larger
 CALL_BYTES_MAX = 1 << 20
-#: one record, with its quarantined form still below the server's limit of 512 MB an argument
-ENTRY_BYTES_MAX = 400 << 20
 
 _fields_of = itemgetter(0)
 _time_of = itemgetter(1)
@@ -34,15 +32,35 @@ _pack = msgspec.msgpack.encode
 
 
 @dataclass(slots=True)
+class Rows:
+    """The rows of one write, taken apart once."""
+
+    positions: list[Any]
+    rows: list[Row]
+    #: names and values of each row
+    fields: list[list[bytes]]
+    #: how many each row has
+    widths: list[int]
+    times: list[int]
+
+    @classmethod
+    def of(cls, positions: list[Any], rows: list[Row]) -> Rows:
+        fields = list(map(_fields_of, rows))
+        return cls(positions, rows, fields, list(map(len, fields)), list(map(_time_of, rows)))
+
+
+@dataclass(slots=True)
 class Chunk:
     """What one call of the script carries."""
 
     positions: list[Any]
-    rows: list[Row]
     rejects: list[Reject]
     place: Place
-    #: ARGV[2..6]
-    packed: tuple[bytes, bytes, bytes, bytes, bytes]
+    #: ARGV[2]: all names and values, still apart; they are put together once, with the whole command
+    values: list[bytes]
+    size_bytes: int
+    #: ARGV[3..6]
+    packed: tuple[bytes, bytes, bytes, bytes]
 
     @property
     def last_position(self) -> str:
@@ -50,25 +68,21 @@ class Chunk:
         return position_text(self.positions[-1]) if self.positions else ""
 
 
-def refuse(positions: list[Any], rows: list[Row]) -> tuple[list[Any], list[Row], list[Reject]]:
+def refuse(positions: list[Any], rows: list[Row]) -> tuple[Rows, list[Reject]]:
     """Split off the rows that a stream entry cannot hold, as rejects with the reason."""
-    widths = {len(fields) for fields in map(_fields_of, rows)}
-    times = list(map(_time_of, rows))
-    if all(_width_fits(width) for width in widths) and (
-        not times or (max(times) <= NUMBER_MAX and min(times) >= -NUMBER_MAX)
+    taken = Rows.of(positions, rows)
+    times = taken.times
+    if all(map(_width_fits, set(taken.widths))) and (
+        not times or -NUMBER_MAX <= min(times) <= max(times) <= NUMBER_MAX
     ):
-        return positions, rows, []
-    kept_positions: list[Any] = []
-    kept_rows: list[Row] = []
-    rejects: list[Reject] = []
-    for position, row in zip(positions, rows, strict=True):
-        reason = _reason(row)
-        if reason:
-            rejects.append(Reject(position, row, reason, Shape.ENTRY))
-        else:
-            kept_positions.append(position)
-            kept_rows.append(row)
-    return kept_positions, kept_rows, rejects
+        return taken, []
+    rejects = [
+        Reject(position, row, reason, Shape.ENTRY)
+        for position, row in zip(positions, rows, strict=True)
+        if (reason := _reason(row))
+    ]
+    kept = [(position, row) for position, row in zip(positions, rows, strict=True) if not _reason(row)]
+    return Rows.of([position for position, _ in kept], [row for _, row in kept]), rejects
 
 
 def _width_fits(width: int) -> bool:
@@ -86,48 +100,63 @@ def _reason(row: Row) -> str:
     return ""
 
 
-def pack_rows(positions: Sequence[Any], rows: Sequence[Row]) -> tuple[tuple[bytes, bytes, bytes, bytes, bytes], int]:
-    """ARGV[2..6] for these rows, and the payload bytes."""
-    fields = list(map(_fields_of, rows))
-    flat = list(chain.from_iterable(fields))
-    blob = b"".join(flat)
-    widths = list(map(len, fields))
-    same = widths[0] if widths and widths.count(widths[0]) == len(widths) else widths
-    if positions and isinstance(positions[0], bytes):
-        positions = b",".join(positions).decode().split(",")
-    packed = (blob, _pack(list(map(len, flat))), _pack(same), _pack(list(map(_time_of, rows))), _pack(positions))
-    return packed, len(blob)
-
-
-def pack_reject(reject: Reject) -> tuple[str, str, str, bytes]:
+def pack_reject(reject: Reject) -> tuple[bytes, bytes, bytes, bytes]:
     """ARGV[7...] of one reject: position, reason, shape, row (msgpack)."""
-    return (position_text(reject.position), reject.reason, reject.shape.value, _pack(reject.row))
+    position, reason, shape = position_text(reject.position), reject.reason, reject.shape.value
+    return position.encode(), reason.encode(errors="replace"), shape.encode(), _pack(reject.row)
 
 
-def chunks(
-    positions: list[Any],
-    rows: list[Row],
-    rejects: list[Reject],
-    place: Place,
-    *,
-    counted_from: int,
-) -> Iterator[Chunk]:
+def chunks(taken: Rows, rejects: list[Reject], place: Place, *, counted_from: int) -> Iterator[Chunk]:
     """Cut one write into calls; each moves the marker to its own last record, the last one to `place`.
 
     `counted_from` is `place.count` of the marker before the write, see `between`.
     """
-    spans = list(_spans(positions, rows))
     rejects = sorted(rejects, key=_order_of)
-    total = len(rows) + len(rejects)
-    linear = counted_from >= 0 and place.count - counted_from == total
-    done = 0
-    for number, (first, stop, packed) in enumerate(spans):
-        is_last = number == len(spans) - 1
-        mine = rejects if is_last else _until(rejects, positions[stop - 1])
+    total = left = len(taken.rows) + len(rejects)
+    is_linear = counted_from >= 0 and place.count - counted_from == total
+    first, records_max = 0, CALL_RECORDS_MAX
+    while True:
+        stop = min(first + records_max, len(taken.rows))
+        values = list(chain.from_iterable(taken.fields[first:stop]))
+        lengths = list(map(len, values))
+        size_bytes = sum(lengths)
+        if size_bytes > CALL_BYTES_MAX and stop - first > 1:
+            records_max = max(1, (stop - first) * CALL_BYTES_MAX // (2 * size_bytes))
+            continue
+        is_last = stop >= len(taken.rows)
+        mine = rejects if is_last else _until(rejects, taken.positions[stop - 1])
         rejects = rejects[len(mine) :]
-        done += stop - first + len(mine)
-        here = place if is_last else between(place, positions[stop - 1], total - done if linear else None)
-        yield Chunk(positions[first:stop], rows[first:stop], mine, here, packed)
+        left -= stop - first + len(mine)
+        here = place if is_last else between(place, taken.positions[stop - 1], left if is_linear else None)
+        positions = taken.positions[first:stop]
+        packed = _pack_numbers(lengths, taken.widths[first:stop], taken.times[first:stop], positions)
+        yield Chunk(positions, mine, here, values, size_bytes, packed)
+        if is_last:
+            return
+        first = stop
+
+
+def _pack_numbers(
+    lengths: list[int], widths: list[int], times: list[int], positions: list[Any]
+) -> tuple[bytes, bytes, bytes, bytes]:
+    same = widths[0] if widths and widths.count(widths[0]) == len(widths) else widths
+    if positions and isinstance(positions[0], bytes):
+        positions = b",".join(positions).decode().split(",")
+    return _pack(lengths), _pack(same), _pack(times), _pack(positions)
+
+
+def pack_call(digest: str, keys: list[bytes], ask: bytes, chunk: Chunk) -> bytes:
+    """The whole EVALSHA, as the server reads it. Put together in one piece: large values are copied once."""
+    rejects = [part for reject in chunk.rejects for part in pack_reject(reject)]
+    parts: list[bytes] = [b"*%d\r\n" % (9 + len(keys) + len(rejects))]
+    for argument in (b"EVALSHA", digest.encode(), b"%d" % len(keys), *keys, ask):
+        parts += (b"$%d\r\n" % len(argument), argument, b"\r\n")
+    parts.append(b"$%d\r\n" % chunk.size_bytes)
+    parts += chunk.values
+    parts.append(b"\r\n")
+    for argument in (*chunk.packed, *rejects):
+        parts += (b"$%d\r\n" % len(argument), argument, b"\r\n")
+    return b"".join(parts)
 
 
 def between(place: Place, position: Any, uncounted: int | None) -> Place:
@@ -150,20 +179,3 @@ def _order_of(reject: Reject) -> tuple[int, int]:
 def _until(rejects: list[Reject], position: Any) -> list[Reject]:
     order = position_order(position_text(position))
     return [reject for reject in rejects if _order_of(reject) <= order]
-
-
-def _spans(
-    positions: list[Any], rows: list[Row]
-) -> Iterator[tuple[int, int, tuple[bytes, bytes, bytes, bytes, bytes]]]:
-    """(first, stop, packed) of each call; at least one, also without rows."""
-    first, step = 0, CALL_RECORDS_MAX
-    while True:
-        stop = min(first + step, len(rows))
-        packed, size_bytes = pack_rows(positions[first:stop], rows[first:stop])
-        if size_bytes > CALL_BYTES_MAX and stop - first > 1:
-            step = max(1, (stop - first) * CALL_BYTES_MAX // (2 * size_bytes))
-            continue
-        yield first, stop, packed
-        first = stop
-        if first >= len(rows):
-            return

@@ -261,11 +261,10 @@ class Source:
         pace.entry_bytes = max(pace.entry_bytes * 0.5, size_bytes / len(entries), 1.0)
         last_id, last_fields = entries[-1]
         ids = [entry[0] for entry in entries]
-        rows = [(entry[1], int(entry[0].partition(b"-")[0])) for entry in entries]
         here = Place(
             last_id.decode(), verdict.count, place.incarnation, witness_text(digest_of(last_fields), look.history)
         )
-        return Batch(lane, Shape.ENTRY, ids, rows, here, at_end=at_end, size_bytes=size_bytes)
+        return Batch(lane, Shape.ENTRY, ids, _rows(entries), here, at_end=at_end, size_bytes=size_bytes)
 
     def _error(self, lane: Lane, place: Place, verdict: Verdict) -> LaneError:
         kind, hint = _FAULTS[verdict.fault or Fault.RESET]
@@ -470,3 +469,15 @@ def _cut(entries: list[Any], bytes_max: int) -> tuple[list[Any], int, bool]:
         kept += 1
         size_bytes += entry_bytes
     return entries[:kept], size_bytes, kept < len(entries)
+
+
+def _rows(entries: list[Any]) -> list[tuple[list[bytes], int]]:
+    """Entries as rows; neighbours often share their milliseconds, which are then read once."""
+    rows: list[tuple[list[bytes], int]] = []
+    add, known, time_ms = rows.append, b"", 0
+    for entry_id, fields in entries:
+        if not known or not entry_id.startswith(known):
+            head, dash, _ = entry_id.partition(b"-")
+            known, time_ms = head + dash, int(head)
+        add((fields, time_ms))
+    return rows

@@ -41,7 +41,7 @@ from ..protocol import Appended, Claim, Owner
 from .keys import quarantine_key, state_key
 from .link import Command, Link, LinkLost, pack
 from .nodes import Nodes, call_key, unreachable
-from .packing import Chunk, chunks, pack_reject, refuse
+from .packing import Chunk, Rows, chunks, pack_call, refuse
 from .replies import as_error, check, code_of, info_fields, is_error
 from .scripts import script
 from .settings import Address
@@ -239,7 +239,7 @@ class Target:
             raise InvariantBroken(f"path {write.path} belongs to the claim")
         if full:
             return TargetFull(write.path[0], full, hint="trim the target, give it memory, or raise the budget")
-        positions, rows, refused = refuse(write.positions, write.rows)
+        taken, refused = refuse(write.positions, write.rows)
         rejects = [*write.rejects, *refused]
         if len(rejects) > write.quarantine_left:
             first = rejects[0]
@@ -250,7 +250,7 @@ class Target:
                 hint="look at the records; fix the mapping or raise the quarantine budget",
                 position=position_text(first.position),
             )
-        return _Job(self._keys[write.path[1]], claim, path, write, positions, rows, rejects)
+        return _Job(self._keys[write.path[1]], claim, path, write, taken, rejects)
 
     async def _send_all(self, jobs: list[_Job]) -> None:
         """Send the chunks of all jobs, lane by lane in turn, and read the outcomes; again where the server refused
@@ -289,8 +289,8 @@ class Target:
                 if load:
                     flights.append(_Flight(link, None, None, link.send(pack(load), len(load))))
                 for job, call in _in_turn(mine):
-                    commands: list[Command] = [("ASKING",), call.command] if job.redirect else [call.command]
-                    flights.append(_Flight(link, job, call, link.send(pack(commands), len(commands))))
+                    asking = pack([("ASKING",)]) if job.redirect else b""
+                    flights.append(_Flight(link, job, call, link.send(asking + call.packed, 2 if asking else 1)))
                     is_sent = True
                     await link.drain()
             step("redis.append.sent")
@@ -343,7 +343,7 @@ class _Call:
 
     marker: Marker
     text: str
-    command: Command
+    packed: bytes
 
 
 @dataclass(slots=True)
@@ -365,8 +365,7 @@ class _Job:
         claim: RedisClaim,
         path: _Path,
         write: Write,
-        positions: list[Any],
-        rows: list[Any],
+        taken: Rows,
         rejects: list[Reject],
     ) -> None:
         self.key, self.claim, self.path, self.write = key, claim, path, write
@@ -374,9 +373,8 @@ class _Job:
         self.error: LaneError | None = None
         self.redirect: Address | None = None
         self.again = ""  # why the rest is to be sent again
-        self._chunks = list(
-            chunks(positions, rows, rejects, write.place, counted_from=path.marker.place.count if path.text else -1)
-        )
+        counted_from = path.marker.place.count if path.text else -1
+        self._chunks = list(chunks(taken, rejects, write.place, counted_from=counted_from))
         self._before = path.marker
         self._next = 0  # index of the first chunk that is not known to be done
 
@@ -393,7 +391,7 @@ class _Job:
         claim, (source, target) = self.claim, self.write.path
         marker = Marker(
             place=chunk.place,
-            ordinal=before.ordinal + len(chunk.rows),
+            ordinal=before.ordinal + len(chunk.positions),
             relayed=chunk.last_position or before.relayed,
             epoch=claim.epoch,
             claim_id=claim.claim_id,
@@ -418,8 +416,8 @@ class _Job:
         if chunk.rejects:
             # named only when needed: a key that does not exist makes a Cluster refuse the call while it moves the slot
             keys.append(quarantine_key(self.key, claim.owner.route))
-        rejects = [part for reject in chunk.rejects for part in pack_reject(reject)]
-        return _Call(marker, text, script("append").call(keys, msgspec.msgpack.encode(ask), *chunk.packed, *rejects))
+        packed = pack_call(script("append").digest, keys, msgspec.msgpack.encode(ask), chunk)
+        return _Call(marker, text, packed)
 
     def _is_one_to_one(self, target: Lane) -> bool:
         known = self.claim.owner.paths or tuple(self.claim.paths)
