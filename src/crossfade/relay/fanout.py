@@ -10,7 +10,7 @@ from collections.abc import Mapping as Dict
 
 from ..model.mapping import Mapping
 from ..model.partitioner import partition_many
-from ..model.position import Marker, NativePosition, position_order, position_text
+from ..model.position import Marker, NativePosition, Place, position_order, position_text
 from ..model.record import Batch, Mapped, Path, Shape, Write
 from ..model.route import LaneMap, Route
 
@@ -28,11 +28,18 @@ def plan_writes(
     if route.lane_map is LaneMap.ONE_TO_ONE:
         path = (batch.lane, batch.lane)
         return [Write(path, mapped.positions, mapped.rows, batch.place, mapped.rejects, quarantine_left)]
-    writes = {path: Write(path, [], [], batch.place, [], quarantine_left) for path in route.paths_of(batch.lane)}
+    # After a crash the paths of a lane are ragged, and the resumed batches end elsewhere than the first ones did. A
+    # path that is ahead of this batch's end gets no write: its marker would go back, and a second crash copy twice.
+    end = _reached(batch.place)
+    writes = {
+        path: Write(path, [], [], batch.place, [], quarantine_left)
+        for path in route.paths_of(batch.lane)
+        if _reached(markers[path].place) <= end
+    }
     keyless_lane = batch.lane % route.target_lanes
     keys = [mapping.key_of(row, shape) for row in mapped.rows]
     lanes = partition_many(route.partitioner, keys, route.target_lanes, keyless_lane)
-    covered = {path: position_order(markers[path].place.position) for path in writes}
+    covered = {path: position_order(markers[path].place.position) for path in route.paths_of(batch.lane)}
     ragged = len(set(covered.values())) > 1
     for position, row, lane in zip(mapped.positions, mapped.rows, lanes, strict=True):
         path = (batch.lane, lane)
@@ -41,9 +48,14 @@ def plan_writes(
         write = writes[path]
         write.positions.append(position)
         write.rows.append(row)
-    home = writes[(batch.lane, keyless_lane)]
-    home.rejects += [r for r in mapped.rejects if not ragged or _order(r.position) > covered[home.path]]
+    home = writes.get((batch.lane, keyless_lane))
+    if home is not None:
+        home.rejects += [r for r in mapped.rejects if not ragged or _order(r.position) > covered[home.path]]
     return list(writes.values())
+
+
+def _reached(place: Place) -> tuple[tuple[int, int], int]:
+    return position_order(place.position), place.count
 
 
 def _order(position: NativePosition) -> tuple[int, int]:
