@@ -17,6 +17,7 @@ import structlog
 
 from ..brokers.protocol import Appended, Claim, From, Log, Owner, Start
 from ..errors import (
+    BrokerError,
     CrossfadeError,
     Kind,
     LaneError,
@@ -38,6 +39,7 @@ from .lanes import LaneState, State
 from .pace import BatchSize, Limits, RateLimit
 
 _BACKOFF_MAX_S = 5.0
+_START_TRIES = 6
 
 
 class Copier:
@@ -369,29 +371,46 @@ async def start_lanes(
 ) -> dict[Lane, Place]:
     """Write the first marker of lanes that have none: the explicit beginning of a copy.
 
-    Lanes that already have a marker keep it (starting twice changes nothing). Returns the places of the lanes that were
-    started now. Raises RouteConflict, MarkerLost, Indeterminate, Unreachable, AccessRefused, LaneError.
+    Lanes that already have a marker keep it (starting twice changes nothing), so a doubtful outcome is settled as in
+    the relay: claim anew, read back, go on. Returns the places of the lanes that were started now.
+    Raises RouteConflict, MarkerLost, Indeterminate, Unreachable, AccessRefused, LaneError.
     """
+    places: dict[Lane, Place] = {}
+    for left in reversed(range(_START_TRIES)):
+        try:
+            await _start_once(route, source, target, start, lanes, places)
+            break
+        except BrokerError as error:
+            if error.kind is Kind.HALT or left == 0:
+                raise
+            structlog.get_logger().warning("starting again", route=route.name, reason=error.message)
+            await asyncio.sleep(0.2 * (_START_TRIES - left))
+    await board.add_started(set(lanes))
+    return places
+
+
+async def _start_once(
+    route: Route, source: Log, target: Log, start: Start, lanes: list[Lane], places: dict[Lane, Place]
+) -> None:
+    """One claim and one append; `places` takes what was tried, as it may have been written."""
     paths = [path for lane in lanes for path in route.paths_of(lane)]
     owner = Owner(route.id, "start", route.source, paths=tuple(paths), starting=True)
     claim = await target.claim(owner, paths)
     for error in claim.errors.values():
         raise error
     fresh = [lane for lane in lanes if not all(path in claim.markers for path in route.paths_of(lane))]
-    places: dict[Lane, Place] = {}
-    if fresh:
-        for lane, place in (await source.begin(fresh, start)).items():
-            if isinstance(place, LaneError):
-                raise place
-            places[lane] = place
-        writes = [
-            Write(path, [], [], places[lane])
-            for lane in fresh
-            for path in route.paths_of(lane)
-            if path not in claim.markers
-        ]
-        for outcome in (await target.append(claim, writes)).values():
-            if isinstance(outcome, LaneError):
-                raise outcome
-    await board.add_started(set(lanes))
-    return places
+    if not fresh:
+        return
+    for lane, place in (await source.begin(fresh, start)).items():
+        if isinstance(place, LaneError):
+            raise place
+        places[lane] = place
+    writes = [
+        Write(path, [], [], places[lane])
+        for lane in fresh
+        for path in route.paths_of(lane)
+        if path not in claim.markers
+    ]
+    for outcome in (await target.append(claim, writes)).values():
+        if isinstance(outcome, LaneError):
+            raise outcome
