@@ -1,0 +1,269 @@
+"""Properties that pass through, those that do not, error codes, threads, and what the doctor says."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from crossfade.brokers.kafka import verdicts
+from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
+from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
+from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS
+from crossfade.brokers.kafka.settings import DOUBT_S, REFUSED, RETRY_BACKOFF_MS, KafkaSettings
+from crossfade.brokers.kafka.target import generation_of
+from crossfade.brokers.kafka.threads import HandleThread
+from crossfade.brokers.protocol import Level
+from crossfade.errors import AccessRefused, Fenced, Indeterminate, Unreachable, UsageError
+
+AT = {"bootstrap.servers": "127.0.0.1:1"}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_would_break_the_guarantee_is_refused_by_name(name):
+    with pytest.raises(UsageError, match=name.replace(".", r"\.")) as caught:
+        KafkaSettings(AT | {name: "1"})
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["enable.idempotence", "acks", "isolation.level", "retry.backoff.ms", "transactional.id", "auto.offset.reset"],
+)
+def test_the_bearers_of_the_guarantee_are_on_the_list(name):
+    assert name in REFUSED
+
+
+def test_addresses_are_needed():
+    with pytest.raises(UsageError, match="address"):
+        KafkaSettings({"security.protocol": "SSL"})
+
+
+def test_properties_pass_through_to_the_handles_that_know_them():
+    made = KafkaSettings(AT | {"ssl.ca.location": "/ca", "linger.ms": 20, "fetch.min.bytes": 10, "client.id": "me"})
+    health = HandleHealth("test")
+    consumer, producer, admin = made.consumer(health), made.producer(health, linger_ms=5), made.admin(health)
+    for found in (consumer, producer, admin):
+        assert found["ssl.ca.location"] == "/ca"
+        assert found["client.id"] == "me"
+        assert found["allow.auto.create.topics"] is False
+    assert "linger.ms" not in consumer
+    assert producer["linger.ms"] == 20  # the user's word before ours
+    assert "fetch.min.bytes" not in producer
+    assert consumer["fetch.min.bytes"] == 10
+    assert not {"linger.ms", "fetch.min.bytes"} & admin.keys()
+
+
+def test_secrets_are_read_when_a_handle_is_made():
+    secrets = iter(["one", "two"])
+    made = KafkaSettings(AT | {"sasl.password": lambda: next(secrets)})
+    assert made.consumer(HandleHealth("test"))["sasl.password"] == "one"
+    assert made.consumer(HandleHealth("test"))["sasl.password"] == "two"
+
+
+def test_a_token_callback_passes_through_uncalled():
+    made = KafkaSettings(AT | {"oauth_cb": pytest.fail})
+    assert made.producer(HandleHealth("test"))["oauth_cb"] is pytest.fail
+
+
+def test_new_credentials_reach_live_and_later_handles():
+    class Handle:
+        def __init__(self):
+            self.got = []
+
+        def set_sasl_credentials(self, username, password):
+            self.got.append((username, password))
+
+    made = KafkaSettings(AT)
+    live, gone = Handle(), Handle()
+    made.track(live)
+    made.track(gone)
+    made.untrack(gone)
+    made.set_sasl_credentials("user", "new")
+    assert live.got == [("user", "new")]
+    assert gone.got == []
+    assert made.producer(HandleHealth("test"))["sasl.password"] == "new"
+    assert made.username == "user"
+
+
+def test_a_step_in_doubt_is_shorter_than_any_retry_of_the_client():
+    assert DOUBT_S * 1000 <= 0.8 * RETRY_BACKOFF_MS
+    assert RETRY_BACKOFF_MS <= 500  # the wait before a second TxnOffsetCommit cannot be configured
+
+
+# ------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (KafkaError._TRANSPORT, Unreachable),
+        (KafkaError._ALL_BROKERS_DOWN, Unreachable),
+        (KafkaError.REQUEST_TIMED_OUT, Unreachable),
+        (KafkaError._AUTHENTICATION, AccessRefused),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, AccessRefused),
+        (KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, AccessRefused),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, AccessRefused),
+        (KafkaError._FENCED, Fenced),
+        (KafkaError.INVALID_PRODUCER_EPOCH, Fenced),
+        (KafkaError.ILLEGAL_GENERATION, Fenced),
+        (KafkaError.UNKNOWN_MEMBER_ID, Fenced),
+    ],
+)
+def test_codes_become_errors(code, expected):
+    found = translate(KafkaException(KafkaError(code)), "testing")
+    assert type(found) is expected
+    assert "testing" in found.message
+    if expected is not Fenced:
+        assert found.hint
+
+
+def test_a_wrong_password_explains_the_transport_errors_after_it():
+    health = HandleHealth("test")
+    assert type(translate(KafkaError(KafkaError._TRANSPORT), "testing", health)) is Unreachable
+    health.on_error(KafkaError(KafkaError._AUTHENTICATION, "bad password"))
+    found = translate(KafkaError(KafkaError._TRANSPORT), "testing", health)
+    assert type(found) is AccessRefused
+    assert "bad password" in found.message
+
+
+def test_inside_a_transaction_a_lost_reply_is_a_doubt():
+    assert type(doubt(KafkaError(KafkaError._TIMED_OUT), "committing")) is Indeterminate
+    assert type(doubt("it took 3 s", "committing")) is Indeterminate
+    assert type(doubt(KafkaError(KafkaError._FENCED), "committing")) is Fenced
+    assert type(doubt(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), "committing")) is AccessRefused
+
+
+# ------------------------------------------------------------------------------------------------------ threads
+
+
+async def test_calls_of_a_thread_keep_their_order_and_raise_at_the_caller():
+    thread = HandleThread("test")
+    seen = []
+
+    def fail():
+        raise ValueError("no")
+
+    results = await asyncio.gather(*(thread.call(lambda n=n: seen.append(n) or n) for n in range(50)))
+    assert results == seen == list(range(50))
+    with pytest.raises(ValueError, match="no"):
+        await thread.call(fail)
+    assert await thread.call(lambda: threading.current_thread().name) == "kafka-test"
+    thread.stop()
+    with pytest.raises(Unreachable):
+        await thread.call(len, [])
+    thread.join(5)
+    assert not thread._thread.is_alive()
+
+
+async def test_a_cancelled_call_does_not_stop_the_thread():
+    thread = HandleThread("test")
+    done = threading.Event()
+
+    def slow():
+        time.sleep(0.1)
+        done.set()
+
+    task = asyncio.create_task(thread.call(slow))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await thread.call(done.is_set)
+    thread.stop()
+    thread.join(5)
+
+
+def test_the_generation_in_a_group_handle():
+    assert generation_of(b"CGMDv2:\x05\x00\x00\x00group\x00member\x00") == 5
+    assert generation_of(b"CGMDv2:\xff\xff\xff\xffgroup\x00\x00") == -1
+    assert generation_of(None) == -1
+    assert generation_of(b"CGMDv9:\x05\x00\x00\x00group\x00member\x00") == -1
+
+
+# ------------------------------------------------------------------------------------------------------ the doctor
+
+
+def facts(replication=3, in_sync=3, leader=1, operations=("READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS")):
+    replicas = tuple(range(replication))
+    return TopicFacts("t", "id", (replicas,) * 2, (replicas[:in_sync],) * 2, (leader,) * 2, frozenset(operations))
+
+
+def config(**values):
+    return {name.replace("_", "."): ConfigValue(str(value), False) for name, value in values.items()}
+
+
+GOOD = {"min_insync_replicas": 2, "retention_ms": -1, "message_timestamp_after_max_ms": 1 << 62}
+
+
+def levels(findings):
+    return {finding.check: finding.level for finding in findings}
+
+
+def test_a_fit_target_has_no_finding():
+    found = verdicts.topic_findings("target", facts(), config(**GOOD), 1e6)
+    assert set(levels(found).values()) == {Level.OK}
+    assert all(not finding.fix for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "about", "check", "level"),
+    [
+        ({"min_insync_replicas": 1}, facts(), "kafka.min-insync-replicas", Level.FAIL),
+        ({"min_insync_replicas": 3}, facts(), "kafka.min-insync-replicas", Level.WARN),
+        ({"unclean_leader_election_enable": "true"}, facts(), "kafka.unclean-election", Level.FAIL),
+        ({"cleanup_policy": "compact"}, facts(), "kafka.cleanup-policy", Level.WARN),
+        ({"retention_ms": 1000}, facts(), "kafka.retention", Level.FAIL),
+        ({"retention_bytes": 1000}, facts(), "kafka.retention", Level.WARN),
+        ({"max_message_bytes": 1000}, facts(), "kafka.message-bytes", Level.WARN),
+        ({"message_timestamp_after_max_ms": 3_600_000}, facts(), "kafka.time-ahead", Level.WARN),
+        ({"message_timestamp_type": "LogAppendTime"}, facts(), "kafka.time-type", Level.WARN),
+        ({}, facts(replication=1, in_sync=1), "kafka.replication", Level.FAIL),
+        ({}, facts(replication=2, in_sync=2), "kafka.replication", Level.WARN),
+        ({}, facts(in_sync=2), "kafka.under-replicated", Level.WARN),
+        ({}, facts(leader=-1), "kafka.under-replicated", Level.FAIL),
+        ({}, facts(operations=()), "kafka.acl", Level.UNKNOWN),
+        ({}, facts(operations=("READ", "DESCRIBE", "DESCRIBE_CONFIGS")), "kafka.acl", Level.FAIL),
+    ],
+)
+def test_each_weakness_of_a_target_is_named_with_its_fix(changes, about, check, level):
+    found = verdicts.topic_findings("target", about, config(**(GOOD | changes)), 1e6)
+    assert levels(found)[check] is level
+    assert next(finding for finding in found if finding.check == check).fix
+
+
+def test_a_source_is_judged_as_a_source():
+    found = levels(verdicts.topic_findings("source", facts(operations=("READ", "DESCRIBE")), config(), 1.0))
+    assert set(found.values()) == {Level.OK}
+    assert "kafka.min-insync-replicas" not in found
+    short = levels(verdicts.topic_findings("source", facts(), config(retention_ms=1000), 1e6))
+    assert short["kafka.retention"] is Level.FAIL
+
+
+def test_what_cannot_be_asked_is_unknown():
+    assert levels(verdicts.topic_findings("target", facts(), None, 1.0))["kafka.topic-config"] is Level.UNKNOWN
+    assert levels(verdicts.broker_findings("target", None)) == {"kafka.broker-config": Level.UNKNOWN}
+    assert set(levels(verdicts.unaskable("target")).values()) == {Level.UNKNOWN}
+    (found,) = verdicts.internal_findings("__consumer_offsets", "kafka.offsets-topic", None, None)
+    assert found.level is Level.UNKNOWN
+
+
+def test_broker_settings():
+    found = levels(verdicts.broker_findings("target", config()))
+    assert set(found.values()) == {Level.OK}
+    bad = config(
+        inter_broker_protocol_version="2.4-IV1",
+        offsets_retention_minutes=60,
+        transaction_max_timeout_ms=1000,
+        group_min_session_timeout_ms=SESSION_TIMEOUT_MS + 1,
+    )
+    found = levels(verdicts.broker_findings("target", bad))
+    assert found["kafka.version"] is Level.FAIL
+    assert found["kafka.offsets-retention"] is Level.WARN
+    assert found["kafka.transaction-timeout"] is Level.FAIL
+    assert found["kafka.session-timeout"] is Level.FAIL
+    good = levels(verdicts.broker_findings("source", config(inter_broker_protocol_version="3.5-IV2")))
+    assert good["kafka.version"] is Level.OK
+    (found,) = verdicts.internal_findings("x", "c", facts(replication=1, in_sync=1), config())
+    assert found.level is Level.FAIL
