@@ -30,6 +30,7 @@ from crossfade.lab.errors import LabError
 from crossfade.lab.process import wait_until
 
 _REQUEST_S = 15.0
+_SPREAD_S = 10.0
 
 
 class KafkaAdmin:
@@ -78,8 +79,16 @@ class KafkaAdmin:
 
     def describe(self, topic: str) -> Any:
         """The topic's description: id, and replicas and in-sync replicas per partition.  Raises LabError."""
-        futures = self._client.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_S)
-        return self._one(futures, f"describe topic {topic}")
+        deadline = time.monotonic() + _SPREAD_S
+        while True:
+            futures = self._client.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_S)
+            try:
+                return self._one(futures, f"describe topic {topic}")
+            except LabError:
+                # Each broker learns of a new topic by itself; the one that is asked may be the last.
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
     def topic_id(self, topic: str) -> str:
         """What tells a topic from a re-created one of the same name."""

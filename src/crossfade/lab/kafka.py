@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from crossfade.lab import packages
+from crossfade.lab import packages, warm
 from crossfade.lab.errors import LabUsage, StartFailed
 from crossfade.lab.secure import EXTRA_LISTENERS, KafkaSecurity
 from crossfade.lab.state import Options, Server, State
@@ -152,6 +152,7 @@ def prepare(state: State, folder: Path, security: KafkaSecurity | None, say: Cal
     """
     options = state.options
     classpath = packages.kafka_classpath(options.kafka_version, say=say)
+    quick = warm.flags(options.kafka_version, classpath, folder, say)
     servers = []
     for node_id in sorted({*controller_ids(options), *broker_ids(options)}, reverse=True):
         name = node_name(node_id)
@@ -167,7 +168,7 @@ def prepare(state: State, folder: Path, security: KafkaSecurity | None, say: Cal
             Server(
                 name=name,
                 kind="kafka" if is_broker else "controller",
-                argv=[*_java_argv(options, folder, name, classpath), "kafka.Kafka", str(config)],
+                argv=[*_java_argv(options, folder, name, quick), "-cp", classpath, "kafka.Kafka", str(config)],
                 env={},
                 port=state.ports[f"{name}.{'DIRECT' if is_broker else 'CONTROLLER'}"],
                 log=str(folder / "logs" / f"{name}.log"),
@@ -178,20 +179,18 @@ def prepare(state: State, folder: Path, security: KafkaSecurity | None, say: Cal
     return servers
 
 
-def _java_argv(options: Options, folder: Path, name: str, classpath: str) -> list[str]:
+def _java_argv(options: Options, folder: Path, name: str, quick: list[str]) -> list[str]:
     is_new = int(options.kafka_version.split(".")[0]) >= 4
     logging_file = _write_logging(folder, name, is_new=is_new)
     return [
         str(packages.java()),
         f"-Xmx{options.heap_mb}m",
-        "-XX:+UseSerialGC",
-        "-XX:-UsePerfData",
+        *warm.COMMON_FLAGS,
+        *quick,
         "-XX:+ExitOnOutOfMemoryError",
         "-Djava.awt.headless=true",
         "-Djava.net.preferIPv4Stack=true",
         f"-Dlog4j2.configurationFile={logging_file}" if is_new else f"-Dlog4j.configuration=file:{logging_file}",
-        "-cp",
-        classpath,
     ]
 
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from crossfade.lab.admin import KafkaAdmin
     from crossfade.lab.faults import Faults
 
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 180.0
 _FORM_TIMEOUT_S = 60.0
 _LINK_FIRST_S = 3.0
-_STOP_GRACE_S = 8.0
+_STOP_GRACE_S = 10.0
 _LOG_TAIL_LINES = 12
 
 Say = Callable[[str], None]
@@ -348,6 +348,8 @@ class Lab:
         if remove_data:
             for process in {*recorded, *rest}:
                 process.send(signal.SIGKILL)
+        # Brokers hand their leaders over before they end, and need the controllers for that.
+        stop_all([server.process for server in servers if server.kind == "kafka"], grace_s=_STOP_GRACE_S)
         stop_all(list({*recorded, *rest}), grace_s=_STOP_GRACE_S)
         for server in servers:
             disk.take_down(Path(server.data_dir), keep=not remove_data)
