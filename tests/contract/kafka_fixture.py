@@ -140,6 +140,7 @@ class KafkaBackend:
             await asyncio.sleep(0.01)
 
     async def trim(self, log, lane, keep):
+        await self._settled(log, lane)
         end = (await log.cluster.offsets(log.name, [lane], LATEST))[lane]
         await log.cluster.delete_records(log.name, {lane: end - keep})
 

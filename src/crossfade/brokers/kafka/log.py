@@ -300,6 +300,10 @@ class KafkaLog:
         """Which guarantee holds on this target, and why. Raises GuaranteeRefused, Unreachable, AccessRefused."""
         return await self._target.guarantee()
 
+    async def reshard(self, route: str, count: int) -> None:
+        """Change into how many shards a route is split by hand. Raises Unreachable, AccessRefused."""
+        await self._target.reshard(route, count)
+
     async def release(self, route: str) -> None:
         """Let another route write to this topic from now on. Raises Unreachable, AccessRefused."""
         await self._target.release(route)

@@ -411,6 +411,12 @@ class KafkaTarget:
             writer.discard()
         self._writers.clear()
 
+    async def reshard(self, route: str, count: int) -> None:
+        """Split a route by hand into `count` shards: publish it, then fence every id of the old split."""
+        old = await self._registry.publish_shards(route, count)
+        for index in range(old):
+            await fence(self._settings, names.transactional_id(route, "", (index, old)))
+
     async def release(self, route: str) -> None:
         """Let another route write to this topic from now on. Raises Unreachable, AccessRefused."""
         self._discard_writers()

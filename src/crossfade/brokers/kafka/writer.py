@@ -261,9 +261,22 @@ class Writer:
                 raise KafkaException(failed[0])
             if self._is_dead or time.monotonic() > deadline:
                 raise doubt(f"records were not delivered within {_DELIVERY_S:.0f} s", "sending records")
-            self._producer.poll(0.1)
+            if self._producer.poll(0.1) == 0:
+                self._probe()
         if failed:
             raise KafkaException(failed[0])
+
+    def _probe(self) -> None:
+        """Raise what has already failed the transaction.
+
+        A refused batch fails it, but only its own records are reported; those behind them wait for an abort. Nothing
+        tells the state of a transaction but a call that is out of place in it.
+        """
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as failure:
+            if error_of(failure).code() != KafkaError._STATE:
+                raise
 
     def _destroy(self) -> None:
         """Drop the handle without waiting for anything that is still queued or in flight."""
