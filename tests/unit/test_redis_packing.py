@@ -1,0 +1,136 @@
+"""What one write becomes: calls of bounded size, each with the marker of its own last record."""
+
+import hiredis
+import msgspec
+import pytest
+
+from crossfade.brokers.redis import packing
+from crossfade.brokers.redis.packing import VALUES_MAX, between, chunks, pack_call, refuse
+from crossfade.model.position import Place
+from crossfade.model.record import Reject, Shape
+
+
+def row(number, *, width=4, size=0):
+    return ([b"f%d" % (at // 2) if at % 2 == 0 else b"%d" % number + b"." * size for at in range(width)], 1000 + number)
+
+
+def cut(positions, rows, rejects=(), place=None, counted_from=-1):
+    taken, refused = refuse(list(positions), list(rows))
+    assert refused == []
+    return list(chunks(taken, list(rejects), place or Place("end", 99), counted_from=counted_from))
+
+
+def arguments(chunk, keys=(b"stream", b"state")):
+    """The command of a chunk, parsed as the server does."""
+    reader = hiredis.Reader()
+    reader.feed(pack_call("0" * 40, list(keys), b"ask", chunk))
+    found = reader.gets()
+    assert reader.gets() is False, "the command has exactly the arguments that it announces"
+    return found
+
+
+def unpack(found):
+    """Rows as `append.lua` takes them apart."""
+    blob, lengths, widths, times, positions = found[6], *(msgspec.msgpack.decode(part) for part in found[7:11])
+    widths = [widths] * len(times) if isinstance(widths, int) else widths
+    rows, byte, at = [], 0, 0
+    for width, time_ms in zip(widths, times, strict=True):
+        values = []
+        for length in lengths[at : at + width]:
+            values.append(blob[byte : byte + length])
+            byte += length
+        at += width
+        rows.append((values, time_ms))
+    assert byte == len(blob)
+    return positions, rows
+
+
+@pytest.mark.parametrize("widths", [[4, 4, 4], [2, 4, 8], [2]])
+def test_the_script_gets_exactly_the_rows(widths):
+    rows = [row(number, width=width) for number, width in enumerate(widths)]
+    (chunk,) = cut(range(len(rows)), rows)
+    found = arguments(chunk)
+    assert found[:6] == [b"EVALSHA", b"0" * 40, b"2", b"stream", b"state", b"ask"]
+    assert unpack(found) == (list(range(len(rows))), rows)
+
+
+def test_entry_ids_travel_as_text():
+    (chunk,) = cut([b"5-1", b"5-2"], [row(1), row(2)])
+    assert unpack(arguments(chunk))[0] == ["5-1", "5-2"]
+
+
+def test_a_write_without_rows_is_one_call_that_moves_the_marker():
+    (chunk,) = cut([], [], place=Place("7", 8))
+    assert (chunk.positions, chunk.place, chunk.last_position) == ([], Place("7", 8), "")
+    assert unpack(arguments(chunk)) == ([], [])
+
+
+def test_rejects_follow_the_rows():
+    reject = Reject(3, row(3), "no good: ü", Shape.ENTRY)
+    (chunk,) = cut([1, 2], [row(1), row(2)], [reject])
+    found = arguments(chunk, (b"stream", b"state", b"quarantine"))
+    assert found[12:15] == [b"3", "no good: ü".encode(), b"entry"]
+    assert msgspec.msgpack.decode(found[15]) == [row(3)[0], row(3)[1]]
+
+
+def test_calls_are_bounded_by_records_and_cover_the_write_in_order():
+    positions = list(range(10, 10 + 2 * 1300, 2))
+    parts = cut(positions, map(row, positions), place=Place("5000", 5001, "topic", "4"))
+    assert [len(part.positions) for part in parts] == [500, 500, 300]
+    assert [at for part in parts for at in part.positions] == positions
+    # a Kafka offset says all; the leader epoch of the end checks as well
+    assert parts[0].place == Place(str(positions[499]), positions[499] + 1, "topic", "4")
+    assert parts[-1].place == Place("5000", 5001, "topic", "4")
+
+
+def test_calls_are_bounded_by_bytes_but_a_large_record_passes():
+    large = packing.CALL_BYTES_MAX
+    parts = cut(range(5), [row(0), row(1, width=2, size=large), row(2), row(3, width=2, size=2 * large), row(4)])
+    assert [at for part in parts for at in part.positions] == list(range(5))
+    assert all(part.size_bytes <= large or len(part.positions) == 1 for part in parts)
+
+
+def test_a_reject_goes_with_the_call_whose_marker_covers_it():
+    positions = [at for at in range(1000) if at not in (3, 700, 999)]
+    rejects = [Reject(at, row(at), "no good", Shape.ENTRY) for at in (999, 3, 700)]
+    parts = cut(positions, map(row, positions), rejects)
+    assert [[reject.position for reject in part.rejects] for part in parts] == [[3], [700, 999]]
+    assert parts[0].place.count == parts[0].positions[-1] + 1
+
+
+@pytest.mark.parametrize(("counted_from", "expected"), [(100, [600, 1100]), (90, [-1, 1100]), (-1, [-1, 1100])])
+def test_a_place_between_entries_counts_only_where_every_entry_is_in_the_write(counted_from, expected):
+    positions = [b"%d-0" % number for number in range(1, 1001)]
+    place = Place("1000-0", 1100, "crossfade.x", "digest.history")
+    parts = cut(positions, map(row, range(1, 1001)), place=place, counted_from=counted_from)
+    assert [part.place.count for part in parts] == expected
+    # the digest is of the last entry alone; the history holds for all
+    assert parts[0].place.witness == ".history"
+    assert parts[-1].place == place
+
+
+def test_between_keeps_no_digest_where_there_is_no_history():
+    assert between(Place("9-0", -1, "x", "digest"), b"5-0", None) == Place("5-0", -1, "x", "")
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (([b"a"] * (VALUES_MAX + 2), 1), "fields"),
+        (([b"a"] * 3, 1), "3 names and values"),
+        (([], 1), "0 names and values"),
+        (([b"a", b"b"], 2**53), "beyond"),
+        (([b"a", b"b"], -(2**60)), "beyond"),
+    ],
+)
+def test_what_an_entry_cannot_hold_is_refused_with_the_reason(bad, reason):
+    taken, rejects = refuse([1, 2, 3], [row(1), bad, row(3)])
+    assert taken.positions == [1, 3]
+    assert taken.fields == [row(1)[0], row(3)[0]]
+    ((position, found, why, shape),) = rejects
+    assert (position, found, shape) == (2, bad, Shape.ENTRY)
+    assert reason in why
+
+
+def test_the_widest_entry_passes():
+    assert refuse([1], [row(1, width=VALUES_MAX)])[1] == []
