@@ -18,7 +18,7 @@ from ..errors import LaneError, SourceReset
 from ..model.position import Place, position_order, position_text
 from ..model.record import Batch, Lane, Mapped, Row, Shape
 from .diff import Difference, Kind, LaneDiff
-from .digests import RangeDigests
+from .digests import Hasher, RangeDigests
 from .origins import Copy, codec_for
 from .report import AuditReport, LaneReport, Range
 
@@ -107,6 +107,7 @@ class LaneAudit:
         window_rows: int,
         is_earliest: bool,
         quarantined: frozenset[str],
+        hasher: Hasher,
     ) -> None:
         self.lane = lane
         self.source = _Reading(source_bounds)
@@ -123,7 +124,8 @@ class LaneAudit:
             lane=lane,
             is_source_numeric=source.shape is Shape.RECORD,
         )
-        self._digests = RangeDigests(self._mine.ranges)
+        self._hasher = hasher
+        self._digests = RangeDigests(self._mine.ranges, hasher)
         self._diff = LaneDiff(
             self._codec, window_rows=window_rows, on_expected=self._expected_done, on_difference=self._differs
         )
@@ -275,7 +277,7 @@ class LaneAudit:
         mine.quarantined, mine.before_target = saved["quarantined"], saved["before_target"]
         mine.source_gone, mine.stale_epochs = saved["source_gone"], saved["stale_epochs"]
         mine.ranges.extend(msgspec.convert(saved["ranges"], list[Range]))
-        self._digests = RangeDigests(mine.ranges)
+        self._digests = RangeDigests(mine.ranges, self._hasher)
         if saved["floor"] is not None:
             self._floor = (saved["floor"][0], saved["floor"][1])
         self._diff.restore(
