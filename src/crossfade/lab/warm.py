@@ -22,7 +22,7 @@ from crossfade.lab import packages
 from crossfade.lab.process import spawn, stop_all, wait_until
 from crossfade.lab.state import free_ports
 
-_TRIAL_TIMEOUT_S = 120.0
+_TRIAL_TIMEOUT_S = 60.0
 #: what the trial and every later start must have in common
 COMMON_FLAGS = ("-XX:+UseSerialGC", "-XX:-UsePerfData")
 _SILENT = ("-Xlog:disable", "-Xlog:all=error:stderr")
