@@ -13,13 +13,14 @@ from ...errors import InvariantBroken, LaneError, Unreachable, UsageError
 from ...model.position import Marker, Place
 from ...model.record import Batch, Lane, Path, Shape, Write
 from ..protocol import Appended, Bounds, Claim, Owner, Start
+from .claims import Claims, RedisClaim
 from .keys import check_slots
 from .link import LinkLost
 from .nodes import Nodes
 from .replies import check, code_of, info_fields, is_error
 from .settings import RedisSettings
 from .source import Source
-from .target import RedisClaim, Target
+from .target import Target
 
 #: older servers lack entries-added, without which losses cannot be counted
 VERSION_MIN = (7, 0)
@@ -55,6 +56,7 @@ class RedisLog:
         self.version = ""
         self.nodes = Nodes(settings)
         self.source = Source(self.nodes, self.stream_keys, deleted=deleted, read=read)
+        self.claims = Claims(self.nodes, self.stream_keys)
         self.target = Target(self.nodes, self.stream_keys, memory_bytes_max)
 
     def lane_name(self, lane: Lane) -> str:
@@ -98,7 +100,7 @@ class RedisLog:
 
     async def claim(self, owner: Owner, paths: Sequence[Path]) -> Claim:
         """See `Log.claim`. Raises RouteConflict, Fenced, Indeterminate, Unreachable, AccessRefused."""
-        return await self.target.claim(owner, paths)
+        return await self.claims.claim(owner, paths)
 
     async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
         """See `Log.append`. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
@@ -108,7 +110,7 @@ class RedisLog:
 
     async def markers(self, paths: Sequence[Path]) -> dict[Path, Marker]:
         """The markers as they stand, without claiming anything. Raises Unreachable, AccessRefused."""
-        return await self.target.markers(paths)
+        return await self.claims.markers(paths)
 
     async def close(self) -> None:
         """See `Log.close`."""

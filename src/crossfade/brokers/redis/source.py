@@ -31,10 +31,11 @@ from ...model.record import Batch, Lane, Shape
 from ...telemetry import step
 from ..protocol import Bounds, From, Start
 from .keys import BIRTH_PREFIX
-from .link import Command, Link, LinkLost, pack_one
+from .link import Command, LinkLost, pack_one
+from .looking import Looker, Range
 from .nodes import Nodes, call_key, unreachable
 from .reckoning import Fault, Look, Verdict, judge, witness_text
-from .replies import as_error, check, code_of, info_fields, is_error, pairs
+from .replies import check, code_of, info_fields, is_error
 
 #: an idle lane is looked at this often, at first and at most
 POLL_S_MIN = 0.002
@@ -77,6 +78,7 @@ class Source:
         read: Literal["at_once", "replicated"],
     ) -> None:
         self._nodes = nodes
+        self._looker = Looker(nodes, stream_keys)
         self._keys = stream_keys
         self._deleted = deleted
         self._replicated = read == "replicated"
@@ -94,7 +96,7 @@ class Source:
 
     async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
         """See `Log.bounds`. Raises Unreachable, AccessRefused."""
-        looks = await self._look(lanes, {lane: _Range(b"+", 0, reverse=True) for lane in lanes})
+        looks = await self._looker.look(lanes, {lane: Range(b"+", 0, reverse=True) for lane in lanes})
         result = {}
         for lane in lanes:
             look, _ = looks[lane]
@@ -113,7 +115,7 @@ class Source:
         until = _left_out_until(start)
         births = await self._give_birth(lanes)
         # the last entry that the start leaves out, and the counters, in one look
-        looks = await self._look(lanes, {lane: _Range(until, 1, reverse=True) for lane in lanes})
+        looks = await self._looker.look(lanes, {lane: Range(until, 1, reverse=True) for lane in lanes})
         return {lane: self._begin_place(lane, start, births[lane], *looks[lane]) for lane in lanes}
 
     def _begin_place(self, lane: Lane, start: Start, birth: str, look: Look, entries: list[Any]) -> Place | LaneError:
@@ -135,7 +137,7 @@ class Source:
 
     async def _give_birth(self, lanes: Sequence[Lane]) -> dict[Lane, str]:
         """The birth group of each lane, made where there is none; "" where we may not."""
-        looks = await self._look(lanes, {lane: _Range(b"+", 0, reverse=True) for lane in lanes})
+        looks = await self._looker.look(lanes, {lane: Range(b"+", 0, reverse=True) for lane in lanes})
         births = {lane: look.births[0] for lane, (look, _) in looks.items() if look.births}
         for lane in lanes:
             if lane not in births:
@@ -184,7 +186,7 @@ class Source:
             ]
             for lane in lanes
         }
-        replies, _ = await self._call(commands, "waiting for records")
+        replies, _ = await self._looker.call(commands, "waiting for records")
         return any(reply for (reply,) in replies.values())
 
     async def _read_once(
@@ -192,10 +194,10 @@ class Source:
     ) -> dict[Lane, Batch | LaneError]:
         shares = self._shares(list(after), records_max, bytes_max)
         ranges = {
-            lane: _Range((place.position or "-").encode(), shares[lane][0] + 1, reverse=False)
+            lane: Range((place.position or "-").encode(), shares[lane][0] + 1, reverse=False)
             for lane, place in after.items()
         }
-        looks = await self._look(list(after), ranges)
+        looks = await self._looker.look(list(after), ranges)
         outcomes: dict[Lane, Batch | LaneError] = {}
         self._turn += 1
         lanes = sorted(after)
@@ -276,98 +278,7 @@ class Source:
             lost_records=verdict.lost_records,
         )
 
-    # the server ------------------------------------------------------------------------------------------------------
-
-    async def _look(self, lanes: Sequence[Lane], ranges: Mapping[Lane, _Range]) -> dict[Lane, tuple[Look, list[Any]]]:
-        """One atomic look at each lane, and the entries of the asked range. Raises Unreachable, AccessRefused."""
-        commands: dict[Lane, list[Command]] = {}
-        for lane in lanes:
-            key, asked = self._keys[lane], ranges[lane]
-            read: Command = ("XREVRANGE", key, asked.edge, "-") if asked.reverse else ("XRANGE", key, asked.edge, "+")
-            commands[lane] = [
-                ("MULTI",),
-                (*read, "COUNT", asked.count),
-                ("XINFO", "STREAM", key),
-                ("XINFO", "GROUPS", key),
-                ("EXEC",),
-            ]
-        replies, histories = await self._call(commands, "reading")
-        return {lane: self._parse(lane, replies[lane], histories[lane]) for lane in lanes}
-
-    def _parse(self, lane: Lane, replies: list[Any], history: str) -> tuple[Look, list[Any]]:
-        doing = f"reading {self._name(lane)}"
-        for reply in replies[1:]:
-            check(reply, doing)
-        entries, info, groups = replies[-1]
-        check(entries, doing)
-        if is_error(info) and "no such key" in str(info):
-            return Look(exists=False, history=history), []
-        stream = pairs(check(info, doing))
-        births: dict[str, str] = {}
-        for group in map(pairs, check(groups, doing)):
-            if group[b"name"].startswith(BIRTH_PREFIX):
-                births[group[b"name"].decode()] = group[b"last-delivered-id"].decode()
-        names = tuple(sorted(births))
-        first = stream[b"first-entry"]
-        look = Look(
-            exists=True,
-            births=names,
-            added=stream[b"entries-added"],
-            length=stream[b"length"],
-            last=stream[b"last-generated-id"].decode(),
-            max_deleted=stream[b"max-deleted-entry-id"].decode(),
-            first=first[0].decode() if first else "",
-            history=history,
-            vouched=births[names[0]] if names else "",
-        )
-        return look, entries or []
-
-    async def _call(
-        self, commands: Mapping[Lane, Sequence[Command]], doing: str
-    ) -> tuple[dict[Lane, list[Any]], dict[Lane, str]]:
-        """Commands of several lanes, one pipeline a node; and each node's history. Raises Unreachable."""
-        lanes = list(commands)
-        groups = await self._nodes.by_link([self._keys[lane] for lane in lanes])
-        flights: list[tuple[Link, list[Lane], asyncio.Future[list[Any]]]] = []
-        for link, indexes in groups.items():
-            mine = [lanes[index] for index in indexes]
-            packed = [pack_one(("INFO", "replication"))]
-            packed += [pack_one(command) for lane in mine for command in commands[lane]]
-            flights.append((link, mine, link.send(b"".join(packed), len(packed))))
-        replies: dict[Lane, list[Any]] = {}
-        histories: dict[Lane, str] = {}
-        for link, mine, future in flights:
-            try:
-                got = await link.wait(future)
-            except LinkLost as error:
-                self._nodes.distrust()
-                raise unreachable(error, doing) from error
-            history = self._history(link, got[0])
-            at = 1
-            for lane in mine:
-                replies[lane] = got[at : at + len(commands[lane])]
-                self._follow(replies[lane])
-                at += len(commands[lane])
-                histories[lane] = history
-        return replies, histories
-
-    def _history(self, link: Link, info: Any) -> str:
-        """The replication id of a primary, "" where INFO is not allowed. Raises Unreachable on a replica."""
-        if is_error(info):
-            if code_of(info) == "NOPERM":
-                return ""
-            raise as_error(info, "reading the role")
-        found = info_fields(info)
-        if found.get("role") == "slave":
-            self._nodes.distrust()
-            link.abort("it has become a replica")
-            raise Unreachable(f"Redis at {link.address} has become a replica", hint="the new primary is looked for")
-        return found.get("master_replid", "")[:8]
-
-    def _follow(self, replies: list[Any]) -> None:
-        """Forget the slot map where a reply says that it is old; the caller raises on the same reply."""
-        if any(is_error(reply) and code_of(reply) in ("MOVED", "ASK", "CLUSTERDOWN", "EXECABORT") for reply in replies):
-            self._nodes.distrust()
+    # replicas and birth groups ----------------------------------------------------------------------------------------
 
     async def _confirmed(
         self, outcomes: dict[Lane, Batch | LaneError], after: Mapping[Lane, Place]
@@ -412,19 +323,10 @@ class Source:
                 commands[lane] = [("XGROUP", "SETID", self._keys[lane], earlier.incarnation, earlier.position)]
         if commands:
             # a refusal does no harm: trimming that waits for groups waits longer
-            await self._call(commands, "moving the birth groups")
+            await self._looker.call(commands, "moving the birth groups")
 
     def _name(self, lane: Lane) -> str:
         return self._keys[lane].decode(errors="replace")
-
-
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """What to read: from `edge` to the end, or (reverse) from `edge` to the beginning."""
-
-    edge: bytes
-    count: int
-    reverse: bool
 
 
 def digest_of(fields: list[bytes]) -> str:

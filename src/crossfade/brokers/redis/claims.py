@@ -1,0 +1,234 @@
+"""Claims on target lanes: fence what is older, and find the markers beside the data.
+
+Hides the claim scripts and what their verdicts mean. Invariant: after `claim` returns, no script call of an older claim
+writes to these paths any more, and the markers are the ones that the next append must find. Called by `target`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import hiredis
+import msgspec
+
+from ...errors import (
+    AccessRefused,
+    CrossfadeError,
+    Fenced,
+    Indeterminate,
+    RouteConflict,
+    TargetReset,
+    TargetTorn,
+    Unreachable,
+    UsageError,
+)
+from ...model.position import Marker, Place, position_order
+from ...model.record import Lane, Path
+from ...model.wire import decode_marker
+from ...telemetry import step
+from ..protocol import Claim, Owner
+from .keys import state_key
+from .link import Command, Link, LinkLost, pack
+from .nodes import Nodes, call_key
+from .replies import as_error, check, code_of, is_error
+from .scripts import script
+
+#: how often a call is sent again that the server refused unseen (NOSCRIPT, MOVED, ASK, TRYAGAIN)
+ROUNDS_MAX = 8
+ROUND_PAUSE_S = 0.05
+
+
+@dataclass(slots=True)
+class ClaimedPath:
+    """What the claim knows of one path."""
+
+    marker: Marker
+    text: str  # the marker as it stands in the target, without `target`; "" = none yet
+
+
+@dataclass(slots=True)
+class RedisClaim(Claim):
+    """A claim on Redis lanes, with the markers as they move."""
+
+    paths: dict[Path, ClaimedPath] = field(default_factory=dict)
+    is_dead: bool = False
+
+
+class Claims:
+    """Takes claims and reads markers on the stream keys of one log."""
+
+    def __init__(self, nodes: Nodes, stream_keys: Sequence[bytes]) -> None:
+        self._nodes = nodes
+        self._keys = stream_keys
+
+    async def claim(self, owner: Owner, paths: Sequence[Path]) -> RedisClaim:
+        """See `Log.claim`. Raises RouteConflict, Fenced, Indeterminate, Unreachable, AccessRefused."""
+        claim = RedisClaim(owner=owner, epoch=0, claim_id=uuid.uuid4().hex[:16], markers={})
+        sources: dict[Lane, list[str]] = {}
+        for source, target in paths:
+            sources.setdefault(target, []).append(str(source))
+        step("redis.claim.sent")
+        replies = await self._run("claim", {lane: self._claim_ask(claim, names) for lane, names in sources.items()})
+        epochs = {lane: self._read_claim(claim, lane, reply) for lane, reply in replies.items()}
+        claim.epoch = max(epochs.values(), default=1)
+        behind = {lane: sources[lane] for lane, epoch in epochs.items() if epoch != claim.epoch}
+        asks = {
+            lane: msgspec.msgpack.encode({"claim": claim.claim_id, "epoch": claim.epoch, "lanes": names})
+            for lane, names in behind.items()
+        }
+        for lane, reply in (await self._run("raise", asks)).items():
+            if reply[0] == b"FENCED":
+                raise Fenced(f"another process claimed target lane {self._name(lane)} at the same time")
+        return claim
+
+    def _claim_ask(self, claim: RedisClaim, sources: list[str]) -> bytes:
+        owner = claim.owner
+        return msgspec.msgpack.encode(
+            {"route": owner.route, "claim": claim.claim_id, "source": owner.source, "lanes": sources}
+        )
+
+    async def _run(self, name: str, asks: dict[Lane, bytes]) -> dict[Lane, Any]:
+        """One script on the state of several lanes. Nothing but claims is written, so a lost reply is Indeterminate."""
+        results: dict[Lane, Any] = {}
+        left = dict(asks)
+        for _ in range(ROUNDS_MAX):
+            if not left:
+                return results
+            for lane, reply in (await self._run_once(name, left)).items():
+                if is_error(reply):
+                    _check_again(reply, f"claiming {self._name(lane)}", self._nodes)
+                else:
+                    results[lane] = reply
+                    del left[lane]
+            if left:
+                await asyncio.sleep(ROUND_PAUSE_S)
+        raise Unreachable(
+            f"claiming: the slots of {len(left)} lanes keep moving", hint="wait for the resharding to end"
+        )
+
+    async def _run_once(self, name: str, asks: dict[Lane, bytes]) -> dict[Lane, Any]:
+        lanes = list(asks)
+        groups = await self._nodes.by_link([self._keys[lane] for lane in lanes])
+        futures: list[tuple[Link, list[Lane], int, asyncio.Future[list[Any]]]] = []
+        for link, indexes in groups.items():
+            mine = [lanes[index] for index in indexes]
+            commands = script(name).ensure(link)
+            extra = len(commands)
+            for lane in mine:
+                keys = [state_key(self._keys[lane])]
+                if name == "claim":
+                    keys.insert(0, self._keys[lane])
+                commands.append(script(name).call(keys, asks[lane]))
+            futures.append((link, mine, extra, link.send(pack(commands), len(commands))))
+        results: dict[Lane, Any] = {}
+        for link, mine, extra, future in futures:
+            try:
+                replies = await link.wait(future)
+            except LinkLost as error:
+                self._nodes.distrust()
+                raise Indeterminate(f"claiming: {error}", hint="the relay claims anew") from error
+            for reply in replies[:extra]:
+                check(reply, f"loading the {name} script")
+            _forget_missing_script(link, name, replies)
+            results.update(zip(mine, replies[extra:], strict=True))
+        return results
+
+    def _read_claim(self, claim: RedisClaim, lane: Lane, reply: list[Any]) -> int:
+        verdict = reply[0]
+        if verdict == b"ROUTE":
+            raise RouteConflict(
+                f"target lane {self._name(lane)} belongs to route {reply[1].decode()}, not to {claim.owner.route}",
+                hint="one route writes to a lane: remove the other one with `crossfade uninstall`, or use other keys",
+            )
+        if verdict == b"SOURCE":
+            raise RouteConflict(
+                f"the marker on target lane {self._name(lane)} (from source lane {reply[1].decode()}) was written for "
+                f"another source, lane map or mapping (digest {reply[2].decode()}, now {claim.owner.source})",
+                hint="restore the old configuration, or start a new route on empty lanes",
+            )
+        if verdict == b"VERSION":
+            raise UsageError(
+                f"the state of target lane {self._name(lane)} has format version {reply[1].decode()}; this release "
+                "reads version 1",
+                hint="run the release that wrote it, or a newer one",
+            )
+        if verdict == b"TYPE":
+            raise AccessRefused(
+                f"target lane {self._name(lane)}: {reply[1].decode(errors='replace')}",
+                hint="the key must be a stream or free; use another key",
+            )
+        epoch, exists, last_id, added, last, seen, own, form = reply[1:9]
+        is_reset = own and (not exists or added < seen)
+        is_torn = own and position_order(last_id.decode()) < position_order(last.decode())
+        if own and last_id != last and form == b"exclusive" and not is_reset and not is_torn:
+            claim.alarms.append(
+                f"lane {self._name(lane)}: {added - seen} records by other writers since our last append; "
+                "entry ids carry the source position no longer, an `xf` field does"
+            )
+        for source, text, target in zip(reply[9::3], reply[10::3], reply[11::3], strict=True):
+            path = (int(source), lane)
+            known = Marker(Place())
+            if text:
+                known = msgspec.structs.replace(decode_marker(text.decode()), target=target.decode())
+                claim.markers[path] = known
+            if is_reset:
+                claim.errors[path] = reset_error(path[0], self._name(lane))
+            elif is_torn:
+                claim.errors[path] = torn_error(path[0], self._name(lane), last_id.decode(), last.decode())
+            claim.paths[path] = ClaimedPath(known, text.decode())
+        return int(epoch)
+
+    async def markers(self, paths: Sequence[Path]) -> dict[Path, Marker]:
+        """The markers as they stand, without claiming anything. Raises Unreachable, AccessRefused."""
+        found: dict[Path, Marker] = {}
+        for source, target in paths:
+            key = state_key(self._keys[target])
+            fields: Command = ("HMGET", key, f"m:{source}", f"t:{source}")
+            (reply,) = await call_key(self._nodes, key, [fields], "reading the markers")
+            text, last = check(reply, "reading the markers")
+            if text:
+                marker = decode_marker(text.decode())
+                found[source, target] = msgspec.structs.replace(marker, target=(last or b"").decode())
+        return found
+
+    def _name(self, lane: Lane) -> str:
+        return self._keys[lane].decode(errors="replace")
+
+
+def reset_error(lane: Lane, name: str) -> TargetReset:
+    return TargetReset(
+        lane,
+        f"target lane {name} was deleted, emptied or made anew behind its marker",
+        hint="restore the stream, or start the lane anew on an empty one",
+    )
+
+
+def torn_error(lane: Lane, name: str, last_id: str, last: str) -> TargetTorn:
+    return TargetTorn(
+        lane,
+        f"target lane {name} ends at {last_id}, but its marker covers records up to {last}",
+        hint="records are gone that the marker counts as copied: restore the stream or copy the lane anew",
+    )
+
+
+def _forget_missing_script(link: Link, name: str, replies: list[Any]) -> None:
+    if any(is_error(reply) and code_of(reply) == "NOSCRIPT" for reply in replies):
+        link.scripts.discard(script(name).digest)
+
+
+def _check_again(reply: hiredis.ReplyError, doing: str, nodes: Nodes) -> None:
+    """Let pass what may be sent again, raise the rest. Raises AccessRefused, Unreachable, BrokerError."""
+    code = code_of(reply)
+    if code == "NOSCRIPT":
+        return
+    if code in ("MOVED", "ASK", "TRYAGAIN"):
+        nodes.distrust()
+        return
+    error: CrossfadeError = as_error(reply, doing)
+    if isinstance(error, Unreachable):
+        nodes.distrust()
+    raise error

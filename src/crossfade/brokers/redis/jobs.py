@@ -1,0 +1,222 @@
+"""One path's part of an append: its calls in order, what each expects, and what the replies mean.
+
+Hides the protocol of `append.lua`. Invariant: a call expects exactly the marker of the one before it, so that behind a
+call that did not go in nothing goes in either. Called by `target`, which moves the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from ...errors import (
+    AccessRefused,
+    BrokerError,
+    Fenced,
+    Indeterminate,
+    LaneError,
+    TargetFull,
+    TargetTorn,
+    Unreachable,
+    invariant,
+)
+from ...model.position import Marker
+from ...model.record import Lane, Reject, Write
+from ...model.wire import encode_marker, origin_prefix, origin_suffix
+from ..protocol import Appended
+from .claims import ClaimedPath, RedisClaim, reset_error, torn_error
+from .keys import quarantine_key, state_key
+from .link import Link
+from .nodes import Nodes
+from .packing import Chunk, Rows, chunks, pack_call
+from .replies import as_error, code_of, is_error
+from .scripts import script
+from .settings import Address
+
+
+@dataclass(slots=True)
+class Call:
+    """One chunk on its way."""
+
+    marker: Marker
+    text: str
+    packed: bytes
+
+
+class Job:
+    """One path's write: its chunks in order, and how far they got."""
+
+    def __init__(
+        self,
+        key: bytes,
+        claim: RedisClaim,
+        path: ClaimedPath,
+        write: Write,
+        taken: Rows,
+        rejects: list[Reject],
+    ) -> None:
+        self.key, self.claim, self.path, self.write = key, claim, path, write
+        self.is_done = False
+        self.error: LaneError | None = None
+        self.redirect: Address | None = None
+        self.again = ""  # why the rest is to be sent again
+        counted_from = path.marker.place.count if path.text else -1
+        self._chunks = list(chunks(taken, rejects, write.place, counted_from=counted_from))
+        self._before = path.marker
+        self._next = 0  # index of the first chunk that is not known to be done
+
+    def calls(self) -> Iterator[Call]:
+        """The calls that are still to be made, each expecting the marker of the one before."""
+        self.again = ""
+        expect, marker = self.path.text, self.path.marker
+        for chunk in self._chunks[self._next :]:
+            call = self._call(chunk, expect, marker)
+            yield call
+            expect, marker = call.text, call.marker
+
+    def _call(self, chunk: Chunk, expect: str, before: Marker) -> Call:
+        claim, (source, target) = self.claim, self.write.path
+        marker = Marker(
+            place=chunk.place,
+            ordinal=before.ordinal + len(chunk.positions),
+            relayed=chunk.last_position or before.relayed,
+            epoch=claim.epoch,
+            claim_id=claim.claim_id,
+            source=claim.owner.source,
+            quarantined=before.quarantined + len(chunk.rejects),
+        )
+        text = encode_marker(marker)
+        is_number = bool(chunk.positions) and isinstance(chunk.positions[0], int)
+        ask = {
+            "route": claim.owner.route,
+            "claim": claim.claim_id,
+            "lane": str(source),
+            "expect": expect,
+            "marker": text,
+            "ordinal": before.ordinal,
+            "exact": is_number and self._is_one_to_one(target),
+            "prefix": origin_prefix(claim.owner.route, source),
+            "suffix": origin_suffix(claim.epoch),
+            "rejects": len(chunk.rejects),
+        }
+        keys = [self.key, state_key(self.key)]
+        if chunk.rejects:
+            # named only when needed: a key that does not exist makes a Cluster refuse the call while it moves the slot
+            keys.append(quarantine_key(self.key, claim.owner.route))
+        packed = pack_call(script("append").digest, keys, msgspec.msgpack.encode(ask), chunk)
+        return Call(marker, text, packed)
+
+    def _is_one_to_one(self, target: Lane) -> bool:
+        known = self.claim.owner.paths or tuple(self.claim.paths)
+        return sum(1 for _, other in known if other == target) == 1
+
+    def take(self, call: Call, reply: Any, link: Link, nodes: Nodes, name: str) -> None:
+        """Account for one call's reply. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
+        if self.error is not None or self.again:
+            # An earlier chunk did not go in, so this one was refused for its predecessor, whatever it says.
+            invariant(is_error(reply) or reply[0] not in (b"OK", b"DONE"), "no chunk goes in behind a refused one")
+            return
+        if is_error(reply):
+            self._refused(reply, link, nodes, name)
+            return
+        verdict = reply[0]
+        if verdict in (b"OK", b"DONE"):
+            self.path.marker = msgspec.structs.replace(call.marker, target=reply[1].decode())
+            self.path.text = call.text
+            self._next += 1
+            if self._next == len(self._chunks):
+                self.is_done = True
+            return
+        self.error = _lane_error(verdict, reply, self.write.path[0], name)
+        self.is_done = True
+
+    def _refused(self, reply: Any, link: Link, nodes: Nodes, name: str) -> None:
+        code = code_of(reply)
+        doing = f"appending to {name}"
+        if code == "OOM":
+            self.error = TargetFull(
+                self.write.path[0],
+                f"{doing}: used memory is above maxmemory",
+                hint="trim the target, or raise maxmemory; the lane goes on by itself",
+            )
+            self.is_done = True
+        elif code == "NOSCRIPT":
+            link.scripts.discard(script("append").digest)
+            self.again = str(reply)
+        elif code in ("MOVED", "TRYAGAIN"):
+            nodes.distrust()
+            self.redirect = None
+            self.again = str(reply)
+        elif code == "ASK":
+            host, _, port = str(reply).split(" ")[2].rpartition(":")
+            self.redirect = Address(host or link.address.host, int(port))
+            self.again = str(reply)
+        else:
+            error = as_error(reply, doing)
+            if isinstance(error, Unreachable):
+                nodes.distrust()
+            raise error
+
+    @property
+    def has_moved(self) -> bool:
+        """True once any chunk is in."""
+        return self._next > 0
+
+    def outcome(self) -> Appended | LaneError:
+        """What `Log.append` returns for this path."""
+        if self.error is not None:
+            return self.error
+        marker, before = self.path.marker, self._before
+        return Appended(marker, marker.ordinal - before.ordinal, marker.quarantined - before.quarantined)
+
+
+def in_turn(jobs: list[Job]) -> Iterator[tuple[Job, Call]]:
+    """The calls of all jobs, one of each in turn, so that no lane waits for another's backlog."""
+    running = [(job, job.calls()) for job in jobs]
+    while running:
+        still = []
+        for job, calls in running:
+            call = next(calls, None)
+            if call is not None:
+                yield job, call
+                still.append((job, calls))
+        running = still
+
+
+def _lane_error(verdict: bytes, reply: list[Any], lane: Lane, name: str) -> LaneError:
+    """The refusal of the script as an error: raised where the claim is at stake, returned where only the lane is."""
+    if verdict == b"FENCED":
+        raise Fenced(
+            f"target lane {name} belongs to a newer claim ({(reply[1] or b'').decode() or 'its state is gone'})",
+            hint="another process took over; this one claims anew if it still owns the lane",
+        )
+    if verdict == b"ORDER":
+        # Our claim, but not our marker: the server lost a suffix (failover, AOF cut) or a late write came in.
+        raise Indeterminate(
+            f"the marker on target lane {name} is not the one that we left", hint="the relay claims anew and reads it"
+        )
+    if verdict == b"RIGHT":
+        raise AccessRefused(
+            f"appending to {name}: the Redis user lacks the right to {reply[1].decode().upper()}",
+            hint="`crossfade doctor --print-acls` lists what is needed",
+        )
+    if verdict == b"TYPE":
+        return TargetTorn(
+            lane,
+            f"target lane {name}: {reply[1].decode(errors='replace')}",
+            hint="something else was written to this key; restore the stream or use another key",
+        )
+    if verdict == b"GONE":
+        return reset_error(lane, name)
+    if verdict == b"BEHIND":
+        return torn_error(lane, name, reply[1].decode(), reply[2].decode())
+    if verdict == b"IDS":
+        return TargetTorn(
+            lane,
+            f"the last id {reply[1].decode()} of target lane {name} leaves no room for more",
+            hint="someone wrote an id far in the future; use another key",
+        )
+    raise BrokerError(f"appending to {name}: the script answered {verdict!r}")

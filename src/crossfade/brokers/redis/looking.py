@@ -1,0 +1,131 @@
+"""Atomic looks at stream keys: entries, counters and groups of one moment, many lanes in one pipeline.
+
+Hides commands and the form of their replies. Invariant: what a `Look` says and the entries that come with it were true
+at the same moment, on a server that was a primary then. Called by `source`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import Unreachable
+from ...model.record import Lane
+from .keys import BIRTH_PREFIX
+from .link import Command, Link, LinkLost, pack_one
+from .nodes import Nodes, unreachable
+from .reckoning import Look
+from .replies import as_error, check, code_of, info_fields, is_error, pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What to read: from `edge` to the end, or (reverse) from `edge` to the beginning."""
+
+    edge: bytes
+    count: int
+    reverse: bool
+
+
+class Looker:
+    """Looks at the stream keys of one log."""
+
+    def __init__(self, nodes: Nodes, stream_keys: Sequence[bytes]) -> None:
+        self._nodes = nodes
+        self._keys = stream_keys
+
+    async def look(self, lanes: Sequence[Lane], ranges: Mapping[Lane, Range]) -> dict[Lane, tuple[Look, list[Any]]]:
+        """One atomic look at each lane, and the entries of the asked range. Raises Unreachable, AccessRefused."""
+        commands: dict[Lane, list[Command]] = {}
+        for lane in lanes:
+            key, asked = self._keys[lane], ranges[lane]
+            read: Command = ("XREVRANGE", key, asked.edge, "-") if asked.reverse else ("XRANGE", key, asked.edge, "+")
+            commands[lane] = [
+                ("MULTI",),
+                (*read, "COUNT", asked.count),
+                ("XINFO", "STREAM", key),
+                ("XINFO", "GROUPS", key),
+                ("EXEC",),
+            ]
+        replies, histories = await self.call(commands, "reading")
+        return {lane: self._parse(lane, replies[lane], histories[lane]) for lane in lanes}
+
+    def _parse(self, lane: Lane, replies: list[Any], history: str) -> tuple[Look, list[Any]]:
+        doing = f"reading {self._name(lane)}"
+        for reply in replies[1:]:
+            check(reply, doing)
+        entries, info, groups = replies[-1]
+        check(entries, doing)
+        if is_error(info) and "no such key" in str(info):
+            return Look(exists=False, history=history), []
+        stream = pairs(check(info, doing))
+        births: dict[str, str] = {}
+        for group in map(pairs, check(groups, doing)):
+            if group[b"name"].startswith(BIRTH_PREFIX):
+                births[group[b"name"].decode()] = group[b"last-delivered-id"].decode()
+        names = tuple(sorted(births))
+        first = stream[b"first-entry"]
+        look = Look(
+            exists=True,
+            births=names,
+            added=stream[b"entries-added"],
+            length=stream[b"length"],
+            last=stream[b"last-generated-id"].decode(),
+            max_deleted=stream[b"max-deleted-entry-id"].decode(),
+            first=first[0].decode() if first else "",
+            history=history,
+            vouched=births[names[0]] if names else "",
+        )
+        return look, entries or []
+
+    async def call(
+        self, commands: Mapping[Lane, Sequence[Command]], doing: str
+    ) -> tuple[dict[Lane, list[Any]], dict[Lane, str]]:
+        """Commands of several lanes, one pipeline a node; and each node's history. Raises Unreachable."""
+        lanes = list(commands)
+        groups = await self._nodes.by_link([self._keys[lane] for lane in lanes])
+        flights: list[tuple[Link, list[Lane], asyncio.Future[list[Any]]]] = []
+        for link, indexes in groups.items():
+            mine = [lanes[index] for index in indexes]
+            packed = [pack_one(("INFO", "replication"))]
+            packed += [pack_one(command) for lane in mine for command in commands[lane]]
+            flights.append((link, mine, link.send(b"".join(packed), len(packed))))
+        replies: dict[Lane, list[Any]] = {}
+        histories: dict[Lane, str] = {}
+        for link, mine, future in flights:
+            try:
+                got = await link.wait(future)
+            except LinkLost as error:
+                self._nodes.distrust()
+                raise unreachable(error, doing) from error
+            history = self._history(link, got[0])
+            at = 1
+            for lane in mine:
+                replies[lane] = got[at : at + len(commands[lane])]
+                self._follow(replies[lane])
+                at += len(commands[lane])
+                histories[lane] = history
+        return replies, histories
+
+    def _history(self, link: Link, info: Any) -> str:
+        """The replication id of a primary, "" where INFO is not allowed. Raises Unreachable on a replica."""
+        if is_error(info):
+            if code_of(info) == "NOPERM":
+                return ""
+            raise as_error(info, "reading the role")
+        found = info_fields(info)
+        if found.get("role") == "slave":
+            self._nodes.distrust()
+            link.abort("it has become a replica")
+            raise Unreachable(f"Redis at {link.address} has become a replica", hint="the new primary is looked for")
+        return found.get("master_replid", "")[:8]
+
+    def _follow(self, replies: list[Any]) -> None:
+        """Forget the slot map where a reply says that it is old; the caller raises on the same reply."""
+        if any(is_error(reply) and code_of(reply) in ("MOVED", "ASK", "CLUSTERDOWN", "EXECABORT") for reply in replies):
+            self._nodes.distrust()
+
+    def _name(self, lane: Lane) -> str:
+        return self._keys[lane].decode(errors="replace")
