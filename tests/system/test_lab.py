@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from crossfade.lab import Lab, LabError, LabUsage, NotPossibleHere
-from crossfade.lab.process import identify, tagged
+from crossfade.lab.process import identify, tagged, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -324,3 +325,68 @@ def test_a_silent_producer_sees_a_half_open_broker(lab: Lab) -> None:
     assert fault.observe()["bytes_dropped"] > 0
     fault.wait_healed(10)
     write(lab, "silent", 5)
+
+
+def test_a_secured_lab_lets_in_who_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSFADE_LAB_ROOT", str(tmp_path))
+    with Lab.up("secured", brokers=1, secure=True, owner_pid=os.getpid()) as lab:
+        lab.create_topic("t")
+        outcome: dict[str, str] = {}
+        cases = [("CLIENT", "app"), ("SASLPLAIN", "app"), ("MTLS", "app"), ("OAUTH", "app"), ("CLIENT", "nobody")]
+        for listener, user in cases:
+            properties = lab.kafka_properties(listener=listener, user=user)
+            client = Producer({**properties, "acks": "all", "message.timeout.ms": 30_000, "log_level": 0})
+
+            def delivered(error: object, _: object, name: str = f"{listener} {user}") -> None:
+                outcome[name] = "written" if error is None else error.name()  # type: ignore[attr-defined]
+
+            client.produce("t", listener.encode(), on_delivery=delivered)
+            client.flush(40)
+        assert outcome.pop("CLIENT nobody") == "TOPIC_AUTHORIZATION_FAILED"
+        assert outcome == {f"{listener} app": "written" for listener, _ in cases[:-1]}
+        with redis.Redis.from_url(lab.redis_url()) as client:
+            assert client.xadd("s", {"a": "1"})
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.config_get("*")
+        with redis.Redis.from_url(lab.redis_url(user="nobody")) as client:
+            assert client.ping()
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.xlen("s")
+
+
+def test_sentinels_move_the_primary_and_clients_stay_behind_proxies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSFADE_LAB_ROOT", str(tmp_path))
+    with Lab.up("guarded", brokers=0, redis="sentinel", owner_pid=os.getpid()) as lab:
+        addresses = [
+            (host, int(port)) for host, port in (a.split(":") for a in lab.env()["REDIS_SENTINELS"].split(","))
+        ]
+        guard = redis.Sentinel(addresses, socket_timeout=2)
+        proxied = {link.port for link in lab.state.links}
+        first = guard.discover_master("crossfade")[1]
+        assert first == lab.state.link("redis-0").port
+        lab.faults.kill("redis-0", heal_after_s=30)
+
+        def primary() -> int:
+            try:
+                return int(guard.discover_master("crossfade")[1])
+            except redis.sentinel.MasterNotFoundError:
+                return first
+
+        assert wait_until(lambda: primary() != first, 30)
+        assert primary() in proxied
+        with redis.Redis(port=primary(), socket_timeout=5) as client:
+            assert client.xadd("after", {"a": "1"})
+
+
+def test_a_cluster_redirects_to_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSFADE_LAB_ROOT", str(tmp_path))
+    with Lab.up("spread", brokers=0, redis="cluster", owner_pid=os.getpid()) as lab:
+        host, port = lab.env()["REDIS_NODES"].split(",")[0].split(":")
+        with redis.RedisCluster(host=host, port=int(port)) as client:
+            for number in range(60):
+                client.xadd(f"k{number}", {"n": number})
+        used = [link["link"] for link in lab.status()["links"] if link["request_bytes"] > 0]
+        assert used[:3] == ["redis-0", "redis-1", "redis-2"]
+        assert lab.faults.trim_stream("k7").observed["removed_records"] == 1
