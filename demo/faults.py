@@ -24,7 +24,7 @@ from .stage import Stage
 from .timeline import Timeline
 
 TRIES_MAX = 8
-RECOVER_LIMIT_S = 60.0
+RECOVER_LIMIT_S = 120.0
 MOVE_LIMIT_S = 60.0
 #: "just before": records must have arrived at the target in this time before a fault
 JUST_BEFORE_S = 1.0
@@ -194,7 +194,7 @@ class Faults:
             moving = self._timeline.moved(time.time() - JUST_BEFORE_S) > 0 and self._load.is_writing()
             return moving and (also is None or bool(also()))
 
-        if not self._load.wait(is_right, MOVE_LIMIT_S, check=self._relay.check):
+        if not self._load.wait(is_right, MOVE_LIMIT_S):
             raise Trouble(f"no right moment for a fault in {MOVE_LIMIT_S:.0f} s: nothing moved, see {self._relay.log}")
 
     def _strike(self, fault: Fault) -> None:
@@ -211,9 +211,7 @@ class Faults:
         return self._load.wait(lambda: self._timeline.moved(time.time() - 0.5) == 0, limit_s)
 
     def _await_recovery(self, fault: Fault) -> None:
-        self._load.wait(
-            lambda: self._timeline.all_lanes_past(fault.at_s) is not None, RECOVER_LIMIT_S, check=self._relay.check
-        )
+        self._load.wait(lambda: self._timeline.all_lanes_past(fault.at_s) is not None, RECOVER_LIMIT_S)
         past_s = self._timeline.all_lanes_past(fault.at_s)
         fault.recovered_s = None if past_s is None else past_s - fault.at_s
         fault.observed["written_meanwhile"] = self._load.written_since(fault.at_s)

@@ -27,6 +27,8 @@ class Load:
         self.written = 0
         self.lag = 0
         self.lag_max = {"forward": 0, "back": 0}
+        #: called while waiting; each may raise to give up early
+        self.watch: list[Callable[[], None]] = []
         self._samples: list[tuple[float, int]] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
@@ -50,8 +52,8 @@ class Load:
         at = bisect_left(samples, (moment_s, 0))
         return self.written - samples[at][1] if at < len(samples) else 0
 
-    def wait(self, condition: Callable[[], bool], limit_s: float, *, check: Callable[[], None] | None = None) -> bool:
-        """Wait until `condition` holds; False when `limit_s` passed. `check` may raise to give up early."""
+    def wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Wait until `condition` holds; False when `limit_s` passed. Raises what `watch` raises."""
         deadline = time.monotonic() + limit_s
         while True:
             self.refresh()
@@ -59,7 +61,7 @@ class Load:
                 return True
             if self.error is not None:
                 raise self.error
-            if check is not None:
+            for check in self.watch:
                 check()
             if time.monotonic() >= deadline:
                 return False

@@ -31,6 +31,7 @@ from .load import Load
 from .report import Direction
 from .stage import Stage
 from .timeline import Timeline
+from .writing import Writing
 
 _DRAIN_LIMIT_S = 120.0
 _WRITE_LIMIT_S = 180.0
@@ -47,7 +48,7 @@ class Plan:
     seed: int
     records_min: int = 500_000
     rate_records_per_s: int = 13_000
-    #: of the workload while the second half copies back what the first half copied
+    #: of the workload once enough is written, and during the second half
     slow_rate_records_per_s: int = 5_000
     relay_kills: int = 3
     leader_kills: int = 1
@@ -62,6 +63,7 @@ class Plan:
             seed,
             records_min=60_000,
             rate_records_per_s=10_000,
+            slow_rate_records_per_s=3_000,
             relay_kills=1,
             leader_kills=0,
             both_directions=False,
@@ -80,7 +82,8 @@ class Run:
         self._started_s = time.monotonic()
         self._children: list[Child] = []
         self._history = folder / "history.bin"
-        self._load: Load | None = None
+        self._load: Load
+        self._writing: Writing
 
     def play(self) -> dict[str, Any]:
         """The whole run. Raises Trouble and the lab's errors; leaves no process behind in any case."""
@@ -107,25 +110,34 @@ class Run:
     def _copy(self, stage: Stage) -> list[Direction]:
         plan = self._plan
         forward = Timeline(self._folder / "seen-forward.jsonl", stage.lanes)
-        self._load = load = Load(lambda: stage.redis_records(stage.pattern), forward)
+        self._writing = Writing(stage, self._history, plan.seed, self._say)
+        self._load = load = Load(lambda: self._count_written(stage), forward)
+        load.watch.append(self._writing.check)
         with self._sampling(load):
             self._say("starting the relay `forward`: Redis msg:stream:<lane> -> Kafka messages.v1")
             self._crossfade(stage, "relay", "start", "forward")
             self._start_follower(stage, forward, "--kafka", stage.bootstrap_direct, "--topic", stage.topic)
             relay = self._start_relay(stage, "forward")
             self._await_lanes(stage, load, "forward", relay)
-            workload = self._start_workload(stage, plan.rate_records_per_s)
+            self._writing.start(plan.rate_records_per_s)
             first = Direction("redis-to-kafka", "forward", forward, records_min=plan.records_min)
             faults = Faults(stage, relay, forward, load, self._random, self._say)
             first.faults = faults.done
             self._break(faults, [faults.kill_relay_in_transaction] * plan.relay_kills)
-            self._wait_records(workload, load, "forward", forward, relay)
-            self._stop_workload(workload)
+            self._wait_records("forward", forward, relay)
+            self._writing.stop()
             self._drain(stage, load, "forward", relay)
             if plan.both_directions:
                 return [first, self._copy_back(stage, load, first, relay)]
             self._end_half(first, relay, load)
             return [first]
+
+    def _count_written(self, stage: Stage) -> int:
+        """Records in the source; once they are enough, no backlog is built up any more."""
+        written = stage.redis_records(stage.pattern)
+        if written >= self._plan.records_min:
+            self._writing.slow_down(self._plan.slow_rate_records_per_s)
+        return written
 
     def _copy_back(self, stage: Stage, load: Load, first: Direction, forward_relay: Supervised) -> Direction:
         plan = self._plan
@@ -133,7 +145,7 @@ class Run:
         self._say(
             "starting the relay `back`: Kafka messages.v1 -> Redis back:stream:<lane>, from the beginning and live"
         )
-        workload = self._start_workload(stage, plan.slow_rate_records_per_s)
+        self._writing.start(plan.slow_rate_records_per_s)
         self._crossfade(stage, "relay", "start", "back")
         self._start_follower(stage, timeline, "--redis", stage.redis_direct, "--pattern", stage.back_pattern)
         relay = self._start_relay(stage, "back")
@@ -142,8 +154,8 @@ class Run:
         faults = Faults(stage, relay, timeline, load, self._random, self._say)
         second.faults = faults.done
         self._break(faults, [faults.kill_relay_in_append] * plan.relay_kills)
-        self._wait_records(workload, load, "back", timeline, relay)
-        self._stop_workload(workload)
+        self._wait_records("back", timeline, relay)
+        self._writing.stop()
         self._drain(stage, load, "forward", forward_relay)
         self._drain(stage, load, "back", relay)
         self._end_half(first, forward_relay, load)
@@ -171,20 +183,17 @@ class Run:
 
     # -- steps
 
-    def _wait_records(self, workload: Child, load: Load, route: str, timeline: Timeline, relay: Supervised) -> None:
-        goal = self._plan.records_min
-        told_s = time.monotonic()
+    def _wait_records(self, route: str, timeline: Timeline, relay: Supervised) -> None:
+        goal, load, told_s = self._plan.records_min, self._load, time.monotonic()
 
         def enough() -> bool:
             nonlocal told_s
             if time.monotonic() - told_s >= 5:
                 told_s = time.monotonic()
                 self._say(f"  {route}: {timeline.total:,} of {goal:,} copied, lag {load.lag:,}")
-            if not workload.is_running:
-                raise Trouble(f"the workload ended by itself, see {workload.log}:\n{workload.tail()}")
             return load.written >= goal and timeline.total >= goal
 
-        if not load.wait(enough, _WRITE_LIMIT_S, check=relay.check):
+        if not load.wait(enough, _WRITE_LIMIT_S):
             raise Trouble(
                 f"{route}: only {timeline.total:,} of {goal:,} records after {_WRITE_LIMIT_S:.0f} s, see {relay.log}"
             )
@@ -196,7 +205,7 @@ class Run:
             rows = self._status(stage, route)
             return len(rows) == stage.lanes and all(row["state"] in ("copying", "idle") for row in rows)
 
-        if not load.wait(owned, _OWN_LIMIT_S, check=relay.check):
+        if not load.wait(owned, _OWN_LIMIT_S):
             raise Trouble(f"{route}: the relay did not own its lanes after {_OWN_LIMIT_S:.0f} s, see {relay.log}")
 
     def _drain(self, stage: Stage, load: Load, route: str, relay: Supervised) -> None:
@@ -221,7 +230,7 @@ class Run:
             behind = {row["lane"]: row["lag_records"] for row in rows if row["lag_records"] != 0}
             return len(rows) == stage.lanes and not behind
 
-        if not load.wait(is_copied, _DRAIN_LIMIT_S, check=relay.check):
+        if not load.wait(is_copied, _DRAIN_LIMIT_S):
             raise Trouble(f"{route}: not drained after {_DRAIN_LIMIT_S:.0f} s: {behind}, see {relay.log}")
 
     def _counts_agree(self, stage: Stage, load: Load, route: str) -> bool:
@@ -287,26 +296,9 @@ class Run:
         ]
         relay = Supervised(f"relay-{route}", [*command, *arguments], logs=stage.logs, tag=stage.tag, env=env)
         self._children.append(relay)
+        self._load.watch.append(relay.check)
         relay.start()
         return relay
-
-    def _start_workload(self, stage: Stage, rate_records_per_s: int) -> Child:
-        argv = [
-            *(sys.executable, "-m", "crossfade.lab.workload", "--redis", stage.redis_direct),
-            *("--pattern", stage.pattern, "--lanes", str(stage.lanes), "--rate", str(rate_records_per_s)),
-            *("--history", str(self._history), "--seed", str(self._plan.seed), "--progress"),
-        ]
-        workload = Child("workload", argv, logs=stage.logs, tag=stage.tag, env={})
-        self._children.append(workload)
-        workload.start()
-        self._say(f"workload: unique keyed records at {rate_records_per_s:,}/s to {stage.pattern}")
-        return workload
-
-    def _stop_workload(self, workload: Child) -> None:
-        code = workload.stop()
-        if code != 0:
-            raise Trouble(f"the workload ended with {code}, see {workload.log}:\n{workload.tail()}")
-        self._say(f"workload stopped: {workload.tail(1)}")
 
     def _start_follower(self, stage: Stage, timeline: Timeline, *where: str) -> None:
         argv = [sys.executable, "-m", "demo.follower", *where, "--lanes", str(stage.lanes), "--out", str(timeline.path)]
@@ -347,6 +339,7 @@ class Run:
             yield
         finally:
             load.stop()
+            self._writing.abandon()
 
     def _sabotage_note(self) -> dict[str, Any] | None:
         note = self._folder / "sabotage.json"
