@@ -12,9 +12,11 @@ from crossfade.brokers.memory import MemoryBroker, MemoryLog
 from crossfade.brokers.protocol import From, Owner, Start
 from crossfade.errors import LaneError
 from crossfade.model.mapping import mapping_named
+from crossfade.model.partitioner import partition_many
 from crossfade.model.position import Place
 from crossfade.model.record import Batch, Shape, Write
 from crossfade.verify.audit import Progress, audit
+from crossfade.verify.by_key import audit_by_key
 from crossfade.verify.report import AuditReport
 
 LANES = 3
@@ -403,3 +405,109 @@ async def test_empty_sides() -> None:
     assert report.is_complete
     await world.fill(10)
     assert (await world.audit()).total("pending") == 10 * LANES
+
+
+# ------------------------------------------------------------------------------------------------ N lanes to M, by key
+
+TARGET_LANES = 5
+
+
+class KeyedWorld(World):
+    """Three source lanes spread over five target lanes by key."""
+
+    def __init__(self, source: Shape, target: Shape) -> None:
+        super().__init__(source, target)
+        self.target = MemoryLog(self.broker, "target", TARGET_LANES, target)
+
+    async def copy(self, start: Start | None = None) -> None:
+        begun = await self.source.begin(range(LANES), start or Start())
+        places = {lane: place for lane, place in begun.items() if isinstance(place, Place)}
+        paths = [(lane, to) for lane in range(LANES) for to in range(TARGET_LANES)]
+        claim = await self.target.claim(Owner(ROUTE, "test", "digest", paths=tuple(paths)), paths)
+        while True:
+            batches = await self.source.read(places, 130, 1 << 30, 0)
+            writes = []
+            for lane, batch in batches.items():
+                assert isinstance(batch, Batch)
+                mapped = self.mapping.translate(batch, self.target.shape)
+                keys = [self.mapping.key_of(row, self.target.shape) for row in mapped.rows]
+                lanes = partition_many("murmur2", keys, TARGET_LANES, lane)
+                for to in range(TARGET_LANES):
+                    chosen = [at for at, one in enumerate(lanes) if one == to]
+                    positions, rows = [mapped.positions[at] for at in chosen], [mapped.rows[at] for at in chosen]
+                    writes.append(Write((lane, to), positions, rows, batch.place))
+                places[lane] = batch.place
+            if not any(write.rows for write in writes):
+                return
+            outcomes = await self.target.append(claim, writes)
+            assert not [one for one in outcomes.values() if isinstance(one, LaneError)]
+
+    def stored(self, lane: int) -> list[Any]:
+        found = self.broker.stream("target", TARGET_LANES, self.target.shape).lanes[lane]
+        return found.committed if self.target.shape is RECORD else found.entries  # type: ignore[union-attr]
+
+    async def audit(self, **options: Any) -> AuditReport:
+        options.setdefault("window_records", 40)
+        return await audit_by_key(
+            self.source, self.target, self.mapping, route_id=ROUTE, partitioner="murmur2", **options
+        )
+
+
+async def spread(source: Shape, target: Shape) -> KeyedWorld:
+    world = KeyedWorld(source, target)
+    await world.fill()
+    await world.copy()
+    return world
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_a_right_spread_by_key_is_silent(source: Shape, target: Shape) -> None:
+    world = await spread(source, target)
+    report = await world.audit()
+    assert report.ok, report.as_dict()
+    assert report.is_complete
+    assert report.records == LANES * RECORDS
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+@pytest.mark.parametrize("name", ["missing", "altered", "reordered", "duplicate", "extra"])
+async def test_damage_to_a_spread_by_key_is_named(source: Shape, target: Shape, name: str) -> None:
+    world = await spread(source, target)
+    to = max(range(TARGET_LANES), key=lambda lane: len(world.stored(lane)))
+    stored = world.stored(to)
+    at = 100
+    if name == "missing":
+        del stored[at]
+    elif name == "altered":
+        stored[at] = (stored[at][0], content_changed(stored[at][1]))
+    elif name == "reordered":
+        row = stored.pop(at)[1]
+        stored.append((last_after(stored), row))
+    elif name == "duplicate":
+        stored.append((last_after(stored), stored[at][1]))
+    else:
+        stored.append((last_after(stored), content_changed(unmarked(stored[at][1]))))
+    lane = world.broker.stream("target", TARGET_LANES, target).lanes[to]
+    if target is RECORD:
+        lane.end = stored[-1][0] + 1  # type: ignore[union-attr]
+    else:
+        lane.added, lane.last = len(stored), stored[-1][0]  # type: ignore[union-attr]
+    report = await world.audit()
+    assert found(report) == {name: 1}, report.as_dict()["differences"]
+
+
+async def test_a_spread_by_key_that_is_trimmed_pending_or_late() -> None:
+    world = await spread(ENTRY, RECORD)
+    await world.fill(50, first=RECORDS)
+    report = await world.audit()
+    assert report.ok
+    assert report.total("pending") == 50 * LANES
+    assert found(await world.audit(is_settled=True)) == {"missing": 50 * LANES}
+    for lane in range(TARGET_LANES):
+        world.broker.trim("target", lane, 40)
+    report = await world.audit()
+    assert report.ok, report.as_dict()["differences"]
+    assert not report.is_complete
+    assert report.total("before_target") + report.records + report.total("pending") == (RECORDS + 50) * LANES
+    world.broker.trim("source", 0, 20)
+    assert (await world.audit()).ok

@@ -98,7 +98,7 @@ async def audit(
         run.lanes[lane] = one
     before = report.records
     try:
-        with _calm_collector():
+        with calm_collector():
             await run.to_the_end()
         for one in run.lanes.values():
             one.finish(is_settled=is_settled)
@@ -113,7 +113,7 @@ async def audit(
 
 
 @contextmanager
-def _calm_collector() -> Iterator[None]:
+def calm_collector() -> Iterator[None]:
     """Collect cycles rarely while rows stream by: rows hold none, and every full collection would walk all that are
     waiting, which doubles the cost of a record."""
     thresholds = gc.get_threshold()
@@ -124,6 +124,37 @@ def _calm_collector() -> Iterator[None]:
         gc.set_threshold(*thresholds)
 
 
+class Watch:
+    """Tells of progress, and notices when there is none."""
+
+    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
+        self.records_before = 0
+        self._on_progress = on_progress
+        self._started_s = self._told_s = self._heard_s = time.monotonic()
+
+    def heard(self, is_news: bool) -> None:
+        """After each round of reads. Raises Unreachable when none has brought anything for too long."""
+        now_s = time.monotonic()
+        if is_news:
+            self._heard_s = now_s
+        elif now_s - self._heard_s > STALL_S_MAX:
+            raise Unreachable(
+                f"no records came for {STALL_S_MAX:.0f} s, though the bounds say that there are more",
+                hint="check that the brokers serve reads (leaders, open transactions)",
+            )
+
+    def tell(self, records: int, total: int, differences: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Call back, but not too often."""
+        now_s = time.monotonic()
+        if self._on_progress is None or now_s - self._told_s < PROGRESS_EVERY_S:
+            return
+        self._told_s = now_s
+        elapsed_s = now_s - self._started_s
+        rate = (records - self.records_before) / max(elapsed_s, 1e-9)
+        eta_s = max(0, total - records) / rate if rate else 0.0
+        self._on_progress(Progress(records, total, differences, elapsed_s, rate, eta_s, state))
+
+
 class _Run:
     """Reads whatever side any lane is waiting for, until all lanes are at their ends."""
 
@@ -131,24 +162,27 @@ class _Run:
         self.lanes: dict[Lane, LaneAudit] = {}
         self._source = source
         self._target = target
-        self._on_progress = on_progress
-        self._started_s = self._told_s = self._heard_s = time.monotonic()
-        self._records_before = 0
+        self._watch = Watch(on_progress)
 
     async def to_the_end(self) -> None:
         """Raises Unreachable, AccessRefused."""
         lanes = self.lanes.values()
-        self._records_before = sum(one.records for one in lanes)
+        self._watch.records_before = sum(one.records for one in lanes)
         for one in lanes:
             one.advance()
         while not all(one.is_done for one in lanes):
             from_source, from_target = self._wanted()
             invariant(bool(from_source or from_target), "an audit that is not done waits for one of its sides")
             taken = await asyncio.gather(self._read_source(from_source), self._read_target(from_target))
-            self._watch(any(taken))
+            self._watch.heard(any(taken))
             for one in lanes:
                 one.advance()
-            self._tell()
+            self._watch.tell(
+                sum(one.records for one in lanes),
+                sum(one.source.bounds.length for one in lanes),
+                sum(one.differences for one in lanes),
+                self.state,
+            )
 
     def _wanted(self) -> tuple[list[Lane], list[Lane]]:
         """Which lanes to read on either side."""
@@ -190,29 +224,6 @@ class _Run:
         for lane, outcome in outcomes.items():
             self.lanes[lane].take_target(outcome)
         return bool(outcomes)
-
-    def _watch(self, is_news: bool) -> None:
-        now_s = time.monotonic()
-        if is_news:
-            self._heard_s = now_s
-        elif now_s - self._heard_s > STALL_S_MAX:
-            raise Unreachable(
-                f"no records came for {STALL_S_MAX:.0f} s, though the bounds say that there are more",
-                hint="check that the brokers serve reads (leaders, open transactions)",
-            )
-
-    def _tell(self) -> None:
-        now_s = time.monotonic()
-        if self._on_progress is None or now_s - self._told_s < PROGRESS_EVERY_S:
-            return
-        self._told_s = now_s
-        records = sum(one.records for one in self.lanes.values())
-        total = sum(one.source.bounds.length for one in self.lanes.values())
-        elapsed_s = now_s - self._started_s
-        rate = (records - self._records_before) / max(elapsed_s, 1e-9)
-        eta_s = max(0, total - records) / rate if rate else 0.0
-        differences = sum(one.differences for one in self.lanes.values())
-        self._on_progress(Progress(records, total, differences, elapsed_s, rate, eta_s, self.state))
 
     def state(self) -> dict[str, Any]:
         """What a later audit needs to go on from here; JSON."""

@@ -104,9 +104,11 @@ class LaneDiff:
         on_expected: Callable[[Sequence[SourcePosition], Sequence[Row]], None] | None = None,
         on_difference: Callable[[Difference], None],
         remembered_max: int = REMEMBERED_MAX,
+        begins_late: bool = False,
     ) -> None:
         """`on_expected` is told every expected slice once it is done with, in source order; `on_difference` every
-        difference as soon as it is certain."""
+        difference as soon as it is certain. `begins_late`: what is expected before the first row of the target was
+        never copied, or is trimmed there, and is only counted."""
         self.expected = _Side()
         self.actual = _Side()
         #: records of the source that are on the target exactly once, in order and unchanged
@@ -119,6 +121,9 @@ class LaneDiff:
         self.stale_epochs = 0
         #: expected rows behind the last row of the target, too many to remember
         self.tail = 0
+        #: expected rows before the first of the target, where it `begins_late`
+        self.before = 0
+        self._begins_late = begins_late
         #: target rows whose originals the source no longer has, see `source_gap`
         self.source_gone = 0
         #: last rows taken of either side, None = none yet; those behind the target's end are not taken but waiting
@@ -317,7 +322,12 @@ class LaneDiff:
     def _judge(self, window: Window, take_expected: int, take_actual: int) -> None:
         """Decide the first rows of both sides of a window."""
         positions, rows = window.positions, window.rows
-        for index in range(take_expected):
+        late = 0
+        if self._begins_late and self.frontier is None:
+            seen = [index for index in range(take_expected) if 0 <= window.seen_at[index] < take_actual]
+            late = min(seen, default=take_expected)
+            self.before += late
+        for index in range(late, take_expected):
             if not 0 <= window.seen_at[index] < take_actual:
                 self._not_here(positions[index], rows[index])
             elif positions[index] in self._early:

@@ -32,7 +32,7 @@ class Translates(Protocol):
     def translate(self, batch: Batch, target: Shape) -> Mapped: ...
 
 
-class _Reading:
+class Reading:
     """Where the reading of one side stands."""
 
     def __init__(self, bounds: Bounds) -> None:
@@ -110,8 +110,8 @@ class LaneAudit:
         hasher: Hasher,
     ) -> None:
         self.lane = lane
-        self.source = _Reading(source_bounds)
-        self.target = _Reading(target_bounds)
+        self.source = Reading(source_bounds)
+        self.target = Reading(target_bounds)
         self.is_done = False
         self._target_shape = target.shape
         self._mapping = mapping
@@ -184,7 +184,7 @@ class LaneAudit:
             return
         rows = self.source.new_rows(outcome)
         self.source.take(outcome)
-        mapped = self._mapping.translate(_cut(outcome, rows), self._target_shape)
+        mapped = self._mapping.translate(cut(outcome, rows), self._target_shape)
         self._mine.quarantined += len(mapped.rejects)
         positions, expected = self._without_quarantined(mapped.positions, mapped.rows)
         self._diff.expect(*self._from_floor(positions, expected))
@@ -198,7 +198,7 @@ class LaneAudit:
             return
         rows = self.target.new_rows(outcome)
         self.target.take(outcome)
-        batch = _cut(outcome, rows)
+        batch = cut(outcome, rows)
         if self._floor is None:
             self._find_floor(batch)
         self._diff.see(batch.positions, batch.rows)
@@ -291,7 +291,7 @@ class LaneAudit:
 
     # ------------------------------------------------------------------------------------------------ what is expected
 
-    def _is_same_incarnation(self, side: _Reading, batch: Batch, name: str) -> bool:
+    def _is_same_incarnation(self, side: Reading, batch: Batch, name: str) -> bool:
         known, found = side.bounds.incarnation, batch.place.incarnation
         if known and found and known != found:
             self.fail(SourceReset(self.lane, f"{name} was deleted and made anew while it was read"))
@@ -335,7 +335,8 @@ class LaneAudit:
         self._report.add(self.lane, difference)
 
 
-def _cut(batch: Batch, rows: slice) -> Batch:
+def cut(batch: Batch, rows: slice) -> Batch:
+    """The batch with only these rows; itself where that is all."""
     if rows.start == 0 and rows.stop == len(batch.rows):
         return batch
     return Batch(batch.lane, batch.shape, batch.positions[rows], batch.rows[rows], batch.place, batch.at_end)

@@ -1,0 +1,255 @@
+"""The audit of a route that spreads N source lanes over M target lanes by key.
+
+Every path (source lane, target lane) is compared by itself: what the source lane holds for keys of that target lane,
+against what the target lane holds with marks of that source lane. So loss, order per key and a record on the wrong lane
+show, however the sources interleave. Slower than one to one, because every mark is read. Called by the CLI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from ..brokers.protocol import From, Log, Start
+from ..errors import LaneError, SourceDeleted, SourceTrimmed
+from ..model.partitioner import partition_many
+from ..model.position import position_order, position_text
+from ..model.record import Batch, Lane, Path, Row, Shape
+from ..model.wire import XF, XF_FIELD, decode_origin
+from .audit import BUFFERED_ROWS_MAX, READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_S, Progress, Watch, calm_collector
+from .diff import Difference, Kind, LaneDiff
+from .lane import Reading, Translates, cut
+from .origins import codec_for
+from .report import AuditReport, LaneReport
+from .second_look import second_look
+
+
+class MapsByKey(Translates, Protocol):
+    """What is needed of a mapping."""
+
+    def key_of(self, row: Row, shape: Shape) -> bytes | None: ...
+
+
+async def audit_by_key(
+    source: Log,
+    target: Log,
+    mapping: MapsByKey,
+    *,
+    route_id: str,
+    partitioner: str,
+    on_progress: Callable[[Progress], None] | None = None,
+    window_records: int = 2_000,
+    start: Start | None = None,
+    is_settled: bool = False,
+    quarantined: Mapping[Lane, Collection[str]] | None = None,
+) -> AuditReport:
+    """Compare all lanes of an open source with all lanes of an open target; see `audit`. It begins anew each time.
+
+    The report has one entry per source lane. Raises Unreachable, AccessRefused, UsageError (unknown partitioner).
+    """
+    started_s = time.monotonic()
+    target_bounds = await target.bounds(range(target.lanes))
+    source_bounds = await source.bounds(range(source.lanes))
+    report = AuditReport(source.name, target.name, {})
+    run = _Run(source, target, mapping, report, partitioner, on_progress)
+    run.sources = {lane: Reading(bounds) for lane, bounds in source_bounds.items()}
+    run.targets = {lane: Reading(bounds) for lane, bounds in target_bounds.items()}
+    run.quarantined = {lane: frozenset(positions) for lane, positions in (quarantined or {}).items()}
+    is_earliest = start is None or start.where is From.EARLIEST
+    for lane in range(source.lanes):
+        report.lanes[lane] = LaneReport(lane, source.lane_name(lane), target.name)
+        run.add_paths(lane, route_id, window_records, is_earliest)
+    with calm_collector():
+        await run.to_the_end()
+    run.finish(is_settled=is_settled)
+    if report.strays:
+        await second_look(source, mapping, target.shape, report, source_bounds)
+    report.seconds = time.monotonic() - started_s
+    report.records_per_s = report.records / max(report.seconds, 1e-9)
+    return report
+
+
+class _Run:
+    def __init__(
+        self,
+        source: Log,
+        target: Log,
+        mapping: MapsByKey,
+        report: AuditReport,
+        partitioner: str,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.sources: dict[Lane, Reading] = {}
+        self.targets: dict[Lane, Reading] = {}
+        self.quarantined: dict[Lane, frozenset[str]] = {}
+        self._paths: dict[Path, LaneDiff] = {}
+        self._source = source
+        self._target = target
+        self._mapping = mapping
+        self._report = report
+        self._partitioner = partitioner
+        self._watch = Watch(on_progress)
+
+    def add_paths(self, lane: Lane, route_id: str, window_rows: int, is_earliest: bool) -> None:
+        bounds = self.sources[lane].bounds
+        for to, reading in self.targets.items():
+            codec = codec_for(
+                target_shape=self._target.shape,
+                route_id=route_id,
+                lane=lane,
+                is_source_numeric=self._source.shape is Shape.RECORD,
+            )
+            diff = LaneDiff(
+                codec,
+                window_rows=window_rows,
+                on_difference=self._reporter(lane),
+                begins_late=reading.is_trimmed or not is_earliest,
+            )
+            if self.sources[lane].is_trimmed:
+                diff.source_gap("", bounds.first or bounds.last)
+            self._paths[lane, to] = diff
+
+    def _reporter(self, lane: Lane) -> Callable[[Difference], None]:
+        return lambda difference: self._report.add(lane, difference)
+
+    async def to_the_end(self) -> None:
+        """Raises Unreachable, AccessRefused."""
+        while True:
+            self._advance()
+            sources = [lane for lane, one in self.sources.items() if not one.is_ended]
+            targets = [lane for lane, one in self.targets.items() if not one.is_ended]
+            if not sources and not targets:
+                return
+            taken = await asyncio.gather(*self._reads(sources, targets))
+            self._watch.heard(any(taken))
+            self._watch.tell(
+                sum(diff.matched for diff in self._paths.values()),
+                sum(one.bounds.length for one in self.sources.values()),
+                self._report.differences,
+                dict,
+            )
+
+    def _reads(self, sources: list[Lane], targets: list[Lane]) -> list[Any]:
+        """Read both sides, but let the one wait that has run ahead."""
+        ahead = sum(len(diff.expected) - len(diff.actual) for diff in self._paths.values())
+        reads = []
+        if sources and (ahead <= BUFFERED_ROWS_MAX or not targets):
+            reads.append(self._read_source(sources))
+        if targets and (ahead >= -BUFFERED_ROWS_MAX or not sources):
+            reads.append(self._read_target(targets))
+        return reads
+
+    async def _read_source(self, lanes: Sequence[Lane]) -> bool:
+        places = {lane: self.sources[lane].place for lane in lanes}
+        outcomes = await self._source.read(places, READ_RECORDS_MAX, READ_BYTES_MAX, READ_WAIT_S)
+        for lane, outcome in outcomes.items():
+            if isinstance(outcome, SourceTrimmed | SourceDeleted):
+                await self._go_on_behind_gap(lane)
+            elif isinstance(outcome, LaneError):
+                self._fail(lane, outcome)
+            else:
+                self._take_source(lane, outcome)
+        return bool(outcomes)
+
+    async def _read_target(self, lanes: Sequence[Lane]) -> bool:
+        places = {lane: self.targets[lane].place for lane in lanes}
+        outcomes = await self._target.read(places, READ_RECORDS_MAX, READ_BYTES_MAX, READ_WAIT_S)
+        for lane, outcome in outcomes.items():
+            if isinstance(outcome, LaneError):
+                self.targets[lane].is_ended = True
+                for source_lane in self.sources:
+                    self._fail(source_lane, outcome)
+            else:
+                self._take_target(lane, outcome)
+        return bool(outcomes)
+
+    async def _go_on_behind_gap(self, lane: Lane) -> None:
+        reading = self.sources[lane]
+        last = reading.place.position
+        bounds = (await self._source.bounds([lane]))[lane]
+        for to in self.targets:
+            self._paths[lane, to].source_gap(last, bounds.first or bounds.last)
+        reading.done_until = position_order(last)
+        reading.reanchor(bounds)
+
+    def _fail(self, lane: Lane, error: LaneError) -> None:
+        self._report.lanes[lane].error = error
+        self.sources[lane].is_ended = True
+
+    def _take_source(self, lane: Lane, batch: Batch) -> None:
+        reading, mine = self.sources[lane], self._report.lanes[lane]
+        rows = reading.new_rows(batch)
+        reading.take(batch)
+        mapped = self._mapping.translate(cut(batch, rows), self._target.shape)
+        mine.quarantined += len(mapped.rejects)
+        keys = [self._mapping.key_of(row, self._target.shape) for row in mapped.rows]
+        lanes = partition_many(self._partitioner, keys, len(self.targets), lane)
+        left_out = self.quarantined.get(lane, frozenset())
+        sorted_out: dict[Lane, tuple[list[Any], list[Row]]] = {}
+        for position, row, to in zip(mapped.positions, mapped.rows, lanes, strict=True):
+            if left_out and position_text(position) in left_out:
+                mine.quarantined += 1
+                continue
+            positions, expected = sorted_out.setdefault(to, ([], []))
+            positions.append(position)
+            expected.append(row)
+        for to, (positions, expected) in sorted_out.items():
+            self._paths[lane, to].expect(positions, expected)
+
+    def _take_target(self, to: Lane, batch: Batch) -> None:
+        reading = self.targets[to]
+        kept = cut(batch, reading.new_rows(batch))
+        reading.take(batch)
+        sorted_out: dict[Lane, tuple[list[Any], list[Row]]] = {}
+        for position, row in zip(kept.positions, kept.rows, strict=True):
+            lane = _marked_lane(row)
+            if (lane, to) not in self._paths:
+                # No lane of ours: it is named with the source lane of the same number, or the first.
+                home = to if to in self.sources else 0
+                foreign = Difference(Kind.EXTRA, None, position, "carries no mark of this route", row)
+                self._report.add(home, foreign)
+                continue
+            positions, actual = sorted_out.setdefault(lane, ([], []))
+            positions.append(position)
+            actual.append(row)
+        for lane, (positions, actual) in sorted_out.items():
+            self._paths[lane, to].see(positions, actual)
+
+    def _advance(self) -> None:
+        for (lane, to), diff in self._paths.items():
+            diff.expected.is_ended = self.sources[lane].is_ended
+            diff.actual.is_ended = self.targets[to].is_ended
+            if diff.expected or diff.actual:
+                diff.advance()
+
+    def finish(self, *, is_settled: bool) -> None:
+        """Name what never came."""
+        for (lane, _), diff in self._paths.items():
+            mine = self._report.lanes[lane]
+            if mine.error is None:
+                unnamed = diff.finish(is_settled=is_settled)
+                if is_settled:
+                    mine.counts[Kind.MISSING] += unnamed
+                else:
+                    mine.pending += unnamed
+                mine.is_done = True
+            mine.matched += diff.matched
+            mine.before_target += diff.before
+            mine.source_gone += diff.source_gone
+            mine.stale_epochs += diff.stale_epochs
+
+
+def _marked_lane(row: Row) -> Lane:
+    """The source lane that the last mark of a row names; -1 = it has none."""
+    if len(row) == 4:
+        marks = [content for name, content in row[2] or () if name == XF]
+    else:
+        fields = row[0]
+        marks = [fields[at + 1] for at in range(0, len(fields) - 1, 2) if fields[at] == XF_FIELD]
+    for mark in reversed(marks):
+        origin = decode_origin(mark)
+        if origin is not None:
+            return origin.lane
+    return -1
