@@ -39,6 +39,7 @@ LATEST: Any = OffsetSpec._latest
 at_time: Callable[[int], Any] = OffsetSpec.for_timestamp
 
 _REQUEST_S = 8.0
+_ID_REQUEST_S = 3.0
 _TRIES = 4
 _PAUSE_S = 0.3
 
@@ -131,18 +132,19 @@ class Cluster:
         raise AccessRefused(f"topic {name} does not exist", hint="create it, or correct its name")
 
     async def topic_id(self, name: str) -> str | None:
-        """The topic's id, "" where it does not exist; None where a broker could not tell right now."""
-        try:
-            futures = self.admin.describe_topics(TopicCollection([name]), request_timeout=_REQUEST_S)
-            return str((await _wait(futures[name])).topic_id)
-        except KafkaException as failure:
-            error = error_of(failure)
-            if is_topic_missing(error):
-                return ""
-            translated = translate(error, f"asking about topic {name}", self.health)
-            if isinstance(translated, AccessRefused):
-                raise translated from failure
-            return None
+        """The topic's id, "" where it does not exist; None where a broker could not tell. Raises AccessRefused."""
+        for _ in range(2):  # a broker may just have gone: ask another one
+            try:
+                futures = self.admin.describe_topics(TopicCollection([name]), request_timeout=_ID_REQUEST_S)
+                return str((await _wait(futures[name])).topic_id)
+            except KafkaException as failure:
+                error = error_of(failure)
+                if is_topic_missing(error):
+                    return ""
+                translated = translate(error, f"asking about topic {name}", self.health)
+                if isinstance(translated, AccessRefused):
+                    raise translated from failure
+        return None
 
     async def config(self, name: str, kind: str = "topic") -> dict[str, ConfigValue]:
         """The configuration of a topic or broker. Raises Unreachable, AccessRefused."""

@@ -29,8 +29,10 @@ from .threads import HandleThread
 
 #: while nothing comes, the topic is asked after this often
 _IDLE_CHECK_S = 1.0
-#: asking for the topic's id after every read may take this share of the time
-_CHECK_SHARE = 0.05
+#: asking for the topic's id after every read costs about this much of our processor, and may take this share of it
+_CHECK_S = 0.0003
+_CHECK_LANE_S = 0.00001
+_CHECK_SHARE = 0.1
 _GATHER_S_MAX = 0.05
 _LOOK_S = 15.0
 
@@ -54,7 +56,7 @@ class KafkaLog:
         *,
         route: str = "",
         source_lanes: int | None = None,
-        queue_kbytes_max: int = 65_536,
+        queue_kbytes_max: int = 32_768,
         allow_weak: bool = False,
     ) -> None:
         if queue_kbytes_max < 1024:
@@ -70,7 +72,6 @@ class KafkaLog:
         self._reader: SourceReader | None = None
         self._reader_thread: HandleThread | None = None
         self._checked_at = 0.0
-        self._check_took_s = 0.001
         self._edges = EdgeReader(settings, topic, self._group)
         self._board = KafkaBoard(settings, self.cluster)
         self._first_times: dict[Lane, tuple[str, int, str, int]] = {}
@@ -161,13 +162,13 @@ class KafkaLog:
 
         The topic's id is asked for after the records were taken and before they are handed out, so a commit never
         covers records of a re-created topic. That costs one small metadata request a read; records are gathered a
-        little longer where it would take more than a twentieth of the time. Trimming and truncation need no extra
+        few milliseconds longer where it would take more than a tenth of the time. Trimming and truncation need no extra
         check: the broker refuses to serve an offset below the log start, beyond the end, or of a divergent epoch.
         """
         if not after:
             return {}
         reader, thread = self._source()
-        gather_s = min(_GATHER_S_MAX, self._check_took_s / _CHECK_SHARE)
+        gather_s = min(_GATHER_S_MAX, (_CHECK_S + _CHECK_LANE_S * self.lanes) / _CHECK_SHARE)
         taken, troubled = await thread.call(reader.take, after, records_max, bytes_max, wait_s, gather_s)
         outcome: dict[Lane, Batch | LaneError] = {}
         if taken or troubled or time.monotonic() - self._checked_at > _IDLE_CHECK_S:
@@ -212,7 +213,6 @@ class KafkaLog:
 
     async def _incarnation_now(self, reader: SourceReader, thread: HandleThread) -> str:
         """The topic's id, "" = deleted. Where no broker can tell, what was taken is forgotten and read again."""
-        began = time.monotonic()
         found = await self.cluster.topic_id(self.name)
         if found == "":  # a broker that has just started may not know the topic yet: make sure
             await asyncio.sleep(0.5)
@@ -221,7 +221,6 @@ class KafkaLog:
             await thread.call(reader.forget)
             raise Unreachable(f"no broker could tell about topic {self.name}", hint="check that the brokers run")
         self._checked_at = time.monotonic()
-        self._check_took_s = 0.8 * self._check_took_s + 0.2 * min(0.05, self._checked_at - began)
         return found
 
     def _reset(self, lane: Lane, place: Place, found: str) -> SourceReset:

@@ -69,6 +69,7 @@ class SourceReader:
                 check_crcs=True,
                 fetch_queue_backoff_ms=10,
                 fetch_wait_max_ms=100,
+                fetch_max_bytes=4_194_304,  # answers in flight are memory too: one per broker, twice while decompressed
                 queued_max_messages_kbytes=queue_kbytes_max,
                 queued_min_messages=1_000_000,
                 max_poll_interval_ms=86_400_000,
