@@ -26,7 +26,7 @@ from crossfade.relay.pace import Limits
 from crossfade.relay.service import RelayService
 
 #: faults stop here; from here on the run must live
-HEAL_S = 40.0
+HEAL_S = 30.0
 #: after the healing everything is settled within this time
 SETTLE_S = 120.0
 SESSION_S = 3.0
@@ -193,7 +193,7 @@ class Simulation:
     def write(self):
         for lane in range(self.world.lanes):
             if self.chance.random() < 0.7:
-                self.world.write(lane, self.chance.randint(1, 8))
+                self.world.write(lane, self.chance.randint(1, 5))
 
     def heal(self):
         self.is_healed = True
@@ -219,7 +219,8 @@ class Simulation:
             world.target_broker.fill("target", lane, is_full=chance.random() < 0.6)
         elif self.kind.startswith("source") and world.written[lane]:
             self.damaged = lane
-            world.write(lane, chance.randint(0, 8))  # most of these are not copied yet
+            if self.kind in ("source-trimmed", "source-deleted"):
+                world.write(lane, chance.randint(0, 8))  # most of these are not copied yet
             self.damage_source(lane)
 
     def tear(self, lane):

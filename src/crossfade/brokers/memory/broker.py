@@ -87,6 +87,8 @@ class MemoryBroker:
         #: how long a request takes to arrive; others may come first meanwhile
         self.latency_s = latency_s
         self.steps = 0
+        #: grows with every change of a stream
+        self.changes = 0
         self.documents: dict[str, Document] = {}
         self._streams: dict[str, Stream] = {}
         self._late: list[Callable[[], object]] = []
@@ -200,6 +202,7 @@ class MemoryBroker:
         markers.pop((route, path), None)
         if marker is not None:
             markers[route, path] = marker
+        self.changes += 1
 
     def marker(self, name: str, route: str, path: Path) -> Marker | None:
         stream = self._streams[name]
@@ -240,7 +243,8 @@ class MemoryBroker:
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     def notify(self) -> None:
-        """Wake all readers that wait for news."""
+        """Count a change and wake all readers that wait for news."""
+        self.changes += 1
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
