@@ -20,7 +20,7 @@ import pytest
 from crossfade.lab import workload
 from crossfade.lab.checker import check
 from crossfade.lab.history import digest_of, digest_of_entry, id_in, read_history
-from crossfade.lab.workload import Values, mixed_entry, mixed_record
+from crossfade.lab.payloads import Values, mixed_entry, mixed_record
 
 
 class FakeRedis:
