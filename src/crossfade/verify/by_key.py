@@ -91,6 +91,8 @@ class _Run:
         self._report = report
         self._partitioner = partitioner
         self._watch = Watch(on_progress)
+        #: entry ids may stand for marks where one source lane alone comes to the target lanes
+        self._ids_may_mark = source.lanes == 1 and target.shape is Shape.ENTRY and source.shape is Shape.RECORD
 
     def add_paths(self, lane: Lane, route_id: str, window_rows: int, is_earliest: bool) -> None:
         bounds = self.sources[lane].bounds
@@ -205,6 +207,8 @@ class _Run:
         sorted_out: dict[Lane, tuple[list[Any], list[Row]]] = {}
         for position, row in zip(kept.positions, kept.rows, strict=True):
             lane = _marked_lane(row)
+            if lane < 0 and self._ids_may_mark:
+                lane = 0
             if (lane, to) not in self._paths:
                 # No lane of ours: it is named with the source lane of the same number, or the first.
                 home = to if to in self.sources else 0
