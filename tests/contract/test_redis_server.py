@@ -156,6 +156,14 @@ async def test_several_source_lanes_share_a_target_lane_by_xf(server):
     assert sorted(origin_of(fields).lane for _, fields in await there(server, log)) == [0, 1]
 
 
+async def test_processes_that_own_one_source_lane_each_know_of_the_others(server):
+    log = await server.log(1)
+    await claim(log, (0, 0), (1, 0))  # as `relay start` does
+    for source in (0, 1):
+        await log.append(await claim(log, (source, 0)), [write([1], [PAST], path=(source, 0))])
+    assert [origin_of(fields).lane for _, fields in await there(server, log)] == [0, 1]
+
+
 # --------------------------------------------------------------------------------------------------- refusals
 
 

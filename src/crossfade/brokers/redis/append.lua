@@ -4,10 +4,10 @@
 -- KEYS[1]  stream  the target lane
 -- KEYS[2]  hash    state of the lane (see claim.lua)
 -- KEYS[3]  stream  quarantine; given only when there is something for it
--- ARGV[1]  msgpack: {route, claim, lane, expect, marker, ordinal, exact, prefix, suffix, rejects}
+-- ARGV[1]  msgpack: {route, claim, lane, expect, marker, ordinal, number, prefix, suffix, rejects}
 --            expect, marker  the marker's text before and after, without target
 --            ordinal         of the last record relayed before this call
---            exact           true where the source position is a number that may become the sequence of an entry id
+--            number          true where source positions are numbers: they may become the sequence of entry ids
 --            prefix, suffix  what stands in `xf` before the position and behind the ordinal
 --            rejects         how many records go to quarantine
 -- ARGV[2]  all names and values, one behind the other
@@ -29,7 +29,8 @@ local ask = cmsgpack.unpack(ARGV[1])
 local lane = ask.lane
 
 -- Check the claim and the predecessor.
-local known = call('HMGET', state, 'route', 'c:' .. lane, 'm:' .. lane, 't:' .. lane, 'form', 'last', 'added', 'own')
+local known = call('HMGET', state, 'route', 'c:' .. lane, 'm:' .. lane, 't:' .. lane, 'form', 'last', 'added', 'own',
+  'sources')
 if known[1] ~= ask.route or known[2] ~= ask.claim then return {'FENCED', known[2] or ''} end
 local marker = known[3] or ''
 if marker ~= ask.expect then
@@ -88,7 +89,7 @@ if count > 0 then
   local clock = call('TIME')
   local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
   local exclusive = form == 'exclusive'
-  local exact = exclusive and ask.exact
+  local exact = exclusive and ask.number and known[9] == '1'
   local prefix, suffix, ordinal = ask.prefix, ask.suffix, ask.ordinal
   -- a number as text; Lua itself keeps 14 digits
   local function text(number)
@@ -119,7 +120,7 @@ if count > 0 then
     local width = same or widths[i]
     local origin = nil
     if not exact or ms ~= time then
-      origin = prefix .. (ask.exact and text(position) or position) .. '#' .. text(ordinal + i) .. suffix
+      origin = prefix .. (ask.number and text(position) or position) .. '#' .. text(ordinal + i) .. suffix
       if ms ~= time then origin = origin .. ';t=' .. text(time) end
     end
     if width == 4 then

@@ -8,6 +8,7 @@
 --            form         "exclusive" (ids carry the source position) or "mixed" (others write here too)
 --            last, added  last-generated-id and entries-added behind our last append
 --            own          number of records that we ever appended here
+--            sources      how many source lanes come here; with one alone may entry ids carry the source position
 --            e:<lane>     epoch   \
 --            c:<lane>     claim id | one set per source lane whose records come here
 --            d:<lane>     digest of source, lane map and mapping
@@ -61,9 +62,19 @@ end
 
 -- Take the claim.
 redis.call('HSET', state, 'v', '1', 'route', ask.route, 'form', form, 'last', last, 'added', seen, 'own', own)
+for _, lane in ipairs(ask.lanes) do
+  redis.call('HSET', state, 'e:' .. lane, epoch, 'c:' .. lane, ask.claim, 'd:' .. lane, ask.source)
+end
+
+-- Count the source lanes: other processes may have claimed theirs.
+local sources = 0
+for _, field in ipairs(redis.call('HKEYS', state)) do
+  if string.sub(field, 1, 2) == 'e:' then sources = sources + 1 end
+end
+redis.call('HSET', state, 'sources', sources)
+
 local reply = {'OK', epoch, exists, last_id, added, last, seen, own, form}
 for i, lane in ipairs(ask.lanes) do
-  redis.call('HSET', state, 'e:' .. lane, epoch, 'c:' .. lane, ask.claim, 'd:' .. lane, ask.source)
   reply[#reply + 1] = lane
   reply[#reply + 1] = paths[i][3] or ''
   reply[#reply + 1] = paths[i][4] or ''

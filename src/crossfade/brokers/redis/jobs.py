@@ -78,7 +78,7 @@ class Job:
             expect, marker = call.text, call.marker
 
     def _call(self, chunk: Chunk, expect: str, before: Marker) -> Call:
-        claim, (source, target) = self.claim, self.write.path
+        claim, source = self.claim, self.write.path[0]
         marker = Marker(
             place=chunk.place,
             ordinal=before.ordinal + len(chunk.positions),
@@ -89,7 +89,6 @@ class Job:
             quarantined=before.quarantined + len(chunk.rejects),
         )
         text = encode_marker(marker)
-        is_number = bool(chunk.positions) and isinstance(chunk.positions[0], int)
         ask = {
             "route": claim.owner.route,
             "claim": claim.claim_id,
@@ -97,7 +96,7 @@ class Job:
             "expect": expect,
             "marker": text,
             "ordinal": before.ordinal,
-            "exact": is_number and self._is_one_to_one(target),
+            "number": bool(chunk.positions) and isinstance(chunk.positions[0], int),
             "prefix": origin_prefix(claim.owner.route, source),
             "suffix": origin_suffix(claim.epoch),
             "rejects": len(chunk.rejects),
@@ -108,10 +107,6 @@ class Job:
             keys.append(quarantine_key(self.key, claim.owner.route))
         packed = pack_call(script("append").digest, keys, msgspec.msgpack.encode(ask), chunk)
         return Call(marker, text, packed)
-
-    def _is_one_to_one(self, target: Lane) -> bool:
-        known = self.claim.owner.paths or tuple(self.claim.paths)
-        return sum(1 for _, other in known if other == target) == 1
 
     def take(self, call: Call, reply: Any, link: Link, nodes: Nodes, name: str) -> None:
         """Account for one call's reply. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""

@@ -53,6 +53,7 @@ _TARGET = (
     Right("xinfo|stream", ("XINFO", "STREAM", "KEY")),
     Right("hmget", ("HMGET", "OWN", "f")),
     Right("hget", ("HGET", "OWN", "f")),
+    Right("hkeys", ("HKEYS", "OWN")),
     Right("hgetall", ("HGETALL", "OWN")),
     Right("hscan", ("HSCAN", "OWN", "0")),
     Right("hset", ("HSET", "OWN", "f", "v")),
