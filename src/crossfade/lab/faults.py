@@ -18,8 +18,8 @@ from typing import Any
 from crossfade.lab import disk, heals
 from crossfade.lab.errors import LabError, LabUsage
 from crossfade.lab.lab import Lab
+from crossfade.lab.link import Mode
 from crossfade.lab.process import collect, wait_until
-from crossfade.lab.proxy import Mode
 from crossfade.lab.state import Server
 
 HEAL_AFTER_S = 30.0

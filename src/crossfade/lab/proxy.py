@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
-import os
 import select
 import signal
 import socket
@@ -21,123 +19,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from crossfade.lab.control import bind_unix
+from crossfade.lab.link import HELD_BYTES_MAX, Flow, Link, Mode, Pair
 
-_CHUNK_BYTES = 1 << 18
-_PIPE_BYTES = 1 << 18
-#: what one connection may hold back before the sender feels it
-_HELD_BYTES_MAX = 32 << 20
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
-
-
-class Mode(StrEnum):
-    """How a link behaves."""
-
-    PASS = "pass"
-    CUT = "cut"  # connections are reset, new ones refused
-    DELAY = "delay"  # every byte arrives `delay_ms` later, in both directions
-    HALF_OPEN = "half-open"  # connections stay, new ones are accepted, nothing arrives anywhere
-    HOLD_REPLIES = "hold-replies"  # requests arrive; the answers wait for the heal
-    DROP_REPLIES = "drop-replies"  # requests arrive; the answers are thrown away, the connections reset at the heal
-    HOLD_REQUESTS = "hold-requests"  # requests wait for the heal, and arrive then even if the client has gone
-
-
-@dataclass
-class Counters:
-    """What a link has done since it was made; `held_bytes` is what it holds back right now."""
-
-    accepted: int = 0
-    reset: int = 0
-    request_bytes: int = 0
-    reply_bytes: int = 0
-    held_bytes: int = 0
-    held_bytes_max: int = 0
-    dropped_bytes: int = 0
-
-
-class Flow:
-    """One direction of a connection: a pipe in the kernel for the fast way, a queue for bytes that must wait."""
-
-    def __init__(self, pair: Pair, source: socket.socket, target: socket.socket, *, is_reply: bool) -> None:
-        self.pair = pair
-        self.source = source
-        self.target = target
-        self.is_reply = is_reply
-        self.pipe_r, self.pipe_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        with contextlib.suppress(OSError):  # over the user's pipe budget the default size does
-            fcntl.fcntl(self.pipe_w, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self.in_pipe_bytes = 0
-        self.queue: deque[tuple[float, bytes]] = deque()
-        self.queued_bytes = 0
-        self.source_ended = False
-        self.target_ended = False
-        self.is_blocked = False  # the target takes no more for now
-
-    def close(self) -> None:
-        os.close(self.pipe_r)
-        os.close(self.pipe_w)
-
-
-class Pair:
-    """One client connection and its connection to the server."""
-
-    def __init__(self, link: Link, client: socket.socket, server: socket.socket) -> None:
-        self.link = link
-        self.client = client
-        self.server = server
-        self.requests = Flow(self, client, server, is_reply=False)
-        self.replies = Flow(self, server, client, is_reply=True)
-        self.is_connected = False
-        self.is_closed = False
-        self.is_torn = False  # bytes were thrown away: it can only be reset
-        self.client_gone = False
-
-
-@dataclass
-class Link:
-    """One listening address in front of one server."""
-
-    name: str
-    listener: socket.socket
-    port: int
-    target: tuple[str, int]
-    mode: Mode = Mode.PASS
-    delay_s: float = 0.0
-    heal_at: float | None = None
-    pairs: set[Pair] = field(default_factory=set)
-    counters: Counters = field(default_factory=Counters)
-
-    def holds(self, flow: Flow) -> bool:
-        """Whether bytes of this direction have to wait for the heal."""
-        return (self.mode is Mode.HOLD_REPLIES and flow.is_reply) or (
-            self.mode is Mode.HOLD_REQUESTS and not flow.is_reply
-        )
-
-    def drops(self, flow: Flow) -> bool:
-        """Whether bytes of this direction are thrown away."""
-        if flow.is_reply and flow.pair.client_gone:
-            return True
-        return self.mode is Mode.HALF_OPEN or (self.mode is Mode.DROP_REPLIES and flow.is_reply)
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `stats` answers."""
-        return {
-            "link": self.name,
-            "port": self.port,
-            "target": f"{self.target[0]}:{self.target[1]}",
-            "mode": self.mode.value,
-            "delay_ms": round(self.delay_s * 1000),
-            "heals_in_s": None if self.heal_at is None else round(max(0.0, self.heal_at - time.monotonic()), 3),
-            "connections": len(self.pairs),
-            **vars(self.counters),
-        }
 
 
 class Proxy:
@@ -320,13 +210,13 @@ class Proxy:
         pair, link = flow.pair, flow.pair.link
         try:
             if link.drops(flow):
-                self._discard(flow)
+                flow.discard()
             elif link.holds(flow) or link.mode is Mode.DELAY or flow.queue:
-                self._drain_pipe(flow)
+                flow.drain_pipe()
                 if not flow.in_pipe_bytes:
                     self._pump_queue(flow)
             elif pair.is_connected:
-                self._splice(flow)
+                flow.splice()
         except OSError:
             if flow is pair.requests and not pair.client_gone:
                 self._client_lost(pair)
@@ -335,43 +225,9 @@ class Proxy:
             return
         self._maybe_end(flow)
 
-    def _splice(self, flow: Flow) -> None:
-        source, target = flow.source.fileno(), flow.target.fileno()
-        while True:
-            if flow.in_pipe_bytes and not self._drain_pipe(flow):
-                return
-            if flow.source_ended:
-                return
-            try:
-                moved = os.splice(source, flow.pipe_w, _CHUNK_BYTES, flags=_SPLICE_NONBLOCK)
-            except BlockingIOError:
-                return
-            if moved == 0:
-                flow.source_ended = True
-                return
-            flow.in_pipe_bytes += moved
-            self._count(flow, moved)
-            try:
-                flow.in_pipe_bytes -= os.splice(flow.pipe_r, target, flow.in_pipe_bytes, flags=_SPLICE_NONBLOCK)
-            except BlockingIOError:
-                flow.is_blocked = True
-                return
-
-    def _drain_pipe(self, flow: Flow) -> bool:
-        """Send on what the pipe still holds; False when the target takes no more for now."""
-        while flow.in_pipe_bytes:
-            try:
-                flow.in_pipe_bytes -= os.splice(
-                    flow.pipe_r, flow.target.fileno(), flow.in_pipe_bytes, flags=_SPLICE_NONBLOCK
-                )
-            except BlockingIOError:
-                flow.is_blocked = True
-                return False
-        return True
-
     def _pump_queue(self, flow: Flow) -> None:
         link = flow.pair.link
-        self._fill_queue(flow)
+        flow.fill_queue()
         now = time.monotonic()
         while flow.queue and flow.pair.is_connected and not link.holds(flow) and flow.queue[0][0] <= now:
             due, data = flow.queue[0]
@@ -385,59 +241,15 @@ class Proxy:
                 flow.queue[0] = (due, data[sent:])
             else:
                 flow.queue.popleft()
-            if flow.queued_bytes < _HELD_BYTES_MAX:
-                self._fill_queue(flow)
+            if flow.queued_bytes < HELD_BYTES_MAX:
+                flow.fill_queue()
         self._count_held(link)
         if flow.queue and not link.holds(flow):
             self.timed.add(flow)
         else:
             self.timed.discard(flow)
         if not flow.queue and not link.holds(flow) and link.mode is not Mode.DELAY and flow.pair.is_connected:
-            self._splice(flow)  # caught up: back to the fast way
-
-    def _fill_queue(self, flow: Flow) -> None:
-        link = flow.pair.link
-        while not flow.source_ended and flow.queued_bytes < _HELD_BYTES_MAX:
-            try:
-                data = flow.source.recv(_CHUNK_BYTES)
-            except BlockingIOError:
-                return
-            if not data:
-                flow.source_ended = True
-                return
-            due = time.monotonic() + link.delay_s
-            flow.queue.append((due, data))
-            flow.queued_bytes += len(data)
-            self._count(flow, len(data))
-
-    def _discard(self, flow: Flow) -> None:
-        if not flow.pair.is_connected and flow.is_reply:
-            return
-        lost = flow.queued_bytes
-        flow.queue.clear()
-        flow.queued_bytes = 0
-        while flow.in_pipe_bytes:
-            got = len(os.read(flow.pipe_r, flow.in_pipe_bytes))
-            flow.in_pipe_bytes -= got
-            lost += got
-        while not flow.source_ended:
-            try:
-                data = flow.source.recv(_CHUNK_BYTES)
-            except BlockingIOError:
-                break
-            if not data:
-                flow.source_ended = True
-            lost += len(data)
-        if lost:
-            flow.pair.is_torn = True
-            flow.pair.link.counters.dropped_bytes += lost
-
-    def _count(self, flow: Flow, size_bytes: int) -> None:
-        counters = flow.pair.link.counters
-        if flow.is_reply:
-            counters.reply_bytes += size_bytes
-        else:
-            counters.request_bytes += size_bytes
+            flow.splice()  # caught up: back to the fast way
 
     # -- ends
 
@@ -532,7 +344,6 @@ class Proxy:
 
 
 _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-_SPLICE_NONBLOCK = 2 | 1  # SPLICE_F_NONBLOCK | SPLICE_F_MOVE
 
 
 def main(argv: list[str]) -> int:
