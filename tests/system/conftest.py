@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crossfade.lab import Lab
-
 from rig import Copy, KafkaSide, RedisSide, Side
+
+from crossfade.lab import Lab
 
 
 class Workshop:

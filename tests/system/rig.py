@@ -23,15 +23,15 @@ from typing import Any
 
 import redis
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from crossfade.lab import Lab
-from crossfade.lab.process import TAG
 from kafka import KafkaConsumer
 from kafka import TopicPartition as Partition
-
 from tests.oracle.judge import Judgement, judge
 from tests.oracle.kafka_side import read_kafka
 from tests.oracle.redis_side import Resp, read_redis
 from tests.oracle.rows import Lane, entry_row, record_row
+
+from crossfade.lab import Lab
+from crossfade.lab.process import TAG
 
 ROOT = Path(__file__).resolve().parents[2]
 CROSSFADE = str(Path(sys.executable).parent / "crossfade")
@@ -114,7 +114,12 @@ class RedisSide:
         """(source lane, ordinal, epoch) per lane, of entries that carry `xf`."""
         out: dict[int, list[tuple[int, int, int]]] = {}
         for lane, entries in self.raw().items():
-            marks = [value for _, fields in entries for name, value in zip(fields[::2], fields[1::2]) if name == b"xf"]
+            marks = [
+                value
+                for _, fields in entries
+                for name, value in zip(fields[::2], fields[1::2], strict=True)
+                if name == b"xf"
+            ]
             out[lane] = _origins(marks)
         return out
 
