@@ -65,6 +65,7 @@ class RelayService:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await self._say_goodbye()
+            self._log.info("stopped", records=self.copier.records_total)
 
     async def _repeat(self, action: Callable[[], Awaitable[None]], what: str) -> None:
         """Do `action` about once a second; a broker that does not answer is logged once per outage."""
