@@ -32,6 +32,11 @@ test: lint ## everything that a change must pass, on real Kafka, Valkey and Redi
 test-all: lint ## also the long runs: full crash matrix, all pairs, all seeds
 	$(BIN)/pytest -q tests
 
+matrix: setup ## the contract suite on Kafka 3.9, Redis Sentinel and Redis Cluster
+	CROSSFADE_TEST_KAFKA=3.9.2 $(BIN)/pytest -q tests/contract -k kafka
+	CROSSFADE_TEST_REDIS=sentinel $(BIN)/pytest -q tests/contract -k valkey
+	CROSSFADE_TEST_REDIS=cluster $(BIN)/pytest -q tests/contract -k valkey
+
 demo: setup ## copy live streams both ways under faults, and prove it; SABOTAGE=drop|dup|swap|alter|invent damages one record
 	$(BIN)/python -m demo $(if $(SABOTAGE),--sabotage $(SABOTAGE))
 
@@ -57,4 +62,4 @@ lock: setup ## renew requirements.lock (hashes, no index addresses)
 clean: ## remove build results and labs (not the download cache)
 	rm -rf build .crossfade
 
-.PHONY: help setup lint check test test-all demo demo-repeat mutants bench bench-full docs lock clean
+.PHONY: help setup lint check test test-all matrix demo demo-repeat mutants bench bench-full docs lock clean

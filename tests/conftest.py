@@ -1,4 +1,7 @@
-"""Real servers for the tests that are marked `lab`: started once per session, only when a test asks for them."""
+"""Real servers for the tests that are marked `lab`: started once per session, only when a test asks for them.
+
+`make matrix` runs the contract suite on others: CROSSFADE_TEST_KAFKA=<version>, CROSSFADE_TEST_REDIS=sentinel|cluster.
+"""
 
 import os
 
@@ -6,6 +9,7 @@ import pytest
 
 from crossfade.lab.errors import LabError
 from crossfade.lab.lab import Lab
+from crossfade.lab.packages import KAFKA_VERSION
 
 
 def _start(name, **options):
@@ -21,7 +25,9 @@ def _start(name, **options):
 @pytest.fixture(scope="session")
 def lab():
     """Three Kafka brokers and a Valkey, behind proxies."""
-    started = _start("tests", brokers=3, redis="standalone")
+    started = _start(
+        "tests", brokers=3, redis="standalone", kafka_version=os.environ.get("CROSSFADE_TEST_KAFKA", KAFKA_VERSION)
+    )
     yield started
     started.down()
 
@@ -29,7 +35,7 @@ def lab():
 @pytest.fixture(scope="session")
 def valkey_lab():
     """A Valkey alone, for tests that need no Kafka."""
-    started = _start("tests-valkey", brokers=0, redis="standalone")
+    started = _start("tests-valkey", brokers=0, redis=os.environ.get("CROSSFADE_TEST_REDIS", "standalone"))
     yield started
     started.down()
 

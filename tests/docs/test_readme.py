@@ -20,7 +20,7 @@ def _tour() -> str:
     block = re.search(r"## Five minutes by hand.*?```bash\n(.*?)```", text, re.DOTALL)
     assert block, "the README has a tour"
     lines = block[1].splitlines()
-    assert _SETUP <= set(lines), "the tour starts with the set-up"
+    assert set(lines) >= _SETUP, "the tour starts with the set-up"
     return "\n".join(line for line in lines if line not in _SETUP)
 
 
