@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,6 +277,14 @@ time.sleep(600)
         time.sleep(0.1)
     assert tagged(folder) == []
     assert not folder.exists()
+
+
+def test_a_lab_ends_when_its_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSFADE_LAB_ROOT", str(tmp_path))
+    lab = Lab.up("removed", brokers=0)
+    assert len(tagged(lab.folder)) == 3
+    shutil.rmtree(lab.folder)
+    assert wait_until(lambda: tagged(lab.folder) == [], 15)
 
 
 def test_a_stopped_lab_starts_again_on_its_data_and_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """The process that heals what nobody else heals: one per lab, started before anything else.
 
 Every fault leaves a note (`heals/<id>.json`) with a deadline before it acts; when the deadline passes and the note is
-still there, this process heals, whoever asked. When the lab's owner is gone it ends the whole lab, also what the
-owner had started but not yet written down. Started by lab, talks to nobody.
+still there, this process heals, whoever asked. When the lab's owner is gone, or its folder was removed under its feet,
+it ends the whole lab, also what was started but not yet written down. Started by lab, talks to nobody.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def main(argv: list[str]) -> int:
             return 0
         heals.heal_due(folder, time.monotonic())
         time.sleep(_PAUSE_S)
+    # `down` stops this process before it removes anything: somebody else has removed the folder of a running lab.
+    print("watchdog: the lab's folder is gone, ending its processes", flush=True)
+    _end_lab(folder)
     return 0
 
 
