@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ at_time: Callable[[int], Any] = OffsetSpec.for_timestamp
 _REQUEST_S = 8.0
 _ID_REQUEST_S = 3.0
 _TRIES = 4
+#: trying again ends after this long
+_PERSIST_S = 5.0
+_LISTEN_S = 0.2
 _PAUSE_S = 0.3
 
 
@@ -101,7 +105,7 @@ class Cluster:
                 TopicCollection([name]), request_timeout=_REQUEST_S, include_authorized_operations=operations
             )
             try:
-                found = await _wait(futures[name])
+                found = await self._wait(futures[name])
             except KafkaException as failure:
                 if is_topic_missing(error_of(failure)):
                     return None
@@ -136,7 +140,7 @@ class Cluster:
         for _ in range(2):  # a broker may just have gone: ask another one
             try:
                 futures = self.admin.describe_topics(TopicCollection([name]), request_timeout=_ID_REQUEST_S)
-                return str((await _wait(futures[name])).topic_id)
+                return str((await self._wait(futures[name])).topic_id)
             except KafkaException as failure:
                 error = error_of(failure)
                 if is_topic_missing(error):
@@ -151,7 +155,7 @@ class Cluster:
         resource = ConfigResource(ResourceType.TOPIC if kind == "topic" else ResourceType.BROKER, name)
 
         async def ask() -> dict[str, ConfigValue]:
-            entries = await _wait(self.admin.describe_configs([resource], request_timeout=_REQUEST_S)[resource])
+            entries = await self._wait(self.admin.describe_configs([resource], request_timeout=_REQUEST_S)[resource])
             return {key: ConfigValue(entry.value or "", bool(entry.is_default)) for key, entry in entries.items()}
 
         return await self._persist(ask, f"reading the configuration of {kind} {name}")
@@ -164,7 +168,7 @@ class Cluster:
                 [NewTopic(name, lanes, replication, config=config)], request_timeout=_REQUEST_S
             )
             try:
-                await _wait(futures[name])
+                await self._wait(futures[name])
             except KafkaException as failure:
                 if error_of(failure).code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise translate(failure, f"creating topic {name}", self.health) from failure
@@ -183,7 +187,7 @@ class Cluster:
             return
         for name, future in self.admin.delete_topics(list(names), request_timeout=_REQUEST_S).items():
             try:
-                await _wait(future)
+                await self._wait(future)
             except KafkaException as failure:
                 if not is_topic_missing(error_of(failure)):
                     raise translate(failure, f"deleting topic {name}", self.health) from failure
@@ -211,7 +215,7 @@ class Cluster:
         """The cluster: id, controller, nodes, and what we may do there."""
 
         async def ask() -> Any:
-            return await _wait(
+            return await self._wait(
                 self.admin.describe_cluster(request_timeout=_REQUEST_S, include_authorized_operations=True)
             )
 
@@ -238,7 +242,7 @@ class Cluster:
             )
             found: dict[int, int] = {}
             for partition, future in futures.items():
-                offset = (await _wait(future)).offset
+                offset = (await self._wait(future)).offset
                 if offset < (-1 if is_time else 0):  # -1001: the leader is away, and no error says so
                     raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"{topic}[{partition.partition}]"))
                 found[partition.partition] = offset
@@ -251,7 +255,7 @@ class Cluster:
         asked = [TopicPartition(topic, lane, offset) for lane, offset in before.items()]
         for future in self.admin.delete_records(asked, request_timeout=_REQUEST_S).values():
             try:
-                await _wait(future)
+                await self._wait(future)
             except KafkaException as failure:
                 raise translate(failure, f"deleting records of {topic}", self.health) from failure
 
@@ -262,7 +266,9 @@ class Cluster:
 
         async def ask() -> frozenset[str]:
             try:
-                found = await _wait(self.admin.describe_consumer_groups([group], request_timeout=_REQUEST_S)[group])
+                found = await self._wait(
+                    self.admin.describe_consumer_groups([group], request_timeout=_REQUEST_S)[group]
+                )
             except KafkaException as failure:
                 if error_of(failure).code() == KafkaError.GROUP_ID_NOT_FOUND:
                     return frozenset()
@@ -275,7 +281,7 @@ class Cluster:
         """Names of the consumer groups that begin with `prefix`."""
 
         async def ask() -> list[str]:
-            found = await _wait(self.admin.list_consumer_groups(request_timeout=_REQUEST_S))
+            found = await self._wait(self.admin.list_consumer_groups(request_timeout=_REQUEST_S))
             return sorted(group.group_id for group in found.valid if group.group_id.startswith(prefix))
 
         return await self._persist(ask, "listing groups")
@@ -283,23 +289,29 @@ class Cluster:
     async def delete_group(self, group: str) -> None:
         """Delete a group without members; one that is already gone is no error. Raises Unreachable, AccessRefused."""
         try:
-            await _wait(self.admin.delete_consumer_groups([group], request_timeout=_REQUEST_S)[group])
+            await self._wait(self.admin.delete_consumer_groups([group], request_timeout=_REQUEST_S)[group])
         except KafkaException as failure:
             if error_of(failure).code() != KafkaError.GROUP_ID_NOT_FOUND:
                 raise translate(failure, f"deleting group {group}", self.health) from failure
 
     async def _persist(self, ask: Callable[[], Awaitable[T]], doing: str) -> T:
         """Ask a few times: metadata, leaders and coordinators are away for moments."""
-        for left in reversed(range(_TRIES)):
+        deadline = time.monotonic() + _PERSIST_S
+        while True:
             try:
                 return await ask()
             except KafkaException as failure:
                 translated = translate(failure, doing, self.health)
-                if left == 0 or not isinstance(translated, Unreachable):
+                if time.monotonic() > deadline or not isinstance(translated, Unreachable):
                     raise translated from failure
             await asyncio.sleep(_PAUSE_S)
-        raise Unreachable(f"Kafka failed while {doing}")
 
-
-async def _wait(future: concurrent.futures.Future[Any]) -> Any:
-    return await asyncio.wrap_future(future)
+    async def _wait(self, future: concurrent.futures.Future[Any]) -> Any:
+        """The result of an admin call. What is wrong with the connection is told to a handle only while it polls."""
+        answer = asyncio.wrap_future(future)
+        while not (await asyncio.wait({answer}, timeout=_LISTEN_S))[0]:
+            self.admin.poll(0)
+            if (refusal := self.health.refusal()) is not None:
+                answer.cancel()
+                raise KafkaException(refusal)
+        return answer.result()

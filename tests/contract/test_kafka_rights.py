@@ -1,0 +1,172 @@
+"""The rights that `--print-acls` prints are enough, over TLS and SCRAM, and a missing one is named.
+
+One secured broker: TLS, SASL, ACLs. The user has exactly what is printed.
+"""
+
+import itertools
+import os
+import secrets
+import shlex
+
+import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
+from kafka_fixture import read_committed
+
+from crossfade.brokers.kafka import KafkaBoard, KafkaGroup, KafkaInspector, KafkaLog, KafkaSettings
+from crossfade.brokers.protocol import Level, Owner, Start
+from crossfade.errors import AccessRefused
+from crossfade.lab.lab import Lab
+from crossfade.lab.secure import NOBODY, kafka_client
+from crossfade.model.position import Place
+from crossfade.model.record import Write
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def secured():
+    started = Lab.up(f"tests-rights-{os.getpid()}", brokers=1, redis="none", secure=True, owner_pid=os.getpid())
+    yield started
+    started.down()
+
+
+@pytest.fixture
+def user(secured):
+    """Properties of an account that may log in and nothing else."""
+    return secured.kafka_properties() | kafka_client(secured.folder, secured.state, "CLIENT", NOBODY)
+
+
+@pytest.fixture
+def administrator(secured):
+    return secured.kafka_properties(direct=True)
+
+
+_KINDS = {
+    "--topic": ResourceType.TOPIC,
+    "--group": ResourceType.GROUP,
+    "--transactional-id": ResourceType.TRANSACTIONAL_ID,
+}
+
+
+def grant(administrator, lines):
+    """Do what the printed lines of kafka-acls.sh do."""
+    bindings = []
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] == "kafka-acls.sh"
+        pattern, operations = ResourcePatternType.LITERAL, []
+        for flag, value in itertools.pairwise(words):
+            if flag == "--operation":
+                operations.append(AclOperation["_".join(_split(value)).upper()])
+            elif flag == "--resource-pattern-type":
+                pattern = ResourcePatternType[value.upper()]
+            elif flag == "--allow-principal":
+                principal = value
+            elif flag in _KINDS:
+                kind, name = _KINDS[flag], value
+        bindings += [
+            AclBinding(kind, name, pattern, principal, "*", operation, AclPermissionType.ALLOW)
+            for operation in operations
+        ]
+    admin = AdminClient(administrator)
+    for future in admin.create_acls(bindings).values():
+        future.result()
+
+
+def _split(camel):
+    words = []
+    for letter in camel:
+        if letter.isupper():
+            words.append("")
+        words[-1] += letter
+    return words
+
+
+async def test_what_is_printed_is_enough(user, administrator):
+    source, target = f"source-{secrets.token_hex(4)}", f"target-{secrets.token_hex(4)}"
+    config = {"retention.ms": "-1"}
+    for topic in (source, target):
+        _create_single(administrator, topic, config)
+    settings = KafkaSettings(user)
+    stranger = KafkaLog(settings, source)
+    with pytest.raises(AccessRefused):
+        await stranger.open()
+    await stranger.close()
+    grant(administrator, KafkaInspector(settings, source).acls("source"))
+    grant(administrator, KafkaInspector(settings, target).acls("target"))
+
+    reading = KafkaLog(settings, source)
+    await reading.open()
+    places = await reading.begin([0], Start())
+    assert (await reading.read(places, 10, 1 << 20, 1.0))[0].at_end
+
+    route = f"route-{secrets.token_hex(4)}"
+    writing = KafkaLog(settings, target, allow_weak=True)
+    await writing.open()
+
+    class Listener:
+        token = None
+
+        async def assigned(self, lanes, token):
+            if lanes:
+                self.token = token
+                raise StopAsyncIteration
+
+    listener = Listener()
+    with pytest.raises(RuntimeError):  # a listener that fails ends the membership
+        await KafkaGroup(settings, route=route, lanes=1, instance="a").run(listener)
+    claim = await writing.claim(Owner(route, "a", "s", token=listener.token), [(0, 0)])
+    rows = [(b"k", b"v", None, 1_700_000_000_000), (b"k", b"v", [("\ud800", b"")], 1_700_000_000_000)]
+    outcome = (await writing.append(claim, [Write((0, 0), [0, 1], rows, Place("1", 2, "i"), [], 1)]))[0, 0]
+    assert (outcome.records, outcome.quarantined) == (1, 1)
+    assert len(read_committed(administrator, target, 0)) == 1
+
+    board = KafkaBoard(settings)
+    version = await board.put(f"{route}/x", b"1", 0)
+    assert (await board.get(f"{route}/x")).version == version
+    await board.put(f"{route}/x", b"2")
+    await board.close()
+
+    for topic, role in ((source, "source"), (target, "target")):
+        found = {f.check: f for f in await KafkaInspector(settings, topic).inspect(role, 60)}
+        assert found["kafka.acl"].level is Level.OK
+    assert found["kafka.replication"].level is Level.FAIL
+    assert found["kafka.offsets-topic"].level is Level.UNKNOWN  # its description is not among the least rights
+    await writing.close()
+    inspector = KafkaInspector(settings, target)
+    left = await inspector.footprint(route)
+    assert len(left) >= 4
+    await inspector.erase(route, [name for name in left if not name.startswith("group")])
+    await reading.close()
+
+
+def _create_single(administrator, topic, config):
+    admin = AdminClient(administrator)
+    admin.create_topics([NewTopic(topic, 1, 1, config=config)])[topic].result()
+
+
+async def test_a_wrong_password_is_named(user):
+    log = KafkaLog(KafkaSettings(user | {"sasl.password": "wrong"}), "t")
+    with pytest.raises(AccessRefused, match="credentials"):
+        await log.open()
+    await log.close()
+
+
+async def test_new_credentials_are_used_by_live_handles(user, administrator):
+    settings = KafkaSettings(user | {"sasl.password": "old"})
+    log = KafkaLog(settings, "t")
+    with pytest.raises(AccessRefused):
+        await log.open()
+    settings.set_sasl_credentials(user["sasl.username"], user["sasl.password"])
+    with pytest.raises(AccessRefused) as caught:
+        await KafkaLog(settings, "t").open()
+    assert "credentials" not in str(caught.value)
+    await log.close()
