@@ -262,6 +262,7 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
                 "trimmed_in_s": None if lane.trimmed_in_s is None else round(lane.trimmed_in_s),
                 "quarantined": lane.quarantined,
                 "error": lane.error,
+                "lost_records": lane.lost_records,
                 "reason": reason,
                 "hint": lane.hint,
             }

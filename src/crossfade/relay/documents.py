@@ -57,6 +57,8 @@ class LaneReport(msgspec.Struct, omit_defaults=True):
     quarantined: int = 0
     trimmed_in_s: float | None = None
     error: str = ""
+    #: source records that are gone uncopied, where the halt can tell
+    lost_records: int | None = None
     reason: str = ""
     hint: str = ""
 

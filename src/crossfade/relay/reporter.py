@@ -63,6 +63,7 @@ def _lane_report(state: LaneState, now_s: float) -> LaneReport:
         quarantined=state.quarantined,
         trimmed_in_s=state.trimmed_in_s,
         error=type(state.error).__name__ if state.error else "",
+        lost_records=state.error.lost_records if state.error and state.error.lost_records >= 0 else None,
         reason=state.error.message if state.error else "",
         hint=state.error.hint if state.error else "",
     )
