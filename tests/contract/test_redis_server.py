@@ -206,6 +206,10 @@ async def test_out_of_memory_is_the_lanes_trouble_and_writes_nothing(server):
         outcome = (await log.append(taken, [write(range(2, 2002), [PAST] * 2000)]))[0, 0]
         assert isinstance(outcome, TargetFull)
         assert len(await there(server, log)) == 1
+        taken = await claim(log)  # a full lane waits; claims of the others go on
+        board = await server.board()
+        assert await board.put(f"test/{secrets.token_hex(4)}", b"1") >= 1
+        await board.close()
     finally:
         await server.application.config_set("maxmemory", "0")
     outcome = (await log.append(taken, [write(range(2, 2002), [PAST] * 2000)]))[0, 0]

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Stores a document of the board, or removes it.
 --
 -- KEYS[1]  hash  the board; field = name of the document, value = "<version> <body>"

@@ -1,5 +1,6 @@
-#!lua
+#!lua flags=allow-oom
 -- Fences every older claim on some source lanes of one target lane, and says what stands there.
+-- It may write above maxmemory (a few bytes): else one full node would stop the claims of all lanes.
 --
 -- KEYS[1]  stream  the target lane
 -- KEYS[2]  hash    state of the lane:

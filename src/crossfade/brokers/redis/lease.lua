@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Renews one member's lease and shares the lanes of a route among the members that are alive.
 --
 -- KEYS[1]  hash  leases of the route:

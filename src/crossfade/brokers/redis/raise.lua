@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Gives all source lanes of a claim the same epoch: a claim spans target lanes, whose epochs may have differed.
 --
 -- KEYS[1]  hash  state of the lane (see claim.lua)
