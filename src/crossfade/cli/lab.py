@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from .lab_streams import streams_app
 from .output import Column, Output, output_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ Servers and links are named as `crossfade lab status` shows them. --wait returns
 """,
 )
 lab_app.add_typer(fault_app, name="fault")
+lab_app.add_typer(streams_app)
 
 _HEAL_AFTER_S = 30.0
 
