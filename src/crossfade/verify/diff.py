@@ -75,22 +75,29 @@ class _Side:
         return len(self.rows) - self.head
 
     def add(self, positions: Sequence[Any], rows: Sequence[Row]) -> None:
-        if self.head:
-            del self.positions[: self.head], self.rows[: self.head]
-            self.head = 0
-        self.positions += positions
-        self.rows += rows
+        # Every pass over rows touches each of them in memory: where nothing waits, the lists are taken as they are.
+        waiting = slice(self.head, None)
+        if len(self):
+            self.positions = [*self.positions[waiting], *positions]
+            self.rows = [*self.rows[waiting], *rows]
+        else:
+            self.positions, self.rows = _list_of(positions), _list_of(rows)
+        self.head = 0
 
     def first(self, count: int) -> tuple[list[Any], list[Row]]:
-        head = self.head
-        return self.positions[head : head + count], self.rows[head : head + count]
+        if not self.head and count == len(self.rows):
+            return self.positions, self.rows
+        stretch = slice(self.head, self.head + count)
+        return self.positions[stretch], self.rows[stretch]
 
     def drop(self, count: int) -> None:
         self.head += count
         if self.head == len(self.rows):
-            self.positions.clear()
-            self.rows.clear()
-            self.head = 0
+            self.positions, self.rows, self.head = [], [], 0
+
+
+def _list_of(items: Sequence[Any]) -> list[Any]:
+    return items if isinstance(items, list) else list(items)
 
 
 class LaneDiff:

@@ -113,13 +113,13 @@ class RecordMarks(_Marks):
         if keys != actual_keys or values != actual_values:
             return None
         try:
-            marks = [header[-1] for header in actual_headers]
-        except TypeError:  # a record without headers has no mark
-            return None
-        if headers.count(None) == len(headers):
-            if max(map(len, actual_headers)) > 1:
+            if headers.count(None) == len(headers):
+                marks = [mark for (mark,) in actual_headers]
+            elif [list(header or ()) for header in headers] == [header[:-1] for header in actual_headers]:
+                marks = [header[-1] for header in actual_headers]
+            else:
                 return None
-        elif [list(header or ()) for header in headers] != [header[:-1] for header in actual_headers]:
+        except (TypeError, ValueError, IndexError):  # no headers, or more than the mark
             return None
         names, contents = zip(*marks, strict=True)
         if names.count(XF) != len(names) or None in contents:
