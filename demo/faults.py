@@ -106,12 +106,12 @@ class Faults:
         for attempt in range(1, TRIES_MAX + 1):
             self._pause()
             self._await_movement()
-            before = self._stage.redis_records(self._stage.back_pattern)
             self._strike(fault)
             with self._stage.redis_answers_held(deadline_s=10) as held:
                 appended = self._stage.wait_redis_grows(self._stage.back_pattern, held.at_records, limit_s=5)
                 pid = self._relay.kill_and_hold()
                 held_bytes = held.bytes()
+                at_kill = self._stage.redis_counts(self._stage.back_pattern)
             self._relay.let_go()
             fault.fired = appended > 0 and held_bytes > 0 and _is_gone(pid)
             fault.observed |= {
@@ -120,10 +120,10 @@ class Faults:
                 "new_pid": self._relay.pid,
                 "records_appended_without_answer": appended,
                 "answer_bytes_held": held_bytes,
-                "target_records_at_kill": before + appended,
+                "target_records_at_kill": sum(at_kill),
                 "tries": attempt,
             }
-            self._await_recovery(fault)
+            self._await_recovery(fault, at_kill)
             if fault.fired or fault.recovered_s is None:
                 break
         return self._finish(fault)
@@ -149,7 +149,7 @@ class Faults:
             "old_pid_gone": _is_gone(pid),
             "leader_moved_after_s": round(moved_s, 2),
         }
-        self._await_recovery(fault)
+        self._await_recovery(fault, self._timeline.counts_now())
         self._stage.restart_broker(old_leader)
         self._stage.wait_all_in_sync(limit_s=90)
         return self._finish(fault)
@@ -165,6 +165,7 @@ class Faults:
         self._stage.cut_redis(deadline_s=60)
         refused = _is_refused(self._stage.redis_link_port)
         stalled = self._await_stall(limit_s=10)
+        at_stall = self._timeline.counts_now()
         cut_until = fault.at_s + cut_s
         self._load.wait(lambda: time.time() >= cut_until, limit_s=cut_s + 5)
         self._stage.heal_redis()
@@ -177,7 +178,7 @@ class Faults:
             "new_connections_refused": refused,
             "relay_stalled": stalled,
         }
-        self._await_recovery(fault)
+        self._await_recovery(fault, at_stall)
         return self._finish(fault)
 
     # -- what they share -----------------------------------------------------------------------------------------
@@ -210,13 +211,20 @@ class Faults:
         """True once nothing has arrived for half a second: the relay noticed."""
         return self._load.wait(lambda: self._timeline.moved(time.time() - 0.5) == 0, limit_s)
 
-    def _await_recovery(self, fault: Fault) -> None:
-        self._load.wait(lambda: self._timeline.all_lanes_past(fault.at_s) is not None, RECOVER_LIMIT_S)
-        past_s = self._timeline.all_lanes_past(fault.at_s)
-        fault.recovered_s = None if past_s is None else past_s - fault.at_s
+    def _await_recovery(self, fault: Fault, held: list[int] | None = None) -> None:
+        """Wait until every lane went on. `held`: what the target's lanes held while the fault was in effect."""
+        backlog = held if held is not None and not fault.observed["live"] else None
+
+        def went_on() -> float | None:
+            if backlog is not None:
+                return self._timeline.all_lanes_beyond(backlog)
+            return self._timeline.all_lanes_past(fault.at_s)
+
+        self._load.wait(lambda: went_on() is not None, RECOVER_LIMIT_S)
+        at_s = went_on()
+        fault.recovered_s = None if at_s is None else at_s - fault.at_s
+        fault.observed["recovered_with"] = "records of the backlog" if backlog else "records written after the fault"
         fault.observed["written_meanwhile"] = self._load.written_since(fault.at_s)
-        again_s = self._timeline.all_lanes_moved(fault.at_s)
-        fault.observed["moving_again_s"] = None if again_s is None else round(again_s - fault.at_s, 2)
 
     def _finish(self, fault: Fault) -> Fault:
         observed = fault.observed

@@ -34,7 +34,7 @@ from .timeline import Timeline
 from .writing import Writing
 
 _DRAIN_LIMIT_S = 120.0
-_WRITE_LIMIT_S = 180.0
+_WRITE_LIMIT_S = 400.0
 _STATUS_LIMIT_S = 60
 _OWN_LIMIT_S = 60.0
 #: after so long the relay's heartbeat and its look at the source are newer than a moment before

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 
 #: a lane counts as live once a record younger than this arrived on it
@@ -30,8 +31,9 @@ class Timeline:
         self.latencies: list[tuple[float, float]] = []
         #: when every lane had received a record younger than _LIVE_MS; 0 = not yet
         self.live_from_s = 0.0
-        #: per lane: arrivals, and the newest record time in ms seen by then (never falling)
+        #: per lane: arrivals; records seen by then; the newest record time in ms seen by then (never falling)
         self._arrivals: list[list[float]] = [[] for _ in range(lanes)]
+        self._seen: list[list[int]] = [[] for _ in range(lanes)]
         self._newest_ms: list[list[int]] = [[] for _ in range(lanes)]
         self._not_live = set(range(lanes))
         self._read_to = 0
@@ -57,15 +59,21 @@ class Timeline:
             lane = int(text)
             self.counts[lane] += records
             self.total += records
-            seen = self._newest_ms[lane]
+            newest = self._newest_ms[lane]
             self._arrivals[lane].append(at_s)
-            seen.append(max(newest_ms, seen[-1] if seen else 0))
+            self._seen[lane].append(self.counts[lane])
+            newest.append(max(newest_ms, newest[-1] if newest else 0))
             if at_s * 1000 - newest_ms < _LIVE_MS:
                 self._not_live.discard(lane)
         if not self._not_live and not self.live_from_s:
             self.live_from_s = at_s
         self.totals.append((at_s, self.total))
         self.latencies += [(at_s, ms) for ms in bite["ms"]]  # type: ignore[attr-defined]
+
+    def counts_now(self) -> list[int]:
+        """Records seen per lane."""
+        with self._lock:
+            return list(self.counts)
 
     def moved(self, since_s: float) -> int:
         """Records that arrived after `since_s`."""
@@ -75,23 +83,18 @@ class Timeline:
 
     def all_lanes_past(self, moment_s: float) -> float | None:
         """When every lane had received a record written after `moment_s`; None = not yet."""
-        moment_ms = moment_s * 1000
-        with self._lock:
-            latest = 0.0
-            for arrivals, newest_ms in zip(self._arrivals, self._newest_ms, strict=True):
-                at = bisect_right(newest_ms, moment_ms)
-                if at == len(newest_ms):
-                    return None
-                latest = max(latest, arrivals[at])
-            return latest
+        return self._all_lanes(self._newest_ms, [moment_s * 1000] * self.lanes)
 
-    def all_lanes_moved(self, moment_s: float) -> float | None:
-        """When every lane had received any record after `moment_s`; None = not yet."""
+    def all_lanes_beyond(self, counts: list[int]) -> float | None:
+        """When every lane had received more records than `counts` says; None = not yet."""
+        return self._all_lanes(self._seen, counts)
+
+    def _all_lanes(self, grown: Sequence[Sequence[float]], limits: Sequence[float]) -> float | None:
         with self._lock:
             latest = 0.0
-            for arrivals in self._arrivals:
-                at = bisect_right(arrivals, moment_s)
-                if at == len(arrivals):
+            for arrivals, values, limit in zip(self._arrivals, grown, limits, strict=True):
+                at = bisect_right(values, limit)
+                if at == len(values):
                     return None
                 latest = max(latest, arrivals[at])
             return latest
