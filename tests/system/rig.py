@@ -239,9 +239,13 @@ class KafkaSide:
             for lane, records in self.raw().items()
         }
 
-    def clean(self) -> None:
+    def reopen(self) -> None:
+        """Write and count anew: the topic is another one now."""
         self.forget_count()
         self._producer = None
+
+    def clean(self) -> None:
+        self.reopen()
         self._lab.admin.delete_topic(self.topic)
 
 
