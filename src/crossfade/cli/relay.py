@@ -283,6 +283,55 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
     return rows
 
 
+@relay_app.command("wait")
+def wait(
+    context: typer.Context,
+    routes: RouteNames = None,
+    lag_records: Annotated[int, typer.Option(min=0, help="Every lane's lag must be at or below this.")] = 0,
+    timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds.")] = 300.0,
+) -> None:
+    """Wait until running relays have copied everything that the sources hold; for scripts.
+
+    Exits with 0 then, with 3 when a lane is halted, with 1 when time is up. While a source is written to, it waits for
+    the first moment at which the lag was at or below --lag-records.
+
+    Example: crossfade relay wait forward --timeout-s 60
+    """
+    output = output_of(context)
+    config = output.config()
+    _run(_wait(config, _routes(config, routes), lag_records, timeout_s, output))
+
+
+async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: float, output: Output) -> None:
+    since_s = time.time()
+    deadline_s = since_s + timeout_s
+    async with contextlib.AsyncExitStack() as stack:
+        boards = {name: await stack.enter_async_context(wiring.open_board(config, name)) for name in names}
+        lanes = {name: len(await board.started()) for name, board in boards.items()}
+        while True:
+            rows = []
+            behind = 0
+            for name, board in boards.items():
+                # a heartbeat from before this command could be older than the last write
+                fresh = [report for report in await board.reports() if report.at_s > since_s + 1]
+                found = [row for row in status_rows(name, fresh, Desired(), time.time()) if "lane" in row]
+                behind += lanes[name] - len(found)
+                rows += found
+            halted = [row for row in rows if row["state"] == "halted"]
+            if halted:
+                output.table(halted, _STATUS)
+                raise typer.Exit(3)
+            lags = [row["lag_records"] for row in rows]
+            if not behind and all(isinstance(lag, int) and lag <= lag_records for lag in lags):
+                output.table(rows, _STATUS)
+                return
+            if time.time() > deadline_s:
+                output.table(rows, _STATUS)
+                output.note(f"not copied within {timeout_s:g} s" + ("; no relay reports" if not rows else ""))
+                raise typer.Exit(1)
+            await asyncio.sleep(0.5)
+
+
 @relay_app.command("pause")
 def pause(context: typer.Context, route: RouteName, lanes: LaneNames = None) -> None:
     """Stop copying; the relays keep their lanes and claims. Takes effect within two seconds."""

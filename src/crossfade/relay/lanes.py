@@ -86,7 +86,8 @@ class LaneState:
         """Source records not yet in the target; an upper bound on Kafka (control records count). None = not known."""
         if self.bounds is None:
             return None
-        place = self.settled
+        # an idle lane has been read to its end: control records behind the marker are no lag
+        place = self.place if self.state is State.IDLE else self.settled
         if place.count >= 0:
             return max(0, self.bounds.count - place.count)
         return 0 if position_order(place.position) >= position_order(self.bounds.last) else None
