@@ -313,7 +313,7 @@ async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: f
             behind = 0
             for name, board in boards.items():
                 # a heartbeat from before this command could be older than the last write
-                fresh = [report for report in await board.reports() if report.at_s > since_s + 1]
+                fresh = [report for report in await board.reports() if report.at_s > since_s + 3]
                 found = [row for row in status_rows(name, fresh, Desired(), time.time()) if "lane" in row]
                 behind += lanes[name] - len(found)
                 rows += found
