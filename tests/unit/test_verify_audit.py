@@ -212,6 +212,16 @@ async def test_one_damaged_record_is_found_and_named(
     assert difference["source"] or difference["target"]
 
 
+async def test_contents_that_changed_places_under_their_marks_are_reordered() -> None:
+    world = await copied(RECORD, ENTRY)
+    stored = world.stored(1)
+    (left, (fields, time_ms)), (right, (others, others_ms)) = stored[400], stored[404]
+    stored[400] = (left, ([*others[:-2], *fields[-2:]], time_ms))
+    stored[404] = (right, ([*fields[:-2], *others[-2:]], others_ms))
+    assert time_ms != others_ms
+    assert found(await world.audit()) == {"reordered": 1}
+
+
 async def test_what_is_on_its_way_is_pending_and_settled_it_is_missing() -> None:
     world = await copied(ENTRY, RECORD)
     await world.fill(50, first=RECORDS)

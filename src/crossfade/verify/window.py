@@ -56,9 +56,12 @@ def exchanged(window: Window, altered: list[tuple[int, int]]) -> dict[int, int]:
     holds: dict[int, int] = {}
     if not 2 <= len(altered) <= EXCHANGED_MAX:
         return holds
+    # Without the time, the last part of a row: on Redis it may belong to the entry id, and so stay where it is.
+    contents = {left: window.rows[left][:-1] for left, _ in altered}
     for left, right in altered:
-        for other, _ in altered:
-            if other != left and other not in holds.values() and window.rows[other] == window.copies[right].row:
+        found = window.copies[right].row[:-1]
+        for other, content in contents.items():
+            if content == found and contents[left] != found and other not in holds.values():
                 holds[right] = other
                 break
     # A whole exchange only: each of these rows is held by another of them. Anything else is altered.
