@@ -1,0 +1,371 @@
+"""Named faults: one wrong line each, and the fast test that must go red. What no test would notice is not tested.
+
+`old` stands exactly once in `file` (below src/crossfade). Names say what is wrong, as a bug report would.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+ENUMERATION = "tests/model/test_enumeration.py::test_every_outcome_of_every_step"
+CONTRACT = "tests/contract/test_log_contract.py"
+SIMULATION = "tests/model/test_simulation.py::test_seeds"
+MAPPING = "tests/unit/test_mapping.py"
+PARTITIONER = "tests/unit/test_partitioner.py"
+WIRE = "tests/unit/test_wire.py"
+MEMORY = "tests/unit/test_memory.py"
+LANES = "tests/unit/test_relay_lanes.py"
+RECKONING = "tests/unit/test_redis_reckoning.py"
+TAIL = "tests/unit/test_kafka_tail.py"
+
+MUTANTS = [
+    # -- partitioners ----------------------------------------------------------------------------------------------
+    Mutant(
+        "murmur2-negates-instead-of-masking",
+        "model/partitioner.py",
+        "return (murmur2(key) & 0x7FFFFFFF) % lanes",
+        "return abs(murmur2(key) - ((murmur2(key) >> 31) << 32)) % lanes",
+        f"{PARTITIONER}::test_murmur2_lane_masks_the_sign_and_does_not_negate",
+    ),
+    Mutant(
+        "murmur2-wrong-seed",
+        "model/partitioner.py",
+        "hashed = 0x9747B28C ^ size",
+        "hashed = size",
+        f"{PARTITIONER}::test_murmur2_matches_the_java_client",
+    ),
+    Mutant(
+        "murmur3-sign-forgotten",
+        "model/partitioner.py",
+        "return (hashed if hashed <= 0x80000000 else 0x100000000 - hashed) % lanes",
+        "return hashed % lanes",
+        f"{PARTITIONER}::test_murmur3_negates_a_negative_hash",
+    ),
+    Mutant(
+        "murmur3-tail-not-mixed",
+        "model/partitioner.py",
+        'hashed ^= _murmur3_word(int.from_bytes(key[whole:], "little"))',
+        'hashed ^= int.from_bytes(key[whole:], "little")',
+        f"{PARTITIONER}::test_murmur3_matches_the_reference",
+    ),
+    Mutant(
+        "keyless-records-all-in-lane-0",
+        "model/partitioner.py",
+        "return source_lane % lanes if key is None else seen[key]",
+        'return seen[b"" if key is None else key]',
+        f"{PARTITIONER}::test_without_a_key_the_source_lane_decides",
+    ),
+    Mutant(
+        "key-memory-grows-for-ever",
+        "model/partitioner.py",
+        "if len(self) >= KEYS_REMEMBERED_MAX:",
+        "if len(self) < 0:",
+        f"{PARTITIONER}::test_the_memory_of_keys_is_bounded",
+    ),
+    # -- mapping and wire --------------------------------------------------------------------------------------------
+    Mutant(
+        "packed-form-meets-canonical-form",
+        "model/lossless.py",
+        "if headers or value is None or packed_entry(key, value, key_field) is None:",
+        "if True:",
+        f"{MAPPING}::test_any_other_layout_is_packed",
+    ),
+    Mutant(
+        "packed-chain-followed-one-level-only",
+        "model/lossless.py",
+        "        if not value.startswith(MAGIC, start, end):\n            return None\n",
+        "        return outermost if value.startswith(MAGIC, start, end) else None\n",
+        f"{MAPPING}::test_a_thousand_levels_of_packing_cost_their_length_once",
+    ),
+    Mutant(
+        "fast-path-forgets-the-magic",
+        "model/mapping.py",
+        "if not headers and key is not None and value is not None and not value.startswith(MAGIC)",
+        "if not headers and key is not None and value is not None",
+        f"{MAPPING}::test_every_entry_comes_back_from_kafka",
+    ),
+    Mutant(
+        "null-header-becomes-empty",
+        "model/lossless.py",
+        'fields += (HEADER_NULL + encoded, b"") if content is None else (HEADER + encoded, content)',
+        'fields += (HEADER + encoded, content or b"")',
+        f"{MAPPING}::test_the_canonical_layout",
+    ),
+    Mutant(
+        "tombstone-becomes-empty-value",
+        "model/lossless.py",
+        "    if value is not None:\n        fields += (VALUE, value)\n",
+        '    fields += (VALUE, value or b"")\n',
+        f"{MAPPING}::test_the_canonical_layout",
+    ),
+    Mutant(
+        "user-data-named-xf-is-stripped",
+        "model/lossless.py",
+        "        origin = decode_origin(content) if name == XF else None\n        if origin is None:\n",
+        "        origin = decode_origin(content) if name == XF else None\n        if name != XF:\n",
+        f"{MAPPING}::test_an_xf_that_is_no_origin_is_user_data",
+    ),
+    Mutant(
+        "own-time-is-lost-at-the-second-hop",
+        "model/lossless.py",
+        "        elif origin.time_ms is not None:\n            time_ms = origin.time_ms\n",
+        "        elif origin.time_ms is not None:\n            pass\n",
+        f"{MAPPING}::test_copies_within_one_shape_only_lose_the_origin",
+    ),
+    Mutant(
+        "rejected-record-fails-its-batch",
+        "model/mapping.py",
+        "        return convert(*row)\n    except NotCarried as reason:",
+        "        return convert(*row)\n    except ZeroDivisionError as reason:",
+        f"{MAPPING}::test_a_row_that_cannot_be_carried_leaves_the_batch_with_its_reason",
+    ),
+    Mutant(
+        "rejected-record-shifts-positions",
+        "model/mapping.py",
+        "            mapped.positions.append(position)\n",
+        "            mapped.positions.append(batch.positions[len(mapped.positions)])\n",
+        f"{MAPPING}::test_a_row_that_cannot_be_carried_leaves_the_batch_with_its_reason",
+    ),
+    Mutant(
+        "json-repeats-lost-in-silence",
+        "model/mapping.py",
+        "            if name in names:\n",
+        "            if name in names and self._drop:\n",
+        f"{MAPPING}::test_json_refuses_what_is_no_text",
+    ),
+    Mutant(
+        "positions-compared-as-text",
+        "model/position.py",
+        "return (int(head), int(tail) if tail else 0)",
+        "return (head, tail)  # type: ignore",
+        f"{WIRE}::test_order_of_positions_is_not_the_order_of_texts",
+    ),
+    Mutant(
+        "hostile-xf-kills-the-reader",
+        "model/wire.py",
+        'if name == "t" and _OWN_TIME.fullmatch(value):',
+        'if name == "t" and value.lstrip("-").isdigit():',
+        f"{WIRE}::test_no_text_of_an_application_breaks_the_reader",
+    ),
+    Mutant(
+        "newer-marker-read-anyway",
+        "model/wire.py",
+        'if version != "1":',
+        'if version == "":',
+        f"{WIRE}::test_a_newer_marker_is_refused_with_words",
+    ),
+    # -- the relay -----------------------------------------------------------------------------------------------------
+    Mutant(
+        "resumes-from-memory-instead-of-the-marker",
+        "relay/copier.py",
+        "                state.place = state.settled\n            lanes[lane] = state",
+        "                state.place = known.place if known else state.settled\n            lanes[lane] = state",
+        f"{ENUMERATION}[redis-to-kafka-1-append]",
+    ),
+    Mutant(
+        "append-repeated-after-a-doubt",
+        "relay/copier.py",
+        "            outcomes = await self.target.append(claim, writes)\n",
+        "            try:\n                outcomes = await self.target.append(claim, writes)\n"
+        "            except BrokerError:\n                outcomes = await self.target.append(claim, writes)\n",
+        f"{ENUMERATION}[redis-to-kafka-1-append]",
+    ),
+    Mutant(
+        "place-not-set-back-after-a-failed-append",
+        "relay/lanes.py",
+        "        self.error = error\n        self.place = self.settled\n",
+        "        self.error = error\n",
+        f"{LANES}",
+    ),
+    Mutant(
+        "lane-revived-where-it-read-instead-of-where-it-settled",
+        "relay/lanes.py",
+        "        self.state = State.COPYING\n        self.place = self.settled\n",
+        "        self.state = State.COPYING\n",
+        f"{LANES}",
+    ),
+    Mutant(
+        "halted-lane-goes-on",
+        "relay/copier.py",
+        "            if state.state is State.HALTED or state.state is State.WAITING:\n                continue\n",
+        "            if state.state is State.WAITING:\n                continue\n",
+        f"{SIMULATION}[source-trimmed]",
+    ),
+    Mutant(
+        "resumes-from-the-largest-marker",
+        "relay/lanes.py",
+        "    return min((marker.place for marker in markers)",
+        "    return max((marker.place for marker in markers)",
+        f"{LANES}::test_a_lane_resumes_from_its_smallest_marker",
+    ),
+    Mutant(
+        "covered-rows-copied-again",
+        "relay/fanout.py",
+        "if ragged and _order(position) <= covered[path]:",
+        "if ragged and _order(position) < covered[path]:",
+        f"{LANES}::test_by_key_a_path_that_was_ahead_drops_what_it_has",
+    ),
+    Mutant(
+        "marker-of-a-path-ahead-goes-back",
+        "relay/fanout.py",
+        "        if _reached(markers[path].place) <= end\n",
+        "",
+        "tests/model/test_regress.py::test_a_path_that_is_ahead_does_not_go_back",
+    ),
+    # -- brokers -------------------------------------------------------------------------------------------------------
+    Mutant(
+        "script-does-not-check-the-claim",
+        "brokers/memory/log.py",
+        "if found.claims.get(at) != (claim.epoch, claim.claim_id) or found.markers.get(at) != expected:",
+        "if False:",
+        f"{ENUMERATION}[kafka-to-redis-1-append]",
+    ),
+    Mutant(
+        "script-checks-the-epoch-alone",
+        "brokers/memory/log.py",
+        "if found.claims.get(at) != (claim.epoch, claim.claim_id) or found.markers.get(at) != expected:",
+        'if found.claims.get(at, (0, ""))[0] != claim.epoch:',
+        f"{MEMORY}::test_a_failover_takes_entries_marker_and_claim_together",
+    ),
+    Mutant(
+        "transaction-not-fenced",
+        "brokers/memory/log.py",
+        "if taken or not is_current(claim.owner.token):",
+        "if not is_current(claim.owner.token):",
+        f"{CONTRACT}::test_a_newer_claim_fences_the_older_one[memory-record]",
+    ),
+    Mutant(
+        "stale-generation-accepted",
+        "brokers/memory/log.py",
+        "if taken or not is_current(claim.owner.token):",
+        "if taken:",
+        f"{MEMORY}::test_a_handle_of_an_older_generation_is_refused",
+    ),
+    Mutant(
+        "marker-set-before-the-commit",
+        "brokers/memory/log.py",
+        "pending.markers[claim.owner.route, write.path] = marker",
+        "stream.markers[claim.owner.route, write.path] = marker",
+        f"{ENUMERATION}[redis-to-kafka-1-append]",
+    ),
+    Mutant(
+        "dead-transaction-never-aborted",
+        "brokers/memory/log.py",
+        "                if older is not None:\n                    self._abort(stream, older[1])\n",
+        "",
+        f"{MEMORY}::test_an_open_transaction_holds_readers_back_until_it_is_aborted",
+    ),
+    Mutant(
+        "torn-marker-believed",
+        "brokers/memory/log.py",
+        "if marker is not None and marker.ordinal == origin.ordinal:",
+        "if marker is not None:",
+        f"{SIMULATION}[target-torn]",
+    ),
+    Mutant(
+        "reader-sees-open-transactions",
+        "brokers/memory/lanes.py",
+        "return min((offset for rows in self.open.values() for offset in rows), default=self.end)",
+        "return self.end",
+        f"{MEMORY}::test_an_open_transaction_holds_readers_back_until_it_is_aborted",
+    ),
+    Mutant(
+        "trimmed-partition-unseen",
+        "brokers/memory/lanes.py",
+        "        if place.count < self.start:\n",
+        "        if False:\n",
+        f"{CONTRACT}::test_trimming_past_the_place_halts_the_lane_and_no_other[memory-record-1]",
+    ),
+    Mutant(
+        "trimmed-stream-unseen",
+        "brokers/memory/lanes.py",
+        "        if missing == 0:\n",
+        "        if missing >= 0:\n",
+        f"{SIMULATION}[source-trimmed]",
+    ),
+    Mutant(
+        "truncated-partition-that-grew-again-unseen",
+        "brokers/memory/lanes.py",
+        "reached = min(reached, self._leader_end(int(place.witness)))",
+        "pass",
+        f"{CONTRACT}::test_a_lane_that_lost_what_was_copied_halts[memory-record]",
+    ),
+    Mutant(
+        "remade-lane-unseen",
+        "brokers/memory/lanes.py",
+        "if place.incarnation and place.incarnation != self.incarnation:",
+        "if False:",
+        f"{CONTRACT}::test_a_lane_made_anew_halts[memory-record-30]",
+    ),
+    Mutant(
+        "read-skips-one",
+        "brokers/memory/lanes.py",
+        "behind = self.committed[bisect_left(self.committed, (place.count,))",
+        "behind = self.committed[bisect_left(self.committed, (place.count + 1,))",
+        f"{CONTRACT}::test_reading_goes_on_where_it_ended_on_another_connection_too[memory-record]",
+    ),
+    Mutant(
+        "id-runs-ahead-of-the-clock",
+        "brokers/memory/lanes.py",
+        "ms = max(min(time_ms, now_ms), self.last[0], 0)",
+        "ms = max(time_ms, self.last[0], 0)",
+        f"{MEMORY}::test_ids_never_run_ahead_of_the_clock_or_go_back",
+    ),
+    Mutant(
+        "budget-of-quarantine-ignored",
+        "brokers/memory/log.py",
+        "if len(rejects) > write.quarantine_left:",
+        "if False:",
+        f"{CONTRACT}::test_more_rejects_than_the_budget_halt_their_lane_alone",
+    ),
+    Mutant(
+        "second-route-let-in",
+        "brokers/memory/log.py",
+        "        if other != owner.route:\n",
+        "        if False:\n",
+        f"{CONTRACT}::test_a_second_route_is_refused",
+    ),
+    # -- the arithmetic of the real adapters ---------------------------------------------------------------------------
+    Mutant(
+        "redis-missing-entries-forgiven",
+        "brokers/redis/reckoning.py",
+        "    if missing is None or missing == 0:\n",
+        "    if missing is None or missing >= 0:\n",
+        RECKONING,
+    ),
+    Mutant(
+        "redis-birth-not-compared",
+        "brokers/redis/reckoning.py",
+        "if place.incarnation and place.incarnation not in look.births:",
+        "if False:",
+        RECKONING,
+    ),
+    Mutant(
+        "redis-failover-by-chance-unseen",
+        "brokers/redis/reckoning.py",
+        "    is_other_history = bool(history and look.history) and history != look.history\n",
+        "    is_other_history = False\n",
+        RECKONING,
+    ),
+    Mutant(
+        "kafka-marker-ahead-believed",
+        "brokers/kafka/tail.py",
+        "is_known = target < 0 or is_cut or tail.is_matched",
+        "is_known = True",
+        TAIL,
+    ),
+    Mutant(
+        "kafka-gap-in-ordinals-ignored",
+        "brokers/kafka/tail.py",
+        "        if reached >= 0 and origin.ordinal != reached + 1:\n            self.has_gap = True\n",
+        "",
+        TAIL,
+    ),
+]
