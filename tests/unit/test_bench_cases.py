@@ -100,3 +100,29 @@ def test_the_report_holds_the_figures_and_the_table_shows_them(tmp_path: Path) -
     assert "200,000" in shown[1]
     assert shown[1].endswith("pass")
     assert shown[2].endswith("FAIL")
+
+
+def test_the_page_gets_the_measured_figures_and_keeps_its_words(tmp_path: Path) -> None:
+    rows = [cases.comparison_row(RATIO, [{"ours": run(300_000), "theirs": run(100_000)}])]
+    rows.append(cases.comparison_row(RATIO, []))
+    machine = {"cpu": "some", "cores": 2, "memory_gib": 23.4, "load_at_start": 0.25}
+    facts = {"machine": machine, "versions": {"kafka": "4.3.1"}, "records": 1_000_000, "rounds_max": 3}
+    report.write(tmp_path / "bench.json", rows, facts)
+    words = tmp_path / "page.md"
+    words.write_text("before\n<!-- measured: begin -->\nold figures\n<!-- measured: end -->\nafter\n")
+    for _ in range(2):  # twice gives the same
+        report.main([str(tmp_path / "bench.json"), "--into", str(words)])
+    text = words.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("-->\nafter\n")
+    assert "old figures" not in text
+    assert "some, 2 cores, 23.4 GiB" in text
+    assert (
+        text.count("| case | ours | 300,000 | 1.00 | theirs (100,000) | ratio | 3 / 3 / 3 | 1.7 | 2.5 | aim met |") == 1
+    )
+    assert "| not measured | 1.7 | 2.5 | not kept |" in text
+
+
+def test_a_page_without_a_measured_part_is_refused() -> None:
+    with pytest.raises(ValueError, match="no <!-- measured"):
+        report.page("words", {})
