@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import structlog
 from confluent_kafka import KafkaError, KafkaException
 
 from crossfade.brokers.kafka import verdicts
@@ -90,6 +91,16 @@ def test_new_credentials_reach_live_and_later_handles():
 def test_a_step_in_doubt_is_shorter_than_any_retry_of_the_client():
     assert DOUBT_S * 1000 <= 0.8 * RETRY_BACKOFF_MS
     assert RETRY_BACKOFF_MS <= 500  # the wait before a second TxnOffsetCommit cannot be configured
+
+
+def test_an_outage_does_not_flood_the_log():
+    logger = KafkaSettings(AT).consumer(HandleHealth("test"))["logger"]
+    with structlog.testing.capture_logs() as lines:
+        for number in range(50):
+            logger.error("FAIL [client] broker %d is down", number)
+        logger.warning("GETPID [client] other")
+    assert [line["event"].split(" ")[0] for line in lines] == ["FAIL", "GETPID"]
+    assert lines[1]["left_out"] == 49
 
 
 # ------------------------------------------------------------------------------------------------------ errors

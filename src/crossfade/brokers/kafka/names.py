@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 PREFIX = "crossfade."
 #: the compacted topic of the board, and the transactional id of whoever changes it
 BOARD_TOPIC = "crossfade.control"
@@ -24,9 +22,13 @@ def group(route: str) -> str:
     return f"crossfade.{route}"
 
 
-def transactional_id(route: str, instance: str, shard: tuple[int, int] | None) -> str:
-    """The fence of one writer: by instance in a group, by shard where lanes are set by hand."""
-    name = f"{shard[0]}-{shard[1]}" if shard is not None else instance
+def transactional_id(route: str, instance: str | None, shard: tuple[int, int] | None) -> str:
+    """The fence of one writer: the member's instance in a group, else the shard.
+
+    Who is neither writes as the only shard, whatever its instance is called: two of them must share one id, or the
+    one that was fenced could claim again without fencing the other.
+    """
+    name = instance if instance is not None else "{}-{}".format(*(shard or (0, 1)))
     return f"crossfade.{route}.{name}"
 
 
@@ -43,10 +45,3 @@ def target_document(topic: str) -> str:
 def shards_document(route: str) -> str:
     """The board document that says into how many shards a route is split by hand."""
     return f"shards/{route}"
-
-
-_SHARD = re.compile(r"\d+-\d+")
-
-
-def is_shard(name: str) -> bool:
-    return _SHARD.fullmatch(name) is not None

@@ -8,6 +8,7 @@ properties came from the user. Everything in this folder gets its configuration 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -54,6 +55,9 @@ REFUSED: dict[str, str] = {
     "allow.auto.create.topics": "a topic must never appear by accident",
     "queuing.strategy": "memory would not be bounded",
 }
+
+#: one line of librdkafka's log of each kind in this time
+_QUIET_S = 10.0
 
 _NOT_TEXT = (
     "error_cb",
@@ -121,10 +125,23 @@ class _Rotatable(Protocol):
 
 
 class _ToStructlog(logging.Handler):
-    """Carries librdkafka's log lines over to structlog."""
+    """Carries librdkafka's log lines over to structlog, of each kind one in a while: an outage gives 20 a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[str, float] = {}
+        self._left_out = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger("kafka.client").log(min(record.levelno, logging.WARNING), record.getMessage())
+        text = record.getMessage()
+        kind, now = text.split(" ", 1)[0], time.monotonic()
+        if now - self._seen.get(kind, -_QUIET_S) < _QUIET_S:
+            self._left_out += 1
+            return
+        self._seen[kind] = now
+        left_out, self._left_out = self._left_out, 0
+        more = {"left_out": left_out} if left_out else {}
+        structlog.get_logger("kafka.client").log(min(record.levelno, logging.WARNING), text, **more)
 
 
 def _client_logger() -> logging.Logger:

@@ -104,7 +104,8 @@ class KafkaTarget:
         self._discard_writers()
         self._follow(owner.route)
         limits = await self._prepare_topics(max(source for source, _ in paths) + 1)
-        name = names.transactional_id(owner.route, owner.instance, owner.shard)
+        member = owner.instance if owner.token is not None else None
+        name = names.transactional_id(owner.route, member, owner.shard)
         writer = Writer(
             self._settings,
             name,
@@ -415,7 +416,7 @@ class KafkaTarget:
         """Split a route by hand into `count` shards: publish it, then fence every id of the old split."""
         old = await self._registry.publish_shards(route, count)
         for index in range(old):
-            await fence(self._settings, names.transactional_id(route, "", (index, old)))
+            await fence(self._settings, names.transactional_id(route, None, (index, old)))
 
     async def release(self, route: str) -> None:
         """Let another route write to this topic from now on. Raises Unreachable, AccessRefused."""
