@@ -206,8 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if free < DISK_FREE_BYTES_MIN:
         _say(f"refused: {free / 1e9:.1f} GB free in {ROOT}, a benchmark needs {DISK_FREE_BYTES_MIN / 1e9:.0f} GB")
         return 4
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    # SIGINT too: a shell's background job inherits it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     folder = options.out.parent / "bench"
     shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()

@@ -110,7 +110,8 @@ def markdown(document: dict[str, Any]) -> str:
     machine, versions = document["machine"], document["versions"]
     lines = [
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; load when it began "
-        f"{machine['load_at_start']:.1f}. {document['records']:,} records a run, up to {document['rounds_max']} rounds.",
+        f"{machine['load_at_start']:.1f}. {document['records']:,} records a run, up to {document['rounds_max']} "
+        "rounds.",
         f"Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}.",
         "",
         "| case | what | records/s | CPU s/M | beside (records/s) | figure | min / median / max | must | aim | |",
