@@ -177,7 +177,7 @@ def test_health_and_metrics_answer(copy: Callable[..., Copy]) -> None:
     assert relay.stop() == 0
 
 
-@pytest.mark.parametrize("way", ["rk", "kr", "kk", "rr"])
+@pytest.mark.parametrize("way", ["rk", "kr", *(pytest.param(way, marks=pytest.mark.long) for way in ("kk", "rr"))])
 def test_uninstall_removes_everything(copy: Callable[..., Copy], lab: Lab, way: str) -> None:
     made = copy(way[0], way[1])
     for lane in range(4):

@@ -16,8 +16,12 @@ from rig import Copy, KafkaSide, Relay, Writer, wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
-_WAYS = ["rk", "kr", "rr"]
 _LANES = 6
+
+
+def _ways(*daily: str) -> list[object]:
+    """All ways; those that are not daily run in the long tests."""
+    return [way if way in daily else pytest.param(way, marks=pytest.mark.long) for way in ("rk", "kr", "rr")]
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def _finish(copy: Copy, writer: Writer) -> None:
             assert all(a[2] <= b[2] for a, b in itertools.pairwise(origins)), f"lane {lane}: an older epoch follows"
 
 
-@pytest.mark.parametrize("way", _WAYS)
+@pytest.mark.parametrize("way", _ways("rk", "kr", "rr"))
 def test_others_take_over_from_a_killed_process(shared: Callable[[str], Copy], way: str) -> None:
     copy = shared(way)
     relays = {name: copy.run(instance=name) for name in ("a", "b", "c")}
@@ -75,7 +79,7 @@ def test_others_take_over_from_a_killed_process(shared: Callable[[str], Copy], w
     assert [relays[name].stop() for name in ("a", "c")] == [0, 0]
 
 
-@pytest.mark.parametrize("way", _WAYS)
+@pytest.mark.parametrize("way", _ways("rk", "kr"))
 def test_a_zombie_writes_nothing_more_and_says_that_it_was_fenced(shared: Callable[[str], Copy], way: str) -> None:
     copy = shared(way)
     zombie, other = copy.run(instance="a"), copy.run(instance="b")
@@ -103,7 +107,7 @@ def test_a_zombie_writes_nothing_more_and_says_that_it_was_fenced(shared: Callab
     assert other.stop() == 0
 
 
-@pytest.mark.parametrize("way", _WAYS)
+@pytest.mark.parametrize("way", _ways("rk", "rr"))
 def test_of_two_processes_with_one_name_the_older_is_fenced_and_says_so(
     shared: Callable[[str], Copy], way: str
 ) -> None:
@@ -124,7 +128,7 @@ def test_of_two_processes_with_one_name_the_older_is_fenced_and_says_so(
     assert newer.stop() == 0
 
 
-@pytest.mark.parametrize("way", _WAYS)
+@pytest.mark.parametrize("way", _ways("rk"))
 def test_rolling_restart(shared: Callable[[str], Copy], way: str) -> None:
     copy = shared(way)
     relays: dict[str, Relay] = {name: copy.run(instance=name) for name in ("a", "b")}
