@@ -28,6 +28,7 @@ from crossfade.relay.pace import Limits
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 
 ROUTE = "r1"
+RECORD, ENTRY = Shape.RECORD, Shape.ENTRY
 LIMITS = Limits(batch_records_max=3, idle_wait_s=0.2, marker_refresh_s=0.2)
 #: a run that is not done after this much virtual time does not live
 LIFE_S = 600.0
@@ -107,6 +108,7 @@ class World:
         #: lanes whose content must be complete in the end
         self.lanes_judged = list(range(lanes))
         self._before = {}
+        self._without_places = set()
         #: target lane -> (stored rows, (path, what is judged of them))
         self._seen = {}
         self.checks_every_step = True
@@ -125,7 +127,9 @@ class World:
 
     def expected(self, lane):
         """The source lane's rows in the target's shape, without origins."""
-        rows = self.written[lane]
+        return self.translated(lane, self.written[lane])
+
+    def translated(self, lane, rows):
         batch = Batch(lane, self.shapes[0], list(range(len(rows))), rows, Place())
         return self.mapping.translate(batch, self.shapes[1]).rows
 
@@ -180,7 +184,8 @@ class World:
                 f"I6: the marker of {path} is {marker}, the last committed record is {last}, number {len(rows)}",
             )
             holds(not rows or marker.target == rows[-1][2], f"I6: {marker} names another target position than {path}")
-            now = (marker.ordinal, position_order(marker.place.position), marker.epoch)
+            place = (0, 0) if path[0] in self._without_places else position_order(marker.place.position)
+            now = (marker.ordinal, place, marker.epoch)
             before = self._before.get(path, (0, (-1, -1), 0))
             holds(all(a >= b for a, b in zip(now, before, strict=True)), f"I7: {path} went from {before} to {now}")
             self._before[path] = now
@@ -188,6 +193,11 @@ class World:
     def forget(self, lane):
         """The target lane went back by a fault, so its markers may too."""
         self._before = {path: was for path, was in self._before.items() if path[1] != lane}
+
+    def forget_source(self, lane):
+        """The source lane's positions may start anew, so the places of its markers may go back."""
+        self._before = {path: was for path, was in self._before.items() if path[0] != lane}
+        self._without_places.add(lane)
 
     def copied(self):
         return sum(

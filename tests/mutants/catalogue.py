@@ -215,9 +215,40 @@ MUTANTS = [
     Mutant(
         "marker-of-a-path-ahead-goes-back",
         "relay/fanout.py",
-        "        if _reached(markers[path].place) <= end\n",
+        "        if reached(markers[path].place) <= end\n",
         "",
         "tests/model/test_regress.py::test_a_path_that_is_ahead_does_not_go_back",
+    ),
+    Mutant(
+        "halt-at-claim-kills-the-process",
+        "relay/copier.py",
+        'self._log.error("lane halted", **errors[0].as_dict())',
+        'self._log.error("lane halted", lane=lane, **errors[0].as_dict())',
+        "tests/model/test_halts.py",
+    ),
+    Mutant(
+        "any-accepted-loss-starts-from-the-beginning",
+        "relay/copier.py",
+        "        return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)\n    return None\n",
+        "        return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)\n"
+        "    return Start(From.EARLIEST)\n",
+        "tests/model/test_halts.py",
+    ),
+    Mutant(
+        "accepted-regression-goes-on-at-the-old-number",
+        "relay/copier.py",
+        "    if isinstance(state.error, SourceRegressed):\n",
+        "    if isinstance(state.error, SourceRegressed):\n"
+        "        return Start(From.POSITION, settled.position)\n"
+        "    if isinstance(state.error, SourceRegressed):\n",
+        f"{SIMULATION}[source-regressed]",
+    ),
+    Mutant(
+        "path-ahead-of-an-accepted-loss-goes-back",
+        "relay/lanes.py",
+        "marker.place if is_comparable and reached(marker.place) > reached(place) else place",
+        "place",
+        f"{SIMULATION}[source-trimmed]",
     ),
     # -- brokers -------------------------------------------------------------------------------------------------------
     Mutant(

@@ -26,10 +26,11 @@ from ..errors import (
     SourceDeleted,
     SourceRegressed,
     SourceReset,
+    SourceTrimmed,
     invariant,
 )
 from ..model.mapping import Mapping
-from ..model.position import Place
+from ..model.position import Place, position_order
 from ..model.record import Batch, Lane, Path, Write
 from ..model.route import Route
 from ..telemetry import step
@@ -182,7 +183,7 @@ class Copier:
             state.marker_written_s = now_s
             if errors:
                 state.error, state.state = errors[0], State.HALTED
-                self._log.error("lane halted", lane=lane, **errors[0].as_dict())
+                self._log.error("lane halted", **errors[0].as_dict())
             else:
                 state.place = state.settled
             lanes[lane] = state
@@ -273,7 +274,8 @@ class Copier:
                 continue
             mapped = self.mapping.translate(batch, self.target.shape)
             left = self.limits.quarantine_records_max - state.quarantined
-            writes += plan_writes(self.route, self.mapping, self.target.shape, batch, mapped, state.markers, left)
+            markers = state.markers_behind_loss()
+            writes += plan_writes(self.route, self.mapping, self.target.shape, batch, mapped, markers, left)
             state.place, state.state = batch.place, State.COPYING
             state.retries = 0 if batch.rows else state.retries
         return writes
@@ -310,6 +312,7 @@ class Copier:
         invariant(marker.ordinal == before.ordinal + outcome.records, "an append advances the ordinal by its records")
         invariant(marker.place == write.place, "a marker stands where its write ends")
         state.markers[write.path] = marker
+        state.jumps.pop(write.path, None)
         state.marker_written_s = now_s
         state.records_total += outcome.records
         state.quarantined_total += outcome.quarantined
@@ -343,20 +346,20 @@ class Copier:
                 await self._go_on_behind_loss(state)
 
     async def _go_on_behind_loss(self, state: LaneState) -> None:
-        """Find the first place that still continues the lane; the marker moves there with the next append."""
-        start = Start(From.EARLIEST)  # trimmed or re-created: everything that is left is new
-        if isinstance(state.error, SourceDeleted):
-            start = Start(From.POSITION, state.settled.position)
-        elif isinstance(state.error, SourceRegressed) and state.bounds is not None:
-            start = Start(From.POSITION, (await self.source.bounds([state.lane]))[state.lane].last)
-        elif not isinstance(state.error, SourceReset) and state.error is not None and not state.error.position:
-            return
+        """Find the first place that still continues the lane; the markers move there with the next append."""
+        start = _start_behind(state)
+        if start is None:
+            return  # not a loss of the source: going on anywhere else would copy twice, or overwrite the evidence
+        if start.where is From.POSITION:  # a beginning behind the present end is none
+            last = (await self.source.bounds([state.lane]))[state.lane].last
+            if position_order(last) < position_order(start.value):
+                start = Start(From.POSITION, last) if last else Start(From.EARLIEST)
         place = (await self.source.begin([state.lane], start))[state.lane]
         if isinstance(place, LaneError):
             self._fail(state, place)
             return
         self._log.warning("loss accepted", lane=state.lane, error=type(state.error).__name__, resumes_at=place.position)
-        state.error, state.state, state.place = None, State.COPYING, place
+        state.jump(place)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -364,6 +367,22 @@ class Copier:
 
 def _known(claim: Claim, path: Path) -> bool:
     return path in claim.markers or path in claim.errors
+
+
+def _start_behind(state: LaneState) -> Start | None:
+    """Where to go on behind an accepted loss; None where the error is not about the source."""
+    settled = state.settled
+    if isinstance(state.error, SourceTrimmed | SourceReset):
+        return Start(From.EARLIEST)  # everything that is left is new
+    if isinstance(state.error, SourceDeleted):
+        return Start(From.POSITION, settled.position) if settled.position else Start(From.EARLIEST)
+    if isinstance(state.error, SourceRegressed):
+        if "-" in settled.position or state.error.lost_records < 0:
+            return Start(From.POSITION, settled.position)  # ids come from clocks: what is new lies behind
+        # Offsets are given out again: what lies behind the cut is new, whatever its number is.
+        cut = settled.count - state.error.lost_records
+        return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)
+    return None
 
 
 async def start_lanes(

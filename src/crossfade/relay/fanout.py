@@ -10,9 +10,10 @@ from collections.abc import Mapping as Dict
 
 from ..model.mapping import Mapping
 from ..model.partitioner import partition_many
-from ..model.position import Marker, NativePosition, Place, position_order, position_text
+from ..model.position import Marker, NativePosition, position_order, position_text
 from ..model.record import Batch, Mapped, Path, Shape, Write
 from ..model.route import LaneMap, Route
+from .lanes import reached
 
 
 def plan_writes(
@@ -30,11 +31,11 @@ def plan_writes(
         return [Write(path, mapped.positions, mapped.rows, batch.place, mapped.rejects, quarantine_left)]
     # After a crash the paths of a lane are ragged, and the resumed batches end elsewhere than the first ones did. A
     # path that is ahead of this batch's end gets no write: its marker would go back, and a second crash copy twice.
-    end = _reached(batch.place)
+    end = reached(batch.place)
     writes = {
         path: Write(path, [], [], batch.place, [], quarantine_left)
         for path in route.paths_of(batch.lane)
-        if _reached(markers[path].place) <= end
+        if reached(markers[path].place) <= end
     }
     keyless_lane = batch.lane % route.target_lanes
     keys = [mapping.key_of(row, shape) for row in mapped.rows]
@@ -52,10 +53,6 @@ def plan_writes(
     if home is not None:
         home.rejects += [r for r in mapped.rejects if not ragged or _order(r.position) > covered[home.path]]
     return list(writes.values())
-
-
-def _reached(place: Place) -> tuple[tuple[int, int], int]:
-    return position_order(place.position), place.count
 
 
 def _order(position: NativePosition) -> tuple[int, int]:

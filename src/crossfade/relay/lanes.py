@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from ..brokers.protocol import Bounds
-from ..errors import Kind, LaneError
+from ..errors import Kind, LaneError, SourceDeleted, SourceTrimmed
 from ..model.position import Marker, Place, position_order
 from ..model.record import Lane, Path
 
@@ -44,10 +46,16 @@ class LaneState:
     #: (loop time, removed records, records relayed) of the last two looks at the source, for rates
     looks: list[tuple[float, int, int]] = field(default_factory=list)
 
+    #: where paths go on behind a loss that was accepted, until an append has stored it
+    jumps: dict[Path, Place] = field(default_factory=dict)
+
     @property
     def settled(self) -> Place:
-        """The place that all paths have reached in the target: where a new claim would resume."""
-        return resume_place(list(self.markers.values()))
+        """The place that all paths have reached in the target: where a new claim would resume.
+
+        A lane that was taken out by its claim may have no marker at all.
+        """
+        return resume_place(list(self.markers.values())) if self.markers else Place()
 
     @property
     def ordinal(self) -> int:
@@ -73,6 +81,28 @@ class LaneState:
         self.error = None
         self.state = State.COPYING
         self.place = self.settled
+
+    def jump(self, place: Place) -> None:
+        """Go on from `place`, behind a loss that an operator accepted.
+
+        A path that is ahead of it stays: what it has must not be copied again. Not so where the source's positions
+        start anew or were given out twice: there they cannot be compared, and all that comes is new.
+        """
+        is_comparable = isinstance(self.error, SourceTrimmed | SourceDeleted)
+        self.jumps = {
+            path: marker.place if is_comparable and reached(marker.place) > reached(place) else place
+            for path, marker in self.markers.items()
+        }
+        self.error, self.state, self.place = None, State.COPYING, place
+
+    def markers_behind_loss(self) -> dict[Path, Marker]:
+        """The markers, standing where the paths go on."""
+        if not self.jumps:
+            return self.markers
+        return {
+            path: msgspec.structs.replace(marker, place=self.jumps.get(path, marker.place))
+            for path, marker in self.markers.items()
+        }
 
     def look(self, bounds: Bounds, now_s: float) -> None:
         """Note what the source holds now; keeps about ten seconds of looks."""
@@ -110,6 +140,11 @@ class LaneState:
         return max(0.0, margin / rate) if rate > 0 else None
 
 
+def reached(place: Place) -> tuple[tuple[int, int], int]:
+    """A sort key for places of one lane in one life of it."""
+    return position_order(place.position), place.count
+
+
 def resume_place(markers: list[Marker]) -> Place:
     """The smallest place of a lane's paths: what lies behind it is in every target lane that it belongs to."""
-    return min((marker.place for marker in markers), key=lambda place: (position_order(place.position), place.count))
+    return min((marker.place for marker in markers), key=reached)

@@ -267,6 +267,7 @@ class KafkaLog:
                 "already copied are gone (unclean election, restored disk)",
                 hint="compare both sides with `crossfade verify`, then decide where to go on",
                 position=place.position,
+                lost_records=place.count - bounds.count,
             )
         return None
 

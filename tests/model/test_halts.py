@@ -1,0 +1,97 @@
+"""Halts that are no fault of the source: the relay stops that lane alone, says why, and stays up."""
+
+import asyncio
+
+import pytest
+from virtual import run_virtual
+from world import ENTRY, RECORD, ROUTE, World
+
+from crossfade.brokers.memory import MemoryLog
+from crossfade.errors import QuarantineFull, TargetReset, TargetTorn
+from crossfade.relay.documents import AcceptedLoss, Desired
+from crossfade.relay.lanes import State
+from crossfade.relay.pace import Limits
+from crossfade.relay.reporter import make_report
+
+SHAPES = [(ENTRY, RECORD), (RECORD, ENTRY)]
+
+
+async def copying(world, count):
+    """A started world with a process that has copied `count` records of each lane."""
+    for lane in range(world.lanes):
+        world.write(lane, count)
+    await world.start()
+    copier, task = world.process()
+    await asyncio.sleep(5)
+    assert world.copied() == count * world.lanes
+    return copier, task
+
+
+async def stopped(copier, task):
+    copier.stop()
+    await asyncio.wait_for(task, 60)
+
+
+def accepting(state):
+    decision = AcceptedLoss(type(state.error).__name__, state.settled.position, "operator", "now")
+    return Desired(accepted={str(state.lane): decision})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "damage"),
+    [(SHAPES[0], "remade"), (SHAPES[1], "remade"), (SHAPES[0], "torn")],  # in one Redis slot nothing parts
+)
+def test_a_damaged_target_lane_halts_at_the_next_claim_and_the_others_go_on(shapes, damage):
+    world = World(*shapes, lanes=2)
+
+    async def main():
+        copier, task = await copying(world, 3)
+        await stopped(copier, task)
+        if damage == "remade":
+            world.target_broker.recreate("target", 0)
+        else:
+            for position, _ in world.target_broker.rows("target", 0):
+                world.target_broker.delete("target", 0, position)
+        world.checks_every_step = False
+        copier, task = world.process()
+        world.write(0, 2)
+        world.write(1, 2)
+        await asyncio.sleep(5)
+        state = copier.lanes[0]
+        assert state.state is State.HALTED
+        assert isinstance(state.error, TargetReset if damage == "remade" else TargetTorn)
+        report = make_report(copier, 0.0)
+        assert report.lanes[0].error == type(state.error).__name__
+        assert report.lanes[0].reason
+        assert len(world.relayed()[1, 1]) == 5
+        # accepting a loss of the source does not apply: going on anywhere would copy twice
+        await copier.obey(accepting(state))
+        await asyncio.sleep(5)
+        assert copier.lanes[0].state is State.HALTED
+        assert world.target_broker.rows("target", 0) == []
+        await stopped(copier, task)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_a_full_quarantine_halts_and_accepting_a_loss_does_not_copy_twice(shapes):
+    world = World(*shapes, lanes=1, limits=Limits(batch_records_max=2, idle_wait_s=0.2, quarantine_records_max=0))
+
+    async def main():
+        copier, task = await copying(world, 3)
+        target = copier.target
+        assert isinstance(target, MemoryLog)
+        target._record_bytes_max = 3
+        world.write(0, 2)
+        await asyncio.sleep(2)
+        state = copier.lanes[0]
+        assert isinstance(state.error, QuarantineFull)
+        await copier.obey(accepting(state))
+        await asyncio.sleep(5)
+        assert len(world.relayed()[0, 0]) == 3
+        assert world.target_broker.marker("target", ROUTE, (0, 0)).ordinal == 3
+        await stopped(copier, task)
+
+    run_virtual(main())
+    world.check_step()
