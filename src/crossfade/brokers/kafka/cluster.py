@@ -46,6 +46,8 @@ _TRIES = 4
 _PERSIST_S = 5.0
 _LISTEN_S = 0.2
 _PAUSE_S = 0.3
+#: a group is emptied of its last static member by then (session timeout 6 s, and the broker's sweep)
+_MEMBERS_GONE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +289,22 @@ class Cluster:
         return await self._persist(ask, "listing groups")
 
     async def delete_group(self, group: str) -> None:
-        """Delete a group without members; one that is already gone is no error. Raises Unreachable, AccessRefused."""
-        try:
-            await self._wait(self.admin.delete_consumer_groups([group], request_timeout=_REQUEST_S)[group])
-        except KafkaException as failure:
-            if error_of(failure).code() != KafkaError.GROUP_ID_NOT_FOUND:
-                raise translate(failure, f"deleting group {group}", self.health) from failure
+        """Delete a group without members; one that is already gone is no error. Raises Unreachable, AccessRefused.
+
+        A static member says no goodbye: a group counts it until its session ends, so this waits for that.
+        """
+        deadline = time.monotonic() + _MEMBERS_GONE_S
+        while True:
+            try:
+                await self._wait(self.admin.delete_consumer_groups([group], request_timeout=_REQUEST_S)[group])
+                return
+            except KafkaException as failure:
+                code = error_of(failure).code()
+                if code == KafkaError.GROUP_ID_NOT_FOUND:
+                    return
+                if code != KafkaError.NON_EMPTY_GROUP or time.monotonic() > deadline:
+                    raise translate(failure, f"deleting group {group}", self.health) from failure
+            await asyncio.sleep(_PAUSE_S)
 
     async def _persist(self, ask: Callable[[], Awaitable[T]], doing: str) -> T:
         """Ask a few times: metadata, leaders and coordinators are away for moments."""
