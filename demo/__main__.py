@@ -56,7 +56,8 @@ def main() -> int:
     if options.sabotage is not None and options.sabotage not in SABOTAGES:
         parser.error(f"SABOTAGE={options.sabotage} is none of {', '.join(SABOTAGES)}")
     console = Console(stderr=True) if sys.stderr.isatty() else Console(stderr=True, width=_WIDTH_ALONE, soft_wrap=True)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _as_interrupt)
     for number in range(1, options.repeat + 1):
         seed = options.seed if options.seed is not None and number == 1 else random.SystemRandom().randrange(1 << 31)
         if options.repeat > 1:
@@ -78,8 +79,8 @@ def _once(options: argparse.Namespace, seed: int, console: Console) -> int:
     try:
         document = Run(plan, options.folder, console).play()
     except KeyboardInterrupt:
-        console.print("interrupted; everything is stopped", highlight=False)
-        shutil.rmtree(options.folder, ignore_errors=True)
+        console.print(f"interrupted; everything is stopped; logs: {logs}", highlight=False)
+        _remove_data(options.folder, keep_logs=True)
         return _INTERRUPTED
     except (Trouble, CrossfadeError) as error:
         console.print(f"[red]the demo could not go on[/red]: {escape(str(error))}", highlight=False)
@@ -108,7 +109,7 @@ def _remove_data(folder: Path, *, keep_logs: bool = False) -> None:
     if not keep_logs:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.exists() else ():
         if path.is_file():
             path.unlink()
 

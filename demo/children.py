@@ -69,17 +69,22 @@ class Child:
         return self.process.pid
 
     def stop(self, wait_s: float = 15.0) -> int | None:
-        """SIGTERM, then SIGKILL after `wait_s`. The exit code, None if it was never started."""
+        """SIGTERM, then SIGKILL after `wait_s` (0: at once). The exit code, None if it was never started."""
         if self.process is None:
             return None
         if self.process.poll() is None:
-            self.process.terminate()
+            if wait_s:
+                self.process.terminate()
             try:
                 self.process.wait(wait_s)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
         return self.process.returncode
+
+    def end(self) -> None:
+        """End it at once, in any case."""
+        self.stop(wait_s=0.0)
 
     def tail(self, lines: int = 8) -> str:
         """The last lines of its log."""

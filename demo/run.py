@@ -101,7 +101,8 @@ class Run:
             raise
         finally:
             with _undisturbed():
-                self._stop_children()
+                for child in self._children:
+                    child.end()
                 left = stage.down()
         return self._conclude(directions, left)
 

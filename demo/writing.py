@@ -51,7 +51,7 @@ class Writing:
         """End it in any case."""
         with self._lock:
             if self._child is not None:
-                self._child.stop()
+                self._child.end()
                 self._child = None
 
     def check(self) -> None:
