@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from kafka_fixture import KafkaBackend, make_kafka_log, open_kafka_log
 
-from crossfade.brokers.kafka import KafkaGroup, KafkaInspector, KafkaLog, KafkaSettings, names
+from crossfade.brokers.kafka import KafkaGroup, KafkaInspector, KafkaLog, KafkaSettings, names, writer
 from crossfade.brokers.kafka import markers as kafka_markers
 from crossfade.brokers.kafka.cluster import LATEST
 from crossfade.brokers.protocol import Appended, Owner, Start
@@ -76,7 +76,7 @@ async def keys(backend, log, lane=0):
 def commit_marker(properties, route, marker, lane=0):
     """What a late TxnOffsetCommit does: another marker than the one that belongs to the data."""
     consumer = Consumer(properties | {"group.id": names.group(route)})
-    (offset,) = kafka_markers.offsets(route, {(lane, lane): marker}, {lane})
+    (offset,) = kafka_markers.offsets(route, {(lane, lane): marker}, {lane}, [(lane, lane)])
     consumer.commit(offsets=[offset], asynchronous=False)
     consumer.close()
 
@@ -183,35 +183,86 @@ async def test_a_target_made_anew_is_named(backend, refilled):
     assert isinstance(claim.errors[0, 0], TargetReset)
 
 
-async def test_a_transaction_in_doubt_is_never_read_back_as_two(backend):
-    """The producer is thrown away with a transaction open; the next claim ends it before it reads."""
+class Slow:
+    """A producer one of whose steps takes as long as a retry inside the client."""
+
+    def __init__(self, producer, step):
+        self._producer, self._step = producer, step
+
+    def __getattr__(self, name):
+        call = getattr(self._producer, name)
+        if name != self._step:
+            return call
+
+        def slow(*arguments):
+            call(*arguments)
+            time.sleep(0.5)
+
+        return slow
+
+
+async def test_a_commit_in_doubt_ends_the_claim_and_is_read_back(backend, monkeypatch):
     log = await backend.log(1)
     copy = Copy(log)
     await copy.begin()
-    for round_number in range(3):
-        writer = copy.claim.writer
-        real = writer._producer.send_offsets_to_transaction
-
-        class Slow:
-            def __init__(self, producer, call):
-                self._producer, self._call = producer, call
-
-            def __getattr__(self, name):
-                return getattr(self._producer, name)
-
-            def send_offsets_to_transaction(self, *arguments):
-                self._call(*arguments)
-                time.sleep(0.5)  # as long as a retry inside the client
-
-        writer._producer = Slow(writer._producer, real)
-        with pytest.raises(Indeterminate):
-            await copy.append(10 + round_number, 1)
+    for first in (10, 11):
+        copy.claim.writer._producer = Slow(copy.claim.writer._producer, "commit_transaction")
+        with monkeypatch.context() as patched:  # also where the append begins anew
+            patched.setattr(writer, "Producer", lambda properties: Slow(Producer(properties), "commit_transaction"))
+            with pytest.raises(Indeterminate):
+                await copy.append(first, 1)
         with pytest.raises(Fenced):
-            await copy.append(10 + round_number, 1)
+            await copy.append(first, 1)
         claim = await copy.take()
-        assert claim.markers[0, 0].ordinal == 10 + round_number
-        await copy.append(10 + round_number, 1)
+        assert claim.markers[0, 0].ordinal == first + 1
+        assert claim.alarms == []
+    assert await keys(backend, log) == list(range(12))
+
+
+async def test_markers_in_doubt_are_never_committed_and_the_append_begins_anew(backend):
+    log = await backend.log(2)
+    copy = Copy(log, paths=((0, 0), (0, 1), (1, 1)))
+    await copy.begin()
+    doubtful = copy.claim.writer
+    doubtful._producer = Slow(doubtful._producer, "send_offsets_to_transaction")
+    outcome = await copy.append(10, 2)
+    assert outcome.marker.ordinal == 12
+    assert doubtful.is_dead
+    assert copy.claim.writer is not doubtful
+    await copy.append(12, 1)
+    claim = await copy.take()
+    assert (claim.markers[0, 0].ordinal, claim.alarms) == (13, [])
     assert await keys(backend, log) == list(range(13))
+
+
+async def test_an_append_does_not_begin_anew_after_another_claim_has_written(backend):
+    log = await backend.log(1)
+    older = Copy(log)
+    await older.begin()
+    newer = Copy(await backend.other(log), older.route)
+    real = older.claim.writer._producer
+
+    class Overtaken(Slow):
+        def __getattr__(self, name):
+            call = getattr(real, name)
+            if name != "send_offsets_to_transaction":
+                return call
+
+            def overtaken(*arguments):
+                call(*arguments)
+                asyncio.run_coroutine_threadsafe(newer_writes(), loop).result(60)
+
+            return overtaken
+
+    async def newer_writes():
+        await newer.take()
+        await newer.append(10, 1)
+
+    loop = asyncio.get_running_loop()
+    older.claim.writer._producer = Overtaken(real, "")
+    with pytest.raises(Fenced):
+        await older.append(10, 1)
+    assert await keys(backend, log) == list(range(11))
 
 
 # ------------------------------------------------------------------------------------------------- who may write

@@ -138,7 +138,7 @@ async def test_what_is_printed_is_enough(user, administrator):
             assert claim.markers == {}
     assert (outcome.records, outcome.quarantined) == (1, 1)
     async with asyncio.timeout(30):
-        while await writing.conditions([0]):  # a commit is answered before readers see it
+        while await writing.conditions([0]):  # noqa: ASYNC110 - a commit is answered before readers see it
             await asyncio.sleep(0.05)
     assert len(read_committed(administrator, target, 0)) == 1
 

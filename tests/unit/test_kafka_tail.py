@@ -167,32 +167,38 @@ def test_only_the_last_header_of_this_route_is_ours():
 
 def test_one_path_keeps_the_plain_form():
     given = {(3, 5): marker(10, 9)}
-    text = markers.encode(given)
+    text = markers.encode(given, is_alone=True)
     assert text == encode_marker(given[3, 5])
     assert markers.decode(text, 3, [(3, 5), (4, 1)]) == given
 
 
 def test_many_target_lanes_share_one_text():
     given = {(3, lane): marker(lane, lane, place=Place(f"17-{lane}", lane, "birth", f"w{lane}")) for lane in range(25)}
-    text = markers.encode(given)
+    text = markers.encode(given, is_alone=False)
     assert len(text) <= 4095
     assert markers.decode(text, 3, list(given)) == given
+
+
+def test_one_marker_of_several_target_lanes_says_which():
+    given = {(3, 7): marker(1, 1)}
+    text = markers.encode(given, is_alone=False)
+    assert markers.decode(text, 3, [(3, 5), (3, 7)]) == given
 
 
 def test_too_many_target_lanes_are_refused_by_name():
     given = {(3, lane): marker(10**9 + lane, 10**12) for lane in range(80)}
     with pytest.raises(GuaranteeRefused, match="source lane 3 has 80 target lanes"):
-        markers.encode(given)
+        markers.encode(given, is_alone=False)
 
 
 def test_units_are_counted_as_kafka_counts():
     wide = marker(1, 1, place=Place("1", 1, "\U0001f600" * 2000))
     with pytest.raises(GuaranteeRefused):
-        markers.encode({(3, 5): wide})
+        markers.encode({(3, 5): wide}, is_alone=True)
 
 
 def test_offsets_carry_the_ordinal_and_all_paths_of_a_lane():
     given = {(0, 0): marker(4, 1), (0, 1): marker(3, 1), (1, 0): marker(9, 1)}
-    (found,) = markers.offsets("r", given, {0})
+    (found,) = markers.offsets("r", given, {0}, given)
     assert (found.topic, found.partition, found.offset) == ("crossfade.r.lanes", 0, 7)
     assert markers.decode(found.metadata, 0, list(given)) == {path: given[path] for path in [(0, 0), (0, 1)]}

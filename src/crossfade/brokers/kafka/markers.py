@@ -7,6 +7,7 @@ markers in that one text. Pure but for the handle that reads committed offsets.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,9 +45,12 @@ class _One(msgspec.Struct, frozen=True, array_like=True):
     quarantined: int
 
 
-def encode(markers: Mapping[Path, Marker]) -> str:
-    """All markers of one source lane as one text. Raises GuaranteeRefused where Kafka would not take it."""
-    if len(markers) == 1:
+def encode(markers: Mapping[Path, Marker], *, is_alone: bool) -> str:
+    """All markers of one source lane as one text; `is_alone`: the lane has one target lane.
+
+    Raises GuaranteeRefused where Kafka would not take it.
+    """
+    if is_alone:
         text = encode_marker(next(iter(markers.values())))
     else:
         first = max(markers.values(), key=lambda marker: marker.epoch)  # one of the claim that writes now
@@ -98,13 +102,21 @@ def decode(text: str, lane: Lane, paths: Iterable[Path]) -> dict[Path, Marker]:
     }
 
 
-def offsets(route: str, markers: Mapping[Path, Marker], lanes: Iterable[Lane]) -> list[TopicPartition]:
-    """The group offsets that store the markers of these source lanes; the offset is the ordinal."""
+def offsets(
+    route: str, markers: Mapping[Path, Marker], lanes: Iterable[Lane], paths: Iterable[Path]
+) -> list[TopicPartition]:
+    """The group offsets that store the markers of these source lanes; the offset is the ordinal.
+
+    `paths`: all that the claim has, also those that have no marker yet.
+    """
     topic = names.lanes_topic(route)
     found = []
+    widths = Counter(source for source, _ in paths)
     for lane in sorted(set(lanes)):
         mine = {path: marker for path, marker in markers.items() if path[0] == lane}
-        found.append(TopicPartition(topic, lane, sum(m.ordinal for m in mine.values()), encode(mine)))
+        found.append(
+            TopicPartition(topic, lane, sum(m.ordinal for m in mine.values()), encode(mine, is_alone=widths[lane] == 1))
+        )
     return found
 
 

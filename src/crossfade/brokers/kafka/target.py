@@ -43,11 +43,13 @@ from .rows import QUARANTINE_BODY_BYTES_MAX, Prepared, prepare, quarantine_body
 from .settings import KafkaSettings
 from .tail import SCAN_OFFSETS_MAX, LaneExtent, PathTail, origin_of, resolve
 from .threads import HandleThread
-from .writer import Lot, Note, Writer, fence
+from .writer import Lot, NotCommitted, Note, Writer, fence
 
 #: a transaction of a dead owner ends by itself after its timeout and the broker's sweep
 _STABLE_WAIT_S = 25.0
 _SCAN_WAIT_S = 60.0
+#: how often an append begins anew after a step before its commit took too long
+_RENEWALS = 2
 #: limits of the topic are asked for again after this long
 _LIMITS_S = 30.0
 
@@ -56,8 +58,9 @@ _LIMITS_S = 30.0
 class KafkaClaim(Claim):
     writer: Writer | None = None
     group: Any = None
-    #: refused by the broker for its size in this claim or the last: the exact limit counts from then on
     paths: frozenset[Path] = field(default_factory=frozenset)
+    #: the markers as they are stored; they differ from `markers` where the data decided
+    stored: dict[Path, Marker] = field(default_factory=dict)
 
 
 class KafkaTarget:
@@ -104,16 +107,7 @@ class KafkaTarget:
         self._discard_writers()
         self._follow(owner.route)
         limits = await self._prepare_topics(max(source for source, _ in paths) + 1)
-        member = owner.instance if owner.token is not None else None
-        name = names.transactional_id(owner.route, member, owner.shard)
-        writer = Writer(
-            self._settings,
-            name,
-            self._topic,
-            message_bytes_max=limits.client_bytes_max,
-            batch_bytes_max=limits.batch_bytes_max,
-        )
-        self._writers.append(writer)
+        writer = self._new_writer(owner, limits)
         try:
             _, topic_id = await asyncio.gather(writer.open(), self._registry.enter(owner.route, self._topic_id))
             if owner.shard is not None:  # only now: a changed split is published before the old ids are fenced
@@ -122,7 +116,7 @@ class KafkaTarget:
             group = owner.token
             if group is None:
                 group = await thread.call(reader.memberless_handle)
-            found = await self._stable_markers(owner, name, paths)
+            found = await self._stable_markers(owner, writer.transactional_id, paths)
             claim = await self._compare(owner, paths, found, writer, group)
             if topic_id != self._topic_id:
                 await self._note_new_topic(claim, topic_id)
@@ -130,6 +124,18 @@ class KafkaTarget:
         except BaseException:
             writer.discard()
             raise
+
+    def _new_writer(self, owner: Owner, limits: TargetLimits) -> Writer:
+        member = owner.instance if owner.token is not None else None
+        writer = Writer(
+            self._settings,
+            names.transactional_id(owner.route, member, owner.shard),
+            self._topic,
+            message_bytes_max=limits.client_bytes_max,
+            batch_bytes_max=limits.batch_bytes_max,
+        )
+        self._writers.append(writer)
+        return writer
 
     @property
     def _topic_id(self) -> str:
@@ -214,7 +220,16 @@ class KafkaTarget:
         }
         tails = {path: PathTail(found.get(path)) for path in paths}
         await self._scan(_forward_ranges(tails, extents), tails)
-        claim = KafkaClaim(owner, 0, uuid.uuid4().hex[:16], {}, writer=writer, group=group, paths=frozenset(paths))
+        claim = KafkaClaim(
+            owner,
+            0,
+            uuid.uuid4().hex[:16],
+            {},
+            writer=writer,
+            group=group,
+            paths=frozenset(paths),
+            stored=dict(found),
+        )
         back = self._resolve(claim, tails, extents, is_back_scanned=False)
         if back:
             again = {path: PathTail(found.get(path)) for path in back}
@@ -300,30 +315,66 @@ class KafkaTarget:
             await self._prepare_quarantine()
         if not lots and not notes:
             notes.append(self._door(writes[0].path[0]))
-        await self._commit(claim, writer, lots, notes, plans)
+        await self._commit(claim, lots, notes, plans)
         for path, plan in plans.items():
             outcome[path] = Appended(claim.markers[path], len(plan.lot.rows), plan.quarantined)
         return outcome
 
-    async def _commit(
-        self, claim: KafkaClaim, writer: Writer, lots: list[Lot], notes: list[Note], plans: Mapping[Path, _Plan]
-    ) -> None:
+    async def _commit(self, claim: KafkaClaim, lots: list[Lot], notes: list[Note], plans: Mapping[Path, _Plan]) -> None:
         after = dict(claim.markers)
+        lanes = {source for source, _ in plans}
 
         def offsets(targets: Mapping[Path, int]) -> list[Any]:
             for path, plan in plans.items():
                 after[path] = plan.marker(claim.markers.get(path), targets.get(path))
-            return markers.offsets(self._route, after, {path[0] for path in plans})
+            return markers.offsets(self._route, after, lanes, claim.paths)
 
-        try:
-            await writer.commit(lots, notes, offsets, claim.group)
-        except BrokerError as error:
-            if _is_size_refusal(error):
-                self._limits = None
-                limits = await self._current_limits()
-                limits.is_exact = True  # isolate by size from now on
-            raise
+        for left in reversed(range(_RENEWALS + 1)):
+            writer = claim.writer
+            invariant(writer is not None, "a claim has a writer")
+            assert writer is not None
+            try:
+                await writer.commit(lots, notes, offsets, claim.group)
+                break
+            except NotCommitted as doubt:
+                if left == 0:
+                    raise
+                self._log.info("a transaction is begun anew", reason=doubt.message)
+                await self._renew(claim)
+            except BrokerError as error:
+                if _is_size_refusal(error):
+                    self._limits = None
+                    limits = await self._current_limits()
+                    limits.is_exact = True  # isolate by size from now on
+                raise
         claim.markers.update({path: after[path] for path in plans})
+        claim.stored.update({path: marker for path, marker in after.items() if path[0] in lanes})
+
+    async def _renew(self, claim: KafkaClaim) -> None:
+        """A new producer under the same claim, after a transaction that was certainly not committed.
+
+        Its init ends that transaction and fences whatever of it is still on its way. Somebody else may have claimed
+        and written since: then the stored markers are not ours any more, and the claim is dead. Raises as `claim`.
+        """
+        writer = self._new_writer(claim.owner, await self._current_limits())
+        claim.writer = writer
+        try:
+            await writer.open()
+            if claim.owner.shard is not None:
+                await self._registry.check_shards(claim.owner.route, claim.owner.shard)
+            reader, thread = self._markers()
+            texts = await thread.call(reader.read, sorted({source for source, _ in claim.paths}), _STABLE_WAIT_S)
+            found = {
+                path: marker
+                for lane, text in texts.items()
+                for path, marker in markers.decode(text, lane, claim.paths).items()
+                if path in claim.paths
+            }
+            if not _are_same(found, claim.stored, claim.claim_id):
+                raise Fenced("another claim has written since: the markers are not those of this claim any more")
+        except BaseException:
+            writer.discard()
+            raise
 
     def _door(self, source_lane: Lane) -> Note:
         """An empty record of the lanes topic, so that a transaction without records begins with a partition.
@@ -492,6 +543,15 @@ def _plan(claim: KafkaClaim, write: Write, prepared: Prepared) -> _Plan:
         prepared.own_times,
     )
     return _Plan(claim, write, lot, len(prepared.rejects), claim.owner.source, claim.writer.transactional_id)
+
+
+def _are_same(found: Mapping[Path, Marker], stored: Mapping[Path, Marker], claim_id: str) -> bool:
+    """Whether nobody else has written: markers of one source lane are stored together, under the last writer's name."""
+    return found.keys() == stored.keys() and all(
+        (marker.place, marker.ordinal, marker.target) == (stored[path].place, stored[path].ordinal, stored[path].target)
+        and marker.claim_id in (claim_id, stored[path].claim_id)
+        for path, marker in found.items()
+    )
 
 
 def _quarantine_full(write: Write, rejects: Sequence[Reject]) -> QuarantineFull:

@@ -58,6 +58,10 @@ class Note:
     headers: list[tuple[str, bytes | str | None]] | None
 
 
+class NotCommitted(Indeterminate):
+    """A step before the commit took so long that it may have been sent twice. The commit was never asked for."""
+
+
 Offsets = Callable[[Mapping[Path, int]], list[TopicPartition]]
 
 
@@ -173,16 +177,16 @@ class Writer:
             if offsets is not None:
                 doing = "storing the markers"
                 marked = offsets({lot.path: delivered[lot.path] for lot in lots})
-                self._in_time(doing, producer.send_offsets_to_transaction, marked, group, _CALL_S)
+                self._in_time(doing, NotCommitted, producer.send_offsets_to_transaction, marked, group, _CALL_S)
                 step("kafka.append.offsets_sent")
             doing = "committing"
-            self._in_time(doing, producer.commit_transaction, _CALL_S)
+            self._in_time(doing, Indeterminate, producer.commit_transaction, _CALL_S)
             step("kafka.append.committed")
         except KafkaException as failure:
             raise doubt(failure, doing, self.health) from failure
         return delivered
 
-    def _in_time(self, doing: str, function: Callable[..., Any], *arguments: Any) -> None:
+    def _in_time(self, doing: str, error: type[Indeterminate], function: Callable[..., Any], *arguments: Any) -> None:
         """Call a step of the transaction; one that took as long as a retry may have been sent twice."""
         if self._is_dead:
             raise Indeterminate("the claim was given up in the middle of a transaction")
@@ -190,7 +194,7 @@ class Writer:
         function(*arguments)
         took = time.monotonic() - began
         if took > DOUBT_S:
-            raise doubt(f"it took {took:.2f} s", doing)
+            raise error(f"it is in doubt whether the transaction happened: {doing} took {took:.2f} s")
 
     def _produce(self, lot: Lot, delivered: dict[Any, int], failed: list[KafkaError]) -> None:
         rows, positions, own_times = lot.rows, lot.positions, lot.own_times
