@@ -41,6 +41,7 @@ KINDS = [
     "target-regressed",
     "target-torn",
     "target-full",
+    "paused",
     "source-trimmed",
     "source-remade",
     "source-regressed",
@@ -178,9 +179,12 @@ class Simulation:
                 if loop.time() >= damage_s:
                     self.damage()
                     damage_s += self.chance.uniform(3, 20) if self.kind.startswith("target") else LIFE_S
+                if self.kind == "paused":
+                    await self.wish()
                 if self.kind.startswith("group") and self.chance.random() < 0.1:
                     await self.group.expire(self.chance.choice(self.instances))
             self.heal()
+            await self.wish()
             while not self.is_settled():
                 self.supervise()
                 holds(loop.time() < HEAL_S + SETTLE_S, f"I14: not settled {SETTLE_S} s after the healing: {self}")
@@ -213,6 +217,17 @@ class Simulation:
                 self.world.write(lane, 1)  # the next append stores what a claim has found
         for lane in range(self.world.target_lanes):
             self.world.target_broker.fill("target", lane, is_full=False)
+
+    async def wish(self):
+        """An operator pauses, resumes, and changes the rate."""
+        chance = self.chance
+        wish = Desired(
+            paused=chance.random() < 0.3,
+            paused_lanes=[lane for lane in range(self.world.lanes) if chance.random() < 0.3],
+            rate_records_per_s=chance.choice([None, 0.0, 5.0, 50.0]),
+        )
+        for copier, _, _ in self.running.values():
+            await copier.obey(Desired() if self.is_healed else wish)
 
     def damage(self):
         world, chance = self.world, self.chance

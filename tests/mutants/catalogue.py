@@ -189,7 +189,7 @@ MUTANTS = [
         "relay/lanes.py",
         "        self.state = State.COPYING\n        self.place = self.settled\n",
         "        self.state = State.COPYING\n",
-        f"{LANES}",
+        f"{SIMULATION}[paused]",
     ),
     Mutant(
         "halted-lane-goes-on",
