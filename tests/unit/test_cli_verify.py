@@ -75,7 +75,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         ends = [MemoryLog(made.broker, end, LANES, Shape.RECORD) for end in ("a", "b")]
         for end in ends:
             await end.open()
-        route = SimpleNamespace(id="idforward", source_lanes=LANES, lane_map=made.lane_map)
+        route = SimpleNamespace(id="idforward", source_lanes=LANES, lane_map=made.lane_map, partitioner="murmur2")
         yield SimpleNamespace(
             route=route, source=ends[0], target=ends[1], mapping=mapping_named("lossless"), start=Start()
         )
@@ -197,10 +197,22 @@ def test_a_state_is_kept_while_the_audit_runs(
     assert len(saved) > 1, "once at the end, and before it"
 
 
-def test_routes_by_key_are_refused_by_name(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("choice", [["--lanes", "0"], ["--resume", "state.json"]])
+def test_a_route_by_key_is_verified_as_a_whole(
+    world: World, capsys: pytest.CaptureFixture[str], choice: list[str]
+) -> None:
     world.lane_map = LaneMap.BY_KEY
-    assert run(["verify"]) == 2
+    assert run(["verify", *choice]) == 2
     assert capsys.readouterr().err.startswith("error: route 'forward' maps lanes by key")
+
+
+def test_a_route_by_key_is_verified_through_its_keys(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.lane_map = LaneMap.BY_KEY
+    for lane in range(LANES):
+        world.write(lane, 0, RECORDS)
+    # The target holds every record in its source's lane, whatever its key: some stand where their key does not belong.
+    assert run(["verify"]) == 3
+    assert "missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

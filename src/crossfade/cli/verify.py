@@ -105,12 +105,14 @@ async def _audit(
     from .. import wiring
     from ..model.route import LaneMap
     from ..verify.audit import audit
+    from ..verify.by_key import audit_by_key
 
     async with wiring.open_route(config, name, instance="verify") as opened:
-        if opened.route.lane_map is not LaneMap.ONE_TO_ONE:
+        by_key = opened.route.lane_map is LaneMap.BY_KEY
+        if by_key and (lanes is not None or store.is_kept):
             raise UsageError(
-                f"route {name!r} maps lanes by key; this release verifies routes that map them one to one",
-                hint="verify the routes that are named",
+                f"route {name!r} maps lanes by key: it is verified as a whole, from its beginning",
+                hint="leave out --lanes and --resume",
             )
         chosen = parse_lanes(lanes, opened.route.source_lanes)
         with output.progress(f"verify {name}") as progress:
@@ -120,6 +122,17 @@ async def _audit(
                 progress.advance(now.records - progress.done)
                 store.save_sometimes(opened.route.id, now)
 
+            if by_key:
+                return await audit_by_key(
+                    opened.source,
+                    opened.target,
+                    opened.mapping,
+                    route_id=opened.route.id,
+                    partitioner=opened.route.partitioner,
+                    on_progress=tell,
+                    start=opened.start,
+                    is_settled=is_settled,
+                )
             report = await audit(
                 opened.source,
                 opened.target,
@@ -161,6 +174,11 @@ class _Store:
         self._saved_s = time.monotonic()
         if path is not None and path.exists():
             self._states = self._read(path)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file."""
+        return self._path is not None
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
