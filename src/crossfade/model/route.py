@@ -52,7 +52,7 @@ def make_route(
     """
     if lane_map is LaneMap.ONE_TO_ONE and source_lanes > target_lanes:
         raise UsageError(
-            f"route {name!r} maps lanes one to one, but the source has {source_lanes} lanes and the target {target_lanes}",
+            f"route {name!r} maps lanes one to one, but the source has {source_lanes} lanes, the target {target_lanes}",
             hint=f"give the target {source_lanes} lanes, or set `lanes: by-key` on the route",
         )
     bound = [source_identity, str(source_lanes), lane_map.value, mapping_digest]
