@@ -164,7 +164,7 @@ async def _serve(
         port = config.routes[names[0]].metrics_port if port is None else port
         health = HealthServer(copiers, [Metrics(copier) for copier in copiers])
         if port:
-            await health.start("0.0.0.0" if os.environ.get("CROSSFADE_METRICS_PUBLIC") else "127.0.0.1", port)
+            await _listen(health, port)
 
         def stop() -> None:
             for service in services:
@@ -190,6 +190,18 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000_000, 20, 100)
+
+
+async def _listen(health: HealthServer, port: int) -> None:
+    """Open /metrics, /livez and /readyz: on this host alone, unless CROSSFADE_METRICS_HOST names another address."""
+    host = os.environ.get("CROSSFADE_METRICS_HOST", "127.0.0.1")
+    try:
+        await health.start(host, port)
+    except OSError as error:
+        raise UsageError(
+            f"cannot open {host}:{port} for /metrics: {error.strerror}",
+            hint="give each process on a host its own --metrics-port, or 0 for none",
+        ) from None
 
 
 @relay_app.command("status")
