@@ -360,6 +360,8 @@ async def test_rejects_go_to_quarantine_in_the_same_step(backend):
     assert (outcome.marker.ordinal, outcome.marker.quarantined) == (3, 2)
     assert plain(await backend.read_all(log, 1)) == make_rows(log.shape, [0, 2, 4])
     assert await backend.quarantined(log, relay.route) == [(1, "1", "no good: ü"), (1, "3", "no good")]
+    assert await log.quarantined(relay.route) == {1: frozenset({"1", "3"})}
+    assert await log.quarantined("another-route") == {}
     # a batch of nothing but rejects moves the marker too
     outcome = (await relay.append(relay.write((1, 1), [], rejects=[reject(log.shape, 5)])))[1, 1]
     assert (outcome.marker.ordinal, outcome.marker.quarantined, outcome.marker.place.position) == (3, 3, "5")

@@ -156,6 +156,13 @@ class Log(Protocol):
         """
         ...
 
+    async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
+        """As a target: the source positions that the route quarantined, by source lane; what the auditor leaves out.
+
+        Raises Unreachable, AccessRefused.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of connections and threads. Never waits longer than a few seconds; safe to call twice."""
         ...

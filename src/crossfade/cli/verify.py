@@ -115,6 +115,7 @@ async def _audit(
                 hint="leave out --lanes and --resume",
             )
         chosen = parse_lanes(lanes, opened.route.source_lanes)
+        quarantined = await opened.target.quarantined(opened.route.id)
         with output.progress(f"verify {name}") as progress:
 
             def tell(now: AuditProgress) -> None:
@@ -132,6 +133,7 @@ async def _audit(
                     on_progress=tell,
                     start=opened.start,
                     is_settled=is_settled,
+                    quarantined=quarantined,
                 )
             report = await audit(
                 opened.source,
@@ -143,6 +145,7 @@ async def _audit(
                 resume=store.state_of(opened.route.id),
                 start=opened.start,
                 is_settled=is_settled,
+                quarantined=quarantined,
             )
     store.save(opened.route.id, report.state)
     return report

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -299,6 +300,27 @@ class KafkaLog:
     async def guarantee(self) -> list[str]:
         """Which guarantee holds on this target, and why. Raises GuaranteeRefused, Unreachable, AccessRefused."""
         return await self._target.guarantee()
+
+    async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
+        """Source positions in the route's quarantine (see `Log.quarantined`). Raises Unreachable, AccessRefused."""
+        topic = names.quarantine_topic(route)
+        if await self.cluster.topic(topic) is None:
+            return {}
+        low = await self.cluster.offsets(topic, [0], EARLIEST)
+        end = await self.cluster.offsets(topic, [0], LATEST)
+        found: dict[Lane, set[str]] = {}
+
+        def note(_: Lane, message: Any) -> bool:
+            headers = dict(message.headers() or ())
+            found.setdefault(int(headers["lane"]), set()).add(headers["position"].decode())
+            return False
+
+        reader = EdgeReader(self._settings, topic, self._group)
+        try:
+            await reader.look({0: (low[0], end[0])}, note, _LOOK_S)
+        finally:
+            reader.close()
+        return {lane: frozenset(positions) for lane, positions in found.items()}
 
     async def reshard(self, route: str, count: int) -> None:
         """Change into how many shards a route is split by hand. Raises Unreachable, AccessRefused."""

@@ -78,6 +78,13 @@ class MemoryLog:
     async def open(self) -> None:
         self.identity = await self._step("open", lambda: self._stream.identity)
 
+    async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
+        found: dict[Lane, set[str]] = {}
+        for each in self._broker.quarantine(self.name):
+            if each.route == route:
+                found.setdefault(each.path[0], set()).add(each.position)
+        return {lane: frozenset(positions) for lane, positions in found.items()}
+
     async def close(self) -> None:
         return
 

@@ -112,6 +112,10 @@ class RedisLog:
         """The markers as they stand, without claiming anything. Raises Unreachable, AccessRefused."""
         return await self.claims.markers(paths)
 
+    async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
+        """See `Log.quarantined`. Raises Unreachable, AccessRefused."""
+        return await self.source.quarantined(route)
+
     async def close(self) -> None:
         """See `Log.close`."""
         await self.nodes.close()

@@ -30,12 +30,12 @@ from ...model.position import Place, position_order
 from ...model.record import Batch, Lane, Shape
 from ...telemetry import step
 from ..protocol import Bounds, From, Start
-from .keys import BIRTH_PREFIX
+from .keys import BIRTH_PREFIX, quarantine_key
 from .link import Command, LinkLost, pack_one
 from .looking import Looker, Range
 from .nodes import Nodes, call_key, unreachable
 from .reckoning import Fault, Look, Verdict, judge, witness_text
-from .replies import check, code_of, info_fields, is_error
+from .replies import check, code_of, info_fields, is_error, pairs
 
 #: an idle lane is looked at this often, at first and at most
 POLL_S_MIN = 0.002
@@ -109,6 +109,19 @@ class Source:
                 first_time_ms=int(look.first.partition("-")[0]) if look.first else -1,
             )
         return result
+
+    async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
+        """Source positions in the quarantines beside these stream keys. Raises Unreachable, AccessRefused."""
+        commands: dict[Lane, list[Command]] = {
+            lane: [("XRANGE", quarantine_key(key, route), "-", "+")] for lane, key in enumerate(self._keys)
+        }
+        replies, _ = await self._looker.call(commands, "reading the quarantine")
+        found: dict[Lane, set[str]] = {}
+        for (entries,) in replies.values():
+            for _, flat in check(entries, "reading the quarantine"):
+                fields = pairs(flat)
+                found.setdefault(int(fields[b"lane"]), set()).add(fields[b"position"].decode())
+        return {lane: frozenset(positions) for lane, positions in found.items()}
 
     async def begin(self, lanes: Sequence[Lane], start: Start) -> dict[Lane, Place | LaneError]:
         """See `Log.begin`. Makes a missing key, as an empty stream. Raises UsageError, Unreachable, AccessRefused."""
