@@ -224,7 +224,7 @@ MUTANTS = [
         "relay/copier.py",
         'self._log.error("lane halted", **errors[0].as_dict())',
         'self._log.error("lane halted", lane=lane, **errors[0].as_dict())',
-        "tests/model/test_halts.py",
+        "tests/model/test_lane_halts.py",
     ),
     Mutant(
         "any-accepted-loss-starts-from-the-beginning",
@@ -232,7 +232,7 @@ MUTANTS = [
         "        return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)\n    return None\n",
         "        return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)\n"
         "    return Start(From.EARLIEST)\n",
-        "tests/model/test_halts.py",
+        "tests/model/test_lane_halts.py",
     ),
     Mutant(
         "accepted-regression-goes-on-at-the-old-number",
