@@ -870,7 +870,7 @@ async def test_a_copy_of_a_copy(backend):
     await relay.append(relay.write((0, 0), range(30)), relay.write((1, 1), range(5)))
     places = await first.begin([0, 1], Start())
     found = await read_until(first, places, 35)
-    onward = await Relay(second, 2, route="onward").start()
+    onward = await Relay(second, 2, route=f"onward-{secrets.token_hex(4)}").start()
     writes = [
         Write((lane, lane), found.positions[lane], plain(found.rows[lane]), found.places[lane]) for lane in (0, 1)
     ]
