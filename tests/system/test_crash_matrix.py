@@ -59,6 +59,28 @@ def _await_death(relay: Relay, kill_at: str) -> None:
     assert relay.wait_end() == -signal.SIGKILL, f"never died at {kill_at}:\n{relay.said[-3000:]}"
 
 
+def _end_claims(relay: Relay, lab: Lab) -> None:
+    """Cut the link to Redis each time that the relay has a new claim, until it dies."""
+
+    def wait_more(event: str, seen: int) -> int:
+        word = f'"{event}"'
+        wait_for(
+            lambda: relay.said.count(word) > seen or not relay.is_running,
+            lambda: f"{event!r} more than {seen} times in\n{relay.said[-3000:]}",
+        )
+        return relay.said.count(word)
+
+    claims = 0
+    while relay.is_running:
+        claims = wait_more("claimed", claims)
+        ended = relay.said.count('"claim ended"')
+        fault = lab.faults.cut("redis-0")
+        try:
+            wait_more("claim ended", ended)
+        finally:
+            fault.heal()
+
+
 def _recover(copy: Copy, writer: Writer) -> None:
     """Start again without a fault, drain, and let the oracle judge."""
     copy.run("--start", by_hand=True).wait_said('"claimed"')
@@ -93,17 +115,14 @@ def test_killed_at_each_step_while_starting(copy: Callable[..., Copy], way: str)
 def test_killed_later_and_twice_in_a_row(
     copy: Callable[..., Copy], lab: Lab, way: str, step: str, passing: int
 ) -> None:
-    """Claims come again only after trouble, so the link to Redis is reset until then."""
+    """Claims come again only after trouble, so the link to Redis is cut again and again until then."""
     made = copy(way[0], way[1])
     writer = Writer(made.source, records_max=20_000)
     writer.start()
     kill_at = f"{step}:{passing + _first(step) - 1}"
     relay = made.run("--start", kill_at=kill_at, by_hand=True)
     if ".claim." in step and passing > 1:
-        while relay.is_running:
-            seen = relay.said.count('"claimed"')
-            wait_for(lambda seen=seen: relay.said.count('"claimed"') > seen or not relay.is_running, "another claim")
-            lab.faults.reset("redis-0")
+        _end_claims(relay, lab)
     _await_death(relay, kill_at)
     _die(made, f"{step}:1")
     _recover(made, writer)
