@@ -1,11 +1,15 @@
 """Histories that once broke an invariant, kept for ever."""
 
+import pytest
 from test_simulation import simulate
 from virtual import run_virtual
 from world import World
 
 from crossfade.brokers.memory import Outcome
+from crossfade.errors import SourceDeleted, SourceRegressed, SourceReset, SourceTrimmed
+from crossfade.model.position import Marker, Place
 from crossfade.model.record import Shape
+from crossfade.relay.lanes import LaneState, State
 from crossfade.relay.pace import Limits
 
 PLANS = [(5, 21), (6, 25), (7, 26), (8, 25)]
@@ -37,3 +41,24 @@ class Shrinking(World):
 
 def test_seeds_that_were_red():
     simulate("group-by-key", 20)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (SourceTrimmed, {(0, 0): "150", (0, 1): "200"}),  # what (0, 1) has must not be copied again
+        (SourceDeleted, {(0, 0): "150", (0, 1): "200"}),
+        (SourceReset, {(0, 0): "150", (0, 1): "150"}),  # positions of the lane's former life mean nothing
+        (SourceRegressed, {(0, 0): "150", (0, 1): "150"}),
+    ],
+)
+def test_ragged_paths_go_on_behind_an_accepted_loss_each_from_where_it_may(error, expected):
+    markers = {(0, 0): Marker(Place("100", 101), ordinal=7), (0, 1): Marker(Place("200", 201), ordinal=8)}
+    state = LaneState(0, "lane", markers, Place("100", 101))
+    state.fail(error(0, "gone"), 0.0)
+    state.jump(Place("150", 151))
+    assert state.state is State.COPYING
+    assert state.place == Place("150", 151)
+    found = state.markers_behind_loss()
+    assert {path: marker.place.position for path, marker in found.items()} == expected
+    assert [marker.ordinal for marker in found.values()] == [7, 8]
