@@ -12,8 +12,8 @@ from crossfade.brokers.kafka import verdicts
 from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
 from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
 from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS
+from crossfade.brokers.kafka.lanes import generation_of
 from crossfade.brokers.kafka.settings import DOUBT_S, REFUSED, RETRY_BACKOFF_MS, KafkaSettings
-from crossfade.brokers.kafka.target import generation_of
 from crossfade.brokers.kafka.threads import HandleThread
 from crossfade.brokers.protocol import Level
 from crossfade.errors import AccessRefused, Fenced, Indeterminate, Unreachable, UsageError

@@ -22,8 +22,8 @@ from ..protocol import Listener
 from . import names
 from .cluster import Cluster
 from .failures import HandleHealth, error_of, translate
+from .lanes import ensure_lanes_topic, generation_of
 from .settings import KafkaSettings
-from .target import ensure_lanes_topic, generation_of
 from .threads import HandleThread
 
 #: the broker's own minimum (group.min.session.timeout.ms)

@@ -203,7 +203,11 @@ class KafkaLog:
     def _source(self) -> tuple[SourceReader, HandleThread]:
         if self._reader is None or self._reader_thread is None:
             self._reader = SourceReader(
-                self._settings, self.name, group=self._group, queue_kbytes_max=self._queue_kbytes_max
+                self._settings,
+                self.name,
+                group=self._group,
+                queue_kbytes_max=self._queue_kbytes_max,
+                lanes=self.lanes,
             )
             self._reader_thread = HandleThread(f"source-{self.name}")
         return self._reader, self._reader_thread

@@ -26,6 +26,13 @@ _OUT_OF_PLACE = frozenset(
     {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION, KafkaError._NO_OFFSET}
 )
 _SLICE_MAX = 2000
+#: of one broker's answer, and of one lane in it
+_ANSWER_BYTES = 8 << 20
+_LANE_BYTES_MIN = 64 << 10
+_LANE_BYTES_MAX = 1 << 20
+#: records held ahead, over all lanes: a lane that has its share is not fetched
+_QUEUE_RECORDS = 40_000
+_LANE_QUEUE_MIN = 100
 _MEET_S = 0.15
 
 
@@ -54,8 +61,11 @@ class _Cursor:
 class SourceReader:
     """One consumer handle. Every method runs in the handle's thread."""
 
-    def __init__(self, settings: KafkaSettings, topic: str, *, group: str, queue_kbytes_max: int) -> None:
+    def __init__(
+        self, settings: KafkaSettings, topic: str, *, group: str, queue_kbytes_max: int, lanes: int = 1
+    ) -> None:
         self._topic = topic
+        lane_bytes_max = max(_LANE_BYTES_MIN, min(_LANE_BYTES_MAX, _ANSWER_BYTES // max(1, lanes)))
         self.health = HandleHealth(f"source {topic}")
         self._consumer = Consumer(
             settings.consumer(
@@ -69,9 +79,13 @@ class SourceReader:
                 check_crcs=True,
                 fetch_queue_backoff_ms=10,
                 fetch_wait_max_ms=100,
-                fetch_max_bytes=4_194_304,  # answers in flight are memory too: one per broker, twice while decompressed
+                # An answer has room for every lane, and no lane fills the queue while others wait: a broker fills its
+                # answer lane by lane, so the last lanes would get nothing until the first are read to their end.
+                # (Answers in flight are memory too: one per broker, twice while decompressed.)
+                fetch_max_bytes=max(_ANSWER_BYTES, lanes * lane_bytes_max),
+                max_partition_fetch_bytes=lane_bytes_max,
                 queued_max_messages_kbytes=queue_kbytes_max,
-                queued_min_messages=1_000_000,
+                queued_min_messages=max(_LANE_QUEUE_MIN, _QUEUE_RECORDS // max(1, lanes)),
                 max_poll_interval_ms=86_400_000,
             )
         )

@@ -7,6 +7,7 @@ either direction, the data decides, and the marker decides only where the log st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from ...errors import LaneError, TargetReset, TargetTorn
 from ...model.position import Marker, Place
-from ...model.record import Path
+from ...model.record import Lane, Path
 from ...model.wire import XF, Origin, decode_origin
 
 #: how far back the tail of a lane is searched for the route's headers; one transaction is never longer
@@ -170,3 +171,28 @@ def origin_of(headers: Any, needle: bytes) -> Origin | None:
         if name == XF:
             return decode_origin(content) if content is not None and content.startswith(needle) else None
     return None
+
+
+def forward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneExtent]) -> dict[Lane, tuple[int, int]]:
+    """Per target lane the offsets from the oldest marker's record to the end, within the bound."""
+    ranges: dict[Lane, tuple[int, int]] = {}
+    for (_, lane), tail in tails.items():
+        extent = extents[lane]
+        window = max(extent.low, extent.end - SCAN_OFFSETS_MAX)
+        target = int(tail.marker.target) if tail.marker is not None and tail.marker.target else window
+        start = min(max(window, target), extent.end)
+        known = ranges.get(lane)
+        ranges[lane] = (start if known is None else min(start, known[0]), extent.end)
+    return ranges
+
+
+def backward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneExtent]) -> dict[Lane, tuple[int, int]]:
+    """Per target lane the offsets from well before the marker's record to the end."""
+    ranges: dict[Lane, tuple[int, int]] = {}
+    for (_, lane), tail in tails.items():
+        extent = extents[lane]
+        target = int(tail.marker.target) if tail.marker is not None and tail.marker.target else extent.end
+        start = max(extent.low, min(target, extent.end) - SCAN_OFFSETS_MAX)
+        known = ranges.get(lane)
+        ranges[lane] = (start if known is None else min(start, known[0]), extent.end)
+    return ranges

@@ -12,17 +12,14 @@ import hashlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import structlog
 
 from ...errors import (
     BrokerError,
     Fenced,
     LaneError,
-    QuarantineFull,
     RouteConflict,
     TargetReset,
     UsageError,
@@ -30,18 +27,20 @@ from ...errors import (
 )
 from ...model.position import Marker, position_text
 from ...model.record import Lane, Path, Reject, Write
-from ...model.wire import origin_prefix, origin_suffix
+from ...model.wire import origin_prefix
 from ..protocol import Appended, Claim, Owner
 from . import markers, names
 from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, Cluster, TopicFacts
 from .edges import EdgeReader
 from .guarantee import TargetLimits, guarantee_of, read_limits
+from .lanes import ensure_lanes_topic, generation_of
 from .markers import MarkerReader
+from .plans import KafkaClaim, Plan, are_same, is_size_refusal, make_plan, quarantine_full
 from .registry import Registry
-from .rows import QUARANTINE_BODY_BYTES_MAX, Prepared, prepare, quarantine_body
+from .rows import QUARANTINE_BODY_BYTES_MAX, prepare, quarantine_body
 from .settings import KafkaSettings
-from .tail import SCAN_OFFSETS_MAX, LaneExtent, PathTail, origin_of, resolve
+from .tail import LaneExtent, PathTail, backward_ranges, forward_ranges, origin_of, resolve
 from .threads import HandleThread
 from .writer import Lot, NotCommitted, Note, Writer, fence
 
@@ -52,15 +51,6 @@ _SCAN_WAIT_S = 60.0
 _RENEWALS = 2
 #: limits of the topic are asked for again after this long
 _LIMITS_S = 30.0
-
-
-@dataclass(slots=True)
-class KafkaClaim(Claim):
-    writer: Writer | None = None
-    group: Any = None
-    paths: frozenset[Path] = field(default_factory=frozenset)
-    #: the markers as they are stored; they differ from `markers` where the data decided
-    stored: dict[Path, Marker] = field(default_factory=dict)
 
 
 class KafkaTarget:
@@ -219,7 +209,7 @@ class KafkaTarget:
             for lane in lanes
         }
         tails = {path: PathTail(found.get(path)) for path in paths}
-        await self._scan(_forward_ranges(tails, extents), tails)
+        await self._scan(forward_ranges(tails, extents), tails)
         claim = KafkaClaim(
             owner,
             0,
@@ -233,7 +223,7 @@ class KafkaTarget:
         back = self._resolve(claim, tails, extents, is_back_scanned=False)
         if back:
             again = {path: PathTail(found.get(path)) for path in back}
-            await self._scan(_backward_ranges(again, extents), again)
+            await self._scan(backward_ranges(again, extents), again)
             tails |= again
             self._resolve(claim, again, extents, is_back_scanned=True)
         highest = max(
@@ -297,15 +287,15 @@ class KafkaTarget:
         outcome: dict[Path, Appended | LaneError] = {}
         lots: list[Lot] = []
         notes: list[Note] = []
-        plans: dict[Path, _Plan] = {}
+        plans: dict[Path, Plan] = {}
         limits = await self._current_limits()
         row_limits = limits.rows(int(time.time() * 1000))
         for write in writes:
             prepared = prepare(write, row_limits)
             if len(prepared.rejects) > write.quarantine_left:
-                outcome[write.path] = _quarantine_full(write, prepared.rejects)
+                outcome[write.path] = quarantine_full(write, prepared.rejects)
                 continue
-            plan = plans[write.path] = _plan(claim, write, prepared)
+            plan = plans[write.path] = make_plan(claim, write, prepared)
             if prepared.rows:
                 lots.append(plan.lot)
             notes += [self._quarantine_note(write, reject) for reject in prepared.rejects]
@@ -320,7 +310,7 @@ class KafkaTarget:
             outcome[path] = Appended(claim.markers[path], len(plan.lot.rows), plan.quarantined)
         return outcome
 
-    async def _commit(self, claim: KafkaClaim, lots: list[Lot], notes: list[Note], plans: Mapping[Path, _Plan]) -> None:
+    async def _commit(self, claim: KafkaClaim, lots: list[Lot], notes: list[Note], plans: Mapping[Path, Plan]) -> None:
         after = dict(claim.markers)
         lanes = {source for source, _ in plans}
 
@@ -342,7 +332,7 @@ class KafkaTarget:
                 self._log.info("a transaction is begun anew", reason=doubt.message)
                 await self._renew(claim)
             except BrokerError as error:
-                if _is_size_refusal(error):
+                if is_size_refusal(error):
                     self._limits = None
                     limits = await self._current_limits()
                     limits.is_exact = True  # isolate by size from now on
@@ -370,7 +360,7 @@ class KafkaTarget:
                 for path, marker in markers.decode(text, lane, claim.paths).items()
                 if path in claim.paths
             }
-            if not _are_same(found, claim.stored, claim.claim_id):
+            if not are_same(found, claim.stored, claim.claim_id):
                 raise Fenced("another claim has written since: the markers are not those of this claim any more")
         except BaseException:
             writer.discard()
@@ -484,125 +474,3 @@ class KafkaTarget:
             self._marker_thread.post(self._marker_reader.close)
             self._marker_thread.stop()
             self._marker_reader = self._marker_thread = None
-
-
-async def ensure_lanes_topic(cluster: Cluster, route: str, lanes: int, replication: int) -> TopicFacts:
-    """The topic whose partitions stand for a route's source lanes. Raises Unreachable, AccessRefused."""
-    return await cluster.ensure_topic(
-        names.lanes_topic(route),
-        lanes,
-        replication,
-        {
-            "min.insync.replicas": str(min(2, replication)),
-            "retention.ms": "3600000",
-            "segment.bytes": "1048576",
-            "cleanup.policy": "delete",
-        },
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """One path's part in a transaction: its lot, and the marker that follows."""
-
-    claim: KafkaClaim
-    write: Write
-    lot: Lot
-    quarantined: int
-    source: str
-    transactional_id: str
-
-    def marker(self, before: Marker | None, target: int | None) -> Marker:
-        before = before or Marker(self.write.place)
-        moved = bool(self.lot.rows)
-        return msgspec.structs.replace(
-            before,
-            place=self.write.place,
-            ordinal=before.ordinal + len(self.lot.rows),
-            relayed=str(self.lot.positions[-1]) if moved else before.relayed,
-            target=str(target) if target is not None else before.target,
-            epoch=self.claim.epoch,
-            claim_id=self.claim.claim_id,
-            transactional_id=self.transactional_id,
-            source=self.source,
-            quarantined=before.quarantined + self.quarantined,
-        )
-
-
-def _plan(claim: KafkaClaim, write: Write, prepared: Prepared) -> _Plan:
-    before = claim.markers.get(write.path)
-    invariant(claim.writer is not None, "a claim has a writer")
-    assert claim.writer is not None
-    lot = Lot(
-        write.path,
-        prepared.rows,
-        prepared.positions,
-        before.ordinal if before is not None else 0,
-        origin_prefix(claim.owner.route, write.path[0]),
-        origin_suffix(claim.epoch),
-        prepared.own_times,
-    )
-    return _Plan(claim, write, lot, len(prepared.rejects), claim.owner.source, claim.writer.transactional_id)
-
-
-def _are_same(found: Mapping[Path, Marker], stored: Mapping[Path, Marker], claim_id: str) -> bool:
-    """Whether nobody else has written: markers of one source lane are stored together, under the last writer's name."""
-    return found.keys() == stored.keys() and all(
-        (marker.place, marker.ordinal, marker.target) == (stored[path].place, stored[path].ordinal, stored[path].target)
-        and marker.claim_id in (claim_id, stored[path].claim_id)
-        for path, marker in found.items()
-    )
-
-
-def _quarantine_full(write: Write, rejects: Sequence[Reject]) -> QuarantineFull:
-    first = rejects[0]
-    return QuarantineFull(
-        write.path[0],
-        f"{len(rejects)} records are refused, the quarantine has room for {write.quarantine_left}; the first, at "
-        f"{position_text(first.position)}: {first.reason}",
-        hint="correct the topic's limits, or raise the quarantine budget",
-        position=position_text(first.position),
-    )
-
-
-def _forward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneExtent]) -> dict[Lane, tuple[int, int]]:
-    """Per target lane the offsets from the oldest marker's record to the end, within the bound."""
-    ranges: dict[Lane, tuple[int, int]] = {}
-    for (_, lane), tail in tails.items():
-        extent = extents[lane]
-        window = max(extent.low, extent.end - SCAN_OFFSETS_MAX)
-        target = int(tail.marker.target) if tail.marker is not None and tail.marker.target else window
-        start = min(max(window, target), extent.end)
-        known = ranges.get(lane)
-        ranges[lane] = (start if known is None else min(start, known[0]), extent.end)
-    return ranges
-
-
-def _backward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneExtent]) -> dict[Lane, tuple[int, int]]:
-    """Per target lane the offsets from well before the marker's record to the end."""
-    ranges: dict[Lane, tuple[int, int]] = {}
-    for (_, lane), tail in tails.items():
-        extent = extents[lane]
-        target = int(tail.marker.target) if tail.marker is not None and tail.marker.target else extent.end
-        start = max(extent.low, min(target, extent.end) - SCAN_OFFSETS_MAX)
-        known = ranges.get(lane)
-        ranges[lane] = (start if known is None else min(start, known[0]), extent.end)
-    return ranges
-
-
-def generation_of(handle: Any) -> int:
-    """The generation in librdkafka's serialised group handle; -1 = no member."""
-    if not isinstance(handle, bytes) or not handle.startswith(b"CGMDv2:") or len(handle) < 11:
-        return -1
-    return int.from_bytes(handle[7:11], "little", signed=True)
-
-
-def _is_size_refusal(error: BrokerError) -> bool:
-    cause = error.__cause__
-    if cause is None or not cause.args:
-        return False
-    code = getattr(cause.args[0], "code", None)
-    return callable(code) and code() in _SIZE_CODES
-
-
-_SIZE_CODES = frozenset({10, 18})  # MSG_SIZE_TOO_LARGE, RECORD_LIST_TOO_LARGE
