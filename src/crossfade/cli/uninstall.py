@@ -25,6 +25,9 @@ uninstall_app = typer.Typer()
 
 #: a process whose heartbeat is older is gone
 SILENT_S = 10.0
+#: how often, and how far apart, the brokers are asked whether something is gone
+_LOOKS = 6
+_LOOK_PAUSE_S = 0.5
 _COLUMNS = [Column("route"), Column("broker"), Column("name"), Column("state")]
 
 
@@ -84,9 +87,20 @@ async def _uninstall(config: Config, names: Sequence[str], *, remove: bool) -> t
         left = await _footprint(config, name, erase=remove)
         found += [each for each in left if each not in found]
         if remove:
-            after = set(await _footprint(config, name, erase=False))
-            remaining += [each for each in left if each in after and each not in remaining]
+            still_there = await _still_there(config, name, left)
+            remaining += [each for each in still_there if each not in remaining]
     return found, remaining
+
+
+async def _still_there(config: Config, name: str, removed: Sequence[Left]) -> list[Left]:
+    """What of the removed a broker still shows; one that lags behind the others is asked again for a while."""
+    for left in reversed(range(_LOOKS)):
+        after = set(await _footprint(config, name, erase=False))
+        still_there = [each for each in removed if each in after]
+        if not still_there or left == 0:
+            return still_there
+        await asyncio.sleep(_LOOK_PAUSE_S)
+    return []
 
 
 async def _footprint(config: Config, name: str, *, erase: bool) -> list[Left]:
