@@ -6,6 +6,7 @@
 import os
 
 import pytest
+import structlog
 
 from crossfade.lab.errors import LabError
 from crossfade.lab.lab import Lab
@@ -20,6 +21,13 @@ def _start(name, **options):
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_found():
+    """A command under test sets up logging for its process; the next test starts afresh."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
