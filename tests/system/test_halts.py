@@ -225,6 +225,9 @@ def test_redis_target_out_of_memory_waits_and_goes_on(scene: Callable[..., Scene
         relay = made.copy.run(by_hand=True)
         wait_for(lambda: "TargetFull" in relay.said or not relay.is_running, lambda: f"TargetFull\n{relay.said}")
         assert relay.is_running, relay.said[-2000:]
+        # the board's documents are small and allowed, so that people see why nothing moves
+        row = made.copy.wait_status(made.lane_name(0), lambda row: row["state"] == "waiting", "waits for memory")
+        assert row["error"] == "TargetFull", row
         assert target.count() == _LANES * _COPIED
     finally:
         target.client.config_set("maxmemory", "0")
