@@ -169,6 +169,8 @@ class Simulation:
         await world.start()
         if world.shapes[1] is Shape.ENTRY:  # what `start` wrote is safe: losing it is MarkerLost, which is right
             self.started_changes = [len(found.history) for found in world.target.lanes]
+        if world.shapes[0] is Shape.ENTRY:
+            self.begun_changes = [len(found.history) for found in world.source.lanes]
         damage_s = self.chance.uniform(2, HEAL_S - 10)
         try:
             while loop.time() < HEAL_S:
@@ -283,6 +285,8 @@ class Simulation:
                 world.written[lane] = []
             else:
                 lost = self.chance.randint(1, min(6, len(stored)))
+                if world.shapes[0] is Shape.ENTRY:  # losing the lane's birth is SourceReset, which is right
+                    lost = min(lost, len(world.source.lanes[lane].history) - self.begun_changes[lane])
                 broker.regress("source", lane, lost)
                 world.written[lane] = [row for _, row in broker.rows("source", lane)]
             world.lives[lane] += 1  # rows from here on are other ones

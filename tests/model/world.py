@@ -88,12 +88,12 @@ class World:
         self.trace = []
         self.fired = collections.Counter()
         self.mapping = mapping_named("lossless")
-        source = self.source_broker.stream("source", lanes, source_shape)
+        self.source = self.source_broker.stream("source", lanes, source_shape)
         self.target = self.target_broker.stream("target", target_lanes, target_shape)
         self.route = make_route(
             id=ROUTE,
             name="route",
-            source_identity=source.identity,
+            source_identity=self.source.identity,
             source_lanes=lanes,
             target_lanes=target_lanes,
             lane_map=LaneMap.ONE_TO_ONE if lanes == target_lanes else LaneMap.BY_KEY,
