@@ -11,7 +11,8 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ class Verdict:
     named: list[str] = field(default_factory=list)
     #: why there is no verdict
     error: str = ""
+    seconds: float = 0.0
 
     def problems(self) -> list[str]:
         """What speaks against the copy, in sentences."""
@@ -49,7 +51,14 @@ class Verdict:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        return {"ok": self.ok, "records": self.records, **self.counts, "named": self.named, "error": self.error}
+        return {
+            "ok": self.ok,
+            "records": self.records,
+            **self.counts,
+            "named": self.named,
+            "error": self.error,
+            "seconds": round(self.seconds, 1),
+        }
 
 
 def judge_all(
@@ -63,9 +72,9 @@ def judge_all(
     with ThreadPoolExecutor(2) as pool:
         futures = [
             [
-                pool.submit(_verify, court, route),
-                pool.submit(_oracle, court, direction, records_min),
-                pool.submit(_history, court, direction, history),
+                pool.submit(_timed, _verify, court, route),
+                pool.submit(_timed, _oracle, court, direction, records_min),
+                pool.submit(_timed, _history, court, direction, history),
             ]
             for direction, route in directions
         ]
@@ -75,6 +84,13 @@ def judge_all(
             court.dismiss()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _timed(judge: Callable[..., Verdict], *arguments: object) -> Verdict:
+    started = time.monotonic()
+    verdict = judge(*arguments)
+    verdict.seconds = time.monotonic() - started
+    return verdict
 
 
 class _Court:

@@ -27,6 +27,7 @@ class Load:
         self.written = 0
         self.lag = 0
         self.lag_max = {"forward": 0, "back": 0}
+        self._was_live = False
         #: called while waiting; each may raise to give up early
         self.watch: list[Callable[[], None]] = []
         self._samples: list[tuple[float, int]] = []
@@ -94,5 +95,6 @@ class Load:
             self.lag_max["forward"] = max(self.lag_max["forward"], self.lag)
             return
         self.lag = max(0, self.forward.total - back_seen)
-        if self.back.live_from_s:  # before, it is the backlog that the second half begins with
-            self.lag_max["back"] = max(self.lag_max["back"], self.lag)
+        if self.back.live_from_s and not self._was_live:  # before, it was the backlog that the second half begins with
+            self._was_live, self.lag_max["back"] = True, 0
+        self.lag_max["back"] = max(self.lag_max["back"], self.lag)

@@ -34,6 +34,8 @@ class Direction:
     lag_records_max: int = 0
     #: latencies are of records written from this moment on: not of a backlog that was there before
     latency_from_s: float = 0.0
+    #: rates and latencies are of what arrived until then: the first half goes on, slowly, during the second
+    until_s: float = 0.0
 
     def problems(self) -> list[str]:
         """Why this half does not count as proof, in sentences; empty when it does."""
@@ -59,8 +61,8 @@ class Direction:
         windows = [
             (fault.at_s, fault.at_s + (fault.recovered_s or 0.0) + _SETTLE_S) for fault in self.faults if fault.at_s
         ]
-        latency, quiet = self.timeline.latency(windows, self.latency_from_s)
-        mean, best = self.timeline.records_per_s()
+        latency, quiet = self.timeline.latency(windows, self.latency_from_s, self.until_s)
+        mean, best = self.timeline.records_per_s(self.until_s)
         return {
             "records": self.timeline.total,
             "records_per_s": round(mean),

@@ -128,6 +128,8 @@ class Run:
             self._wait_records("forward", forward, relay)
             self._writing.stop()
             self._drain(stage, load, "forward", relay)
+            load.refresh()
+            first.until_s = time.time()
             if plan.both_directions:
                 return [first, self._copy_back(stage, load, first, relay)]
             self._end_half(first, relay, load)
@@ -179,6 +181,7 @@ class Run:
         load.refresh()
         direction.restarts_unasked = relay.deaths_own
         direction.lag_records_max = load.lag_max[direction.route]
+        direction.until_s = direction.until_s or time.time()
         if direction.route == "back":
             direction.latency_from_s = direction.timeline.live_from_s or direction.timeline.totals[0][0]
 
@@ -257,6 +260,7 @@ class Run:
             direction.verdicts = verdicts
             for verdict in verdicts:
                 words = "; ".join(verdict.problems()) or f"{verdict.records:,} records, every one in its place"
+                words += f" ({verdict.seconds:.0f} s)"
                 self._say(f"  {direction.name}: {verdict.judge}: {words}")
                 for line in verdict.named:
                     self._say(f"    {line}")

@@ -99,25 +99,26 @@ class Timeline:
                 latest = max(latest, arrivals[at])
             return latest
 
-    def records_per_s(self) -> tuple[float, float]:
-        """Mean over the whole time, and the best second."""
+    def records_per_s(self, until_s: float) -> tuple[float, float]:
+        """Mean and the best second, of what arrived until then."""
         with self._lock:
-            if len(self.totals) < 2:
+            totals = self.totals[: bisect_right(self.totals, (until_s, 1 << 62))]
+            if len(totals) < 2:
                 return 0.0, 0.0
             seconds: dict[int, int] = {}
             before = 0
-            for at_s, total in self.totals:
+            for at_s, total in totals:
                 seconds[int(at_s)] = seconds.get(int(at_s), 0) + total - before
                 before = total
-            span_s = max(0.001, self.totals[-1][0] - self.totals[0][0])
-            return self.total / span_s, float(max(seconds.values()))
+            span_s = max(0.001, totals[-1][0] - totals[0][0])
+            return totals[-1][1] / span_s, float(max(seconds.values()))
 
     def latency(
-        self, windows: list[tuple[float, float]], written_from_s: float
+        self, windows: list[tuple[float, float]], written_from_s: float, until_s: float
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Percentiles in ms: of all records written from that moment on, and of those that arrived outside the
-        `windows` (s)."""
-        found = [(at_s, ms) for at_s, ms in self.latencies if at_s - ms / 1000 >= written_from_s]
+        """Percentiles in ms: of the records written from one moment on that arrived until the other, and of those
+        of them that arrived outside the `windows` (s)."""
+        found = [(at_s, ms) for at_s, ms in self.latencies if at_s - ms / 1000 >= written_from_s and at_s <= until_s]
         quiet = [ms for at_s, ms in found if not any(first <= at_s <= last for first, last in windows)]
         return percentiles([ms for _, ms in found]), percentiles(quiet)
 
