@@ -8,6 +8,7 @@ offset commit) would fall into a later transaction. The next claim's init_transa
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ _INIT_S = 30.0
 #: all records of a transaction must be delivered by then, well before the broker's transaction timeout
 _DELIVERY_S = 0.8 * TRANSACTION_TIMEOUT_MS / 1000
 _CALL_S = 2.0
+#: librdkafka does not always keep to the limit above: where the group's coordinator dies while markers are stored, its
+#: call never returns. After this long the producer is given up, thread and all.
+_STUCK_S = 5.0
+_LOOK_S = 0.5
 _CHUNK = 2000
 _BATCH_BYTES = 1_000_000
 
@@ -100,6 +105,8 @@ class Writer:
         self._thread = HandleThread(transactional_id)
         self._producer: Any = None
         self._is_dead = False
+        #: when the step began that the thread is in and that has a limit (0 = none), and what it does
+        self._step = (0.0, "")
 
     @property
     def is_dead(self) -> bool:
@@ -122,10 +129,20 @@ class Writer:
         Raises Fenced, Indeterminate, AccessRefused; after
         any of them the writer is dead.
         """
+        call = asyncio.ensure_future(self._thread.call(self._commit, lots, notes, offsets, group))
         try:
-            return await self._thread.call(self._commit, lots, notes, offsets, group)
+            while not call.done():
+                await asyncio.wait([call], timeout=_LOOK_S)
+                began, doing = self._step
+                if not call.done() and began and time.monotonic() - began > _STUCK_S:
+                    # Should the call return yet, the thread sees a dead writer before its next step.
+                    raise Indeterminate(
+                        f"it is in doubt whether the transaction happened: {doing} does not come back",
+                    )
+            return call.result()
         except BaseException:
             self.discard()
+            call.cancel()
             raise
 
     def discard(self) -> None:
@@ -191,7 +208,11 @@ class Writer:
         if self._is_dead:
             raise Indeterminate("the claim was given up in the middle of a transaction")
         began = time.monotonic()
-        function(*arguments)
+        self._step = (began, doing)
+        try:
+            function(*arguments)
+        finally:
+            self._step = (0.0, "")
         took = time.monotonic() - began
         if took > DOUBT_S:
             raise error(f"it is in doubt whether the transaction happened: {doing} took {took:.2f} s")
