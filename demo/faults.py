@@ -81,8 +81,7 @@ class Faults:
         fault = Fault("kill -9 relay, transaction open")
         for attempt in range(1, TRIES_MAX + 1):
             self._pause()
-            self._await_movement(also=self._stage.open_transactions)
-            self._strike(fault)
+            self._strike(fault, also=self._stage.open_transactions)
             pid = self._relay.kill_and_hold()
             open_partitions = self._stage.open_transactions()
             self._relay.let_go()
@@ -105,7 +104,6 @@ class Faults:
         fault = Fault("kill -9 relay, append unanswered")
         for attempt in range(1, TRIES_MAX + 1):
             self._pause()
-            self._await_movement()
             self._strike(fault)
             with self._stage.redis_answers_held(deadline_s=10) as held:
                 appended = self._stage.wait_redis_grows(self._stage.back_pattern, held.at_records, limit_s=5)
@@ -133,10 +131,9 @@ class Faults:
         fault = Fault("kill -9 leader of a partition")
         self._stage.wait_all_in_sync(limit_s=90)
         self._pause()
-        self._await_movement()
         partition = self._random.randrange(self._stage.lanes)
-        old_leader = self._stage.leader(partition)
         self._strike(fault)
+        old_leader = self._stage.leader(partition)
         pid = self._stage.kill_broker(old_leader)
         new_leader = self._stage.wait_leader_moves(partition, old_leader, limit_s=60)
         moved_s = time.time() - fault.at_s
@@ -158,7 +155,6 @@ class Faults:
         """Cut the link between the relay and Redis for some seconds: connections are reset, new ones refused."""
         fault = Fault("cut the link to Redis")
         self._pause()
-        self._await_movement()
         cut_s = self._random.uniform(2.5, 4.0)
         before = self._stage.redis_link()
         self._strike(fault)
@@ -188,22 +184,20 @@ class Faults:
         until = time.time() + self._random.uniform(0.3, 2.0)
         self._load.wait(lambda: time.time() >= until, limit_s=10)
 
-    def _await_movement(self, also: Callable[[], object] | None = None) -> None:
-        """Wait for a moment in which records move, the workload writes, and `also` holds."""
+    def _strike(self, fault: Fault, also: Callable[[], object] | None = None) -> None:
+        """Wait for a moment in which records move, the workload writes and `also` holds, and take its facts."""
 
         def is_right() -> bool:
-            moving = self._timeline.moved(time.time() - JUST_BEFORE_S) > 0 and self._load.is_writing()
-            return moving and (also is None or bool(also()))
+            if not self._load.is_writing() or not (also is None or also()):
+                return False
+            self._timeline.refresh()
+            fault.at_s = time.time()
+            moved = self._timeline.moved(fault.at_s - JUST_BEFORE_S)
+            fault.observed["moved_just_before"] = moved
+            return moved > 0
 
         if not self._load.wait(is_right, MOVE_LIMIT_S):
             raise Trouble(f"no right moment for a fault in {MOVE_LIMIT_S:.0f} s: nothing moved, see {self._relay.log}")
-
-    def _strike(self, fault: Fault) -> None:
-        """Take the facts of the moment just before the fault."""
-        now_s = time.time()
-        self._timeline.refresh()
-        fault.at_s = now_s
-        fault.observed["moved_just_before"] = self._timeline.moved(now_s - JUST_BEFORE_S)
         fault.observed["lag_records"] = self._load.lag
         fault.observed["live"] = bool(self._timeline.live_from_s)
 

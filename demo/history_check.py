@@ -10,7 +10,9 @@ import argparse
 import json
 import sys
 import time
+from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +37,50 @@ def redis_lane(client: Any, key: str) -> Iterator[tuple[int | None, int, object]
         after = "(" + entries[-1][0].decode()
 
 
-def kafka_lane(consumer: Any, topic: str, lane: int) -> Iterator[tuple[int | None, int, object]]:
-    """(record id, digest, offset) of the committed records of a partition, in order; the `xf` header is left out."""
+@dataclass
+class Lane:
+    """What was read of one partition: record id (-1 = none), digest and offset of each record, in columns."""
+
+    ids: array[int] = field(default_factory=lambda: array("q"))
+    digests: array[int] = field(default_factory=lambda: array("I"))
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+
+    def __iter__(self) -> Iterator[tuple[int | None, int, object]]:
+        for id, digest, offset in zip(self.ids, self.digests, self.offsets, strict=True):
+            yield None if id < 0 else id, digest, offset
+
+
+def kafka_lanes(consumer: Any, topic: str, count: int) -> dict[int, Lane]:
+    """The committed records of all partitions, in order; the `xf` header is left out.
+
+    All at once: one after the other would wait for the broker as many times as there are partitions.
+    """
     from confluent_kafka import KafkaError, TopicPartition
 
-    _, end = consumer.get_watermark_offsets(TopicPartition(topic, lane), timeout=_READ_LIMIT_S)
-    if end == 0:
-        return
-    consumer.assign([TopicPartition(topic, lane, 0)])
+    lanes = {lane: Lane() for lane in range(count)}
+    consumer.assign([TopicPartition(topic, lane, 0) for lane in lanes])
+    unfinished = set(lanes)
     heard_s = time.monotonic()
-    while True:
-        messages = consumer.consume(2000, 0.2)
-        if not messages and time.monotonic() < heard_s + _READ_LIMIT_S:
-            continue
-        heard_s = time.monotonic()
-        if not messages:
-            raise SystemExit(f"{topic}[{lane}]: Kafka gave nothing for {_READ_LIMIT_S:.0f} s")
+    while unfinished:
+        messages = consumer.consume(2000, 0.05)
+        if messages:
+            heard_s = time.monotonic()
+        elif time.monotonic() > heard_s + _READ_LIMIT_S:
+            raise SystemExit(f"{topic}: Kafka gave nothing for {_READ_LIMIT_S:.0f} s, unfinished {sorted(unfinished)}")
         for message in messages:
             error = message.error()
             if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                return
+                unfinished.discard(message.partition())
+                continue
             if error is not None:
-                raise SystemExit(f"{topic}[{lane}]: {error}")
-            key, value = message.key(), message.value()
+                raise SystemExit(f"{topic}: {error}")
+            key, value, lane = message.key(), message.value(), lanes[message.partition()]
             headers = [header for header in message.headers() or () if header[0] != "xf"]
-            yield id_in(value or b""), digest_of(key, value, headers), message.offset()
+            id = id_in(value or b"")
+            lane.ids.append(-1 if id is None else id)
+            lane.digests.append(digest_of(key, value, headers))
+            lane.offsets.append(message.offset())
+    return lanes
 
 
 def main() -> int:
@@ -94,7 +115,7 @@ def main() -> int:
     from_redis = {
         lane: redis_lane(client, options.pattern.replace("<lane>", str(lane))) for lane in range(options.lanes)
     }
-    from_kafka = {lane: kafka_lane(consumer, options.topic, lane) for lane in range(options.lanes)}
+    from_kafka = kafka_lanes(consumer, options.topic, options.lanes)
     sides = (from_redis, from_kafka) if options.direction == "r2k" else (from_kafka, from_redis)
     report = check(read_history(options.history), source=sides[0], target=sides[1])
     print(json.dumps(report.as_dict()))
