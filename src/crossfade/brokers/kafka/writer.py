@@ -281,14 +281,13 @@ class Writer:
         It polls: under flush() a delivery callback can be lost.
         """
         deadline = time.monotonic() + _DELIVERY_S
-        while len(delivered) < expected:
-            if failed:
-                raise KafkaException(failed[0])
+        while len(delivered) < expected and not failed:
             if self._is_dead or time.monotonic() > deadline:
                 raise doubt(f"records were not delivered within {_DELIVERY_S:.0f} s", "sending records")
             if self._producer.poll(0.1) == 0:
                 self._probe()
         if failed:
+            self._probe()  # the last record was perhaps only purged with the one that failed
             raise KafkaException(failed[0])
 
     def _probe(self) -> None:
