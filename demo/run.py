@@ -33,7 +33,7 @@ from .stage import Stage
 from .timeline import Timeline
 from .writing import Writing
 
-_DRAIN_LIMIT_S = 120.0
+_DRAIN_LIMIT_S = 300.0
 _WRITE_LIMIT_S = 400.0
 _STATUS_LIMIT_S = 60
 _OWN_LIMIT_S = 60.0
@@ -49,7 +49,7 @@ class Plan:
     records_min: int = 500_000
     rate_records_per_s: int = 13_000
     #: of the workload once enough is written, and during the second half
-    slow_rate_records_per_s: int = 5_000
+    slow_rate_records_per_s: int = 3_000
     relay_kills: int = 3
     leader_kills: int = 1
     redis_cuts: int = 1
