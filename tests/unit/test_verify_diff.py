@@ -213,6 +213,18 @@ def test_long_gap_is_missing_and_what_follows_is_matched() -> None:
     assert outcome.diff.matched == 250
 
 
+@pytest.mark.parametrize("at", range(15))
+def test_a_stranger_that_claims_a_place_does_not_take_it_from_the_record_there(at: int) -> None:
+    """Whether it stands before the record or behind it, the record is matched and the stranger is the stray."""
+    rows = source(40)
+    stranger = (rows[at][0], (b"k", b"never sent"))
+    for actual in ([*rows[:at], stranger, *rows[at:]], [*rows[: at + 1], stranger, *rows[at + 1 :]]):
+        outcome = compare(rows, actual, window=10)
+        assert outcome.diff.matched == 40
+        assert outcome.counts == {Kind.DUPLICATE: 1}  # the auditor's second look names it by its content
+        assert outcome.differences[0].row == stranger[1]
+
+
 def test_long_repeat_is_duplicate() -> None:
     rows = source(500)
     outcome = compare(rows, rows[:300] + rows[100:], window=10)

@@ -25,15 +25,21 @@ class Window:
     ) -> None:
         self.positions, self.rows, self.targets, self.copies = positions, rows, targets, copies
         index = {position: at for at, position in enumerate(positions)}
-        #: per copy: the expected row that it is of; -1 = none here, or another copy was it already
+        #: per copy: the expected row that it is of; -1 = none here, or another copy is it
         self.partner = [-1] * len(copies)
         #: per expected row: the copy of it
         self.seen_at = [-1] * len(positions)
         for at, copy in enumerate(copies):
             expected = index.get(copy.origin, -1)
-            if expected >= 0 and self.seen_at[expected] < 0:
+            if expected < 0:
+                continue
+            before = self.seen_at[expected]
+            if before < 0 or (copies[before].row != rows[expected] and copy.row == rows[expected]):
+                # of several copies with one origin the first that is equal is the record; the others are strangers
                 self.partner[at] = expected
                 self.seen_at[expected] = at
+                if before >= 0:
+                    self.partner[before] = -1
         #: copies that stay where they are: a longest run in source order
         self.in_order = set(longest_rise(self.partner))
 
