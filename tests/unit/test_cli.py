@@ -178,7 +178,9 @@ def test_help_answers_at_once_and_imports_no_adapter() -> None:
 
 def test_ctrl_c_ends_a_waiting_command_with_130_and_no_trace() -> None:
     code = (
-        "import asyncio; from crossfade.cli import init, main\n"
+        # a test run in the background of a shell inherits an ignored SIGINT; a person's terminal has none
+        "import asyncio, signal; from crossfade.cli import init, main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "async def wait():\n"
         "    print('waiting', flush=True)\n"
         "    await asyncio.sleep(60)\n"
