@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -240,7 +241,7 @@ class Cluster:
             futures = self.admin.list_offsets(
                 {TopicPartition(topic, lane): spec for lane in wanted},
                 isolation_level=level,
-                request_timeout=_REQUEST_S,
+                request_timeout=_ID_REQUEST_S,  # a leader that is gone does not answer: soon ask who leads now
             )
             found: dict[int, int] = {}
             for partition, future in futures.items():
@@ -317,6 +318,13 @@ class Cluster:
                 if time.monotonic() > deadline or not isinstance(translated, Unreachable):
                     raise translated from failure
             await asyncio.sleep(_PAUSE_S)
+            await asyncio.to_thread(self._learn_leaders)
+
+    def _learn_leaders(self) -> None:
+        """Ask who leads what. The handle does not do so by itself when a leader has moved: it would go on asking the
+        old one, or the new one with the old epoch (FENCED_LEADER_EPOCH), for minutes."""
+        with contextlib.suppress(KafkaException):  # nobody answers: the next try says so
+            self.admin.list_topics(timeout=_ID_REQUEST_S)
 
     async def _wait(self, future: concurrent.futures.Future[Any]) -> Any:
         """The result of an admin call. What is wrong with the connection is told to a handle only while it polls."""
