@@ -44,6 +44,9 @@ def _arguments() -> argparse.ArgumentParser:
         default=os.environ.get("SABOTAGE") or None,
         help="damage one record on the way: the demo has to find and name it, and to fail (also: SABOTAGE=...)",
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the logs and the followers' files also when all is well"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "demo", help="where it works and keeps logs")
     parser.add_argument("--report", type=Path, default=ROOT / "build" / "demo.json", metavar="FILE")
     return parser
@@ -96,7 +99,8 @@ def _tell(document: dict[str, Any], options: argparse.Namespace, console: Consol
     console.print(f"report: {options.report} ({document['seconds']:.0f} s)", highlight=False)
     if document["ok"]:
         console.print("[green]lost 0, duplicated 0, reordered 0, altered 0, invented 0[/green]", highlight=False)
-        _remove_data(options.folder)
+        if not options.keep:
+            _remove_data(options.folder)
         return 0
     for problem in document["problems"]:
         console.print(f"[red]{escape(problem)}[/red]", highlight=False)

@@ -41,7 +41,7 @@ LATEST: Any = OffsetSpec._latest
 at_time: Callable[[int], Any] = OffsetSpec.for_timestamp
 
 _REQUEST_S = 8.0
-_ID_REQUEST_S = 3.0
+_ID_REQUEST_S = 2.0
 _TRIES = 4
 #: trying again ends after this long
 _PERSIST_S = 5.0
@@ -140,7 +140,7 @@ class Cluster:
 
     async def topic_id(self, name: str) -> str | None:
         """The topic's id, "" where it does not exist; None where a broker could not tell. Raises AccessRefused."""
-        for _ in range(2):  # a broker may just have gone: ask another one
+        for left in reversed(range(3)):  # a broker may just have gone: ask another one
             try:
                 futures = self.admin.describe_topics(TopicCollection([name]), request_timeout=_ID_REQUEST_S)
                 return str((await self._wait(futures[name])).topic_id)
@@ -151,6 +151,8 @@ class Cluster:
                 translated = translate(error, f"asking about topic {name}", self.health)
                 if isinstance(translated, AccessRefused):
                     raise translated from failure
+            if left:
+                await asyncio.to_thread(self._learn_leaders)
         return None
 
     async def config(self, name: str, kind: str = "topic") -> dict[str, ConfigValue]:
@@ -321,8 +323,8 @@ class Cluster:
             await asyncio.to_thread(self._learn_leaders)
 
     def _learn_leaders(self) -> None:
-        """Ask who leads what. The handle does not do so by itself when a leader has moved: it would go on asking the
-        old one, or the new one with the old epoch (FENCED_LEADER_EPOCH), for minutes."""
+        """Ask who leads what, and who is the controller. The handle does not do so by itself when they have moved: it
+        would go on asking the old ones, or the new ones with the old epoch (FENCED_LEADER_EPOCH), for minutes."""
         with contextlib.suppress(KafkaException):  # nobody answers: the next try says so
             self.admin.list_topics(timeout=_ID_REQUEST_S)
 
