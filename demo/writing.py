@@ -8,6 +8,7 @@ a slow machine does not get a backlog that it has to copy, and judge, for minute
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -80,6 +81,7 @@ class Writing:
         child, self._child = self._child, None
         assert child is not None
         code = child.stop()
-        if code != 0:
+        # It takes SIGTERM for an order from the moment on in which it begins to write; before, it has written nothing.
+        if code not in (0, -signal.SIGTERM):
             raise Trouble(f"the workload ended with {code}, see {child.log}:\n{child.tail()}")
         return int(json.loads(child.tail(1))["ok"])
