@@ -17,7 +17,7 @@ from .judges import KINDS, Verdict
 from .timeline import Timeline
 
 #: around a fault, latencies are not quiet until so long after every lane went on
-_SETTLE_S = 2.0
+SETTLE_S = 2.0
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Direction:
     def as_dict(self) -> dict[str, Any]:
         """This half in build/demo.json. The counts are the worst that any judge found."""
         windows = [
-            (fault.at_s, fault.at_s + (fault.recovered_s or 0.0) + _SETTLE_S) for fault in self.faults if fault.at_s
+            (fault.at_s, fault.at_s + (fault.recovered_s or 0.0) + SETTLE_S) for fault in self.faults if fault.at_s
         ]
         latency, quiet = self.timeline.latency(windows, self.latency_from_s, self.until_s)
         mean, best = self.timeline.records_per_s(self.until_s)

@@ -53,6 +53,8 @@ class Plan:
     relay_kills: int = 3
     leader_kills: int = 1
     redis_cuts: int = 1
+    #: without faults at the end of each half, for latencies that no fault touches
+    quiet_s: float = 5.0
     both_directions: bool = True
     sabotage: str = ""
 
@@ -66,6 +68,7 @@ class Plan:
             slow_rate_records_per_s=3_000,
             relay_kills=1,
             leader_kills=0,
+            quiet_s=0.0,
             both_directions=False,
             sabotage=sabotage,
         )
@@ -172,6 +175,8 @@ class Run:
         self._random.shuffle(order)
         for fault in relay_kills[:1] + order:
             fault()
+        quiet_until = time.monotonic() + report.SETTLE_S + self._plan.quiet_s
+        self._load.wait(lambda: time.monotonic() >= quiet_until, report.SETTLE_S + self._plan.quiet_s + 5)
 
     def _end_half(self, direction: Direction, relay: Supervised, load: Load) -> None:
         """Stop the relay as an operator does, and take down what was measured."""
