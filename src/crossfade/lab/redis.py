@@ -15,7 +15,6 @@ from crossfade.lab.errors import LabUsage
 from crossfade.lab.state import Options, Server, State
 
 SHAPES = ("none", "standalone", "replica", "sentinel", "cluster")
-FLAVOURS = ("valkey", "redis7")
 #: the name under which the sentinels know the primary
 SERVICE = "crossfade"
 _COUNTS = {"none": 0, "standalone": 1, "replica": 2, "sentinel": 3, "cluster": 6}
@@ -27,8 +26,9 @@ def check(options: Options) -> None:
     """Refuse shapes that do not exist.  Raises LabUsage."""
     if options.redis not in SHAPES:
         raise LabUsage(f"--redis {options.redis!r} is not possible", hint=f"one of: {', '.join(SHAPES)}")
-    if options.redis_flavour not in FLAVOURS:
-        raise LabUsage(f"--redis-flavour {options.redis_flavour!r} is unknown", hint=f"one of: {', '.join(FLAVOURS)}")
+    if options.redis_flavour not in packages.REDIS_FLAVOURS:
+        known = ", ".join(packages.REDIS_FLAVOURS)
+        raise LabUsage(f"--redis-flavour {options.redis_flavour!r} is unknown", hint=f"one of: {known}")
 
 
 def server_names(options: Options) -> list[str]:
@@ -92,7 +92,7 @@ def prepare(
             Server(
                 name=name,
                 kind="sentinel" if is_sentinel else "redis",
-                argv=[str(build.server), str(config), *(["--sentinel"] if is_sentinel else [])],
+                argv=[*build.argv, str(config), *(["--sentinel"] if is_sentinel else [])],
                 env=build.env,
                 port=state.ports[name],
                 log=str(folder / "logs" / f"{name}.log"),

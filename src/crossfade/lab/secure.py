@@ -87,7 +87,7 @@ def prepare(folder: Path, state: State) -> Security:
     from crossfade.lab import pki
 
     place = _pki(folder)
-    pki.make(place, APP)
+    pki.make(place, USERS)
     passwords = state.secrets or {user: secrets.token_hex(12) for user in USERS}
     return Security(
         KafkaSecurity(place, passwords), lambda name: _redis_lines(place, passwords, state, name), passwords
@@ -143,7 +143,7 @@ def kafka_client(folder: Path, state: State, listener: str, user: str = APP) -> 
     if listener == "SASLPLAIN":
         return {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", **login}
     if listener == "MTLS":
-        own = {"ssl.certificate.location": str(place / "client.crt"), "ssl.key.location": str(place / "client.key")}
+        own = {"ssl.certificate.location": str(place / f"{user}.crt"), "ssl.key.location": str(place / f"{user}.key")}
         return {"security.protocol": "SSL", **tls, **own}
     if listener == "OAUTH":
         unsigned = {"enable.sasl.oauthbearer.unsecure.jwt": "true", "sasl.oauthbearer.config": f"principal={user}"}
@@ -167,6 +167,6 @@ def env(folder: Path, state: State) -> dict[str, str]:
     out = {"CROSSFADE_LAB_CA": str(place / "ca.pem")}
     if state.options.brokers:
         out |= {"KAFKA_USERNAME": APP, "KAFKA_PASSWORD": state.secrets[APP]}
-        out |= {"KAFKA_CERTIFICATE": str(place / "client.crt"), "KAFKA_KEY": str(place / "client.key")}
+        out |= {"KAFKA_CERTIFICATE": str(place / f"{APP}.crt"), "KAFKA_KEY": str(place / f"{APP}.key")}
         out |= {"KAFKA_ADMIN_USERNAME": ADMIN, "KAFKA_ADMIN_PASSWORD": state.secrets[ADMIN]}
     return out
