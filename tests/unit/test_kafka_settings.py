@@ -85,7 +85,59 @@ def test_new_credentials_reach_live_and_later_handles():
     assert live.got == [("user", "new")]
     assert gone.got == []
     assert made.producer(HandleHealth("test"))["sasl.password"] == "new"
-    assert made.username == "user"
+    assert made.principal == "User:user"
+
+
+_SECURITY = {
+    "security.protocol": "SASL_SSL",
+    "sasl.mechanism": "OAUTHBEARER",
+    "sasl.oauthbearer.method": "oidc",
+    "sasl.oauthbearer.client.id": "relay",
+    "sasl.oauthbearer.client.secret": "s",
+    "sasl.oauthbearer.scope": "kafka",
+    "sasl.oauthbearer.extensions": "a=b",
+    "sasl.oauthbearer.token.endpoint.url": "https://127.0.0.1/token",
+    "sasl.oauthbearer.config": "principal=relay",
+    "enable.sasl.oauthbearer.unsecure.jwt": "true",
+    "https.ca.location": "/ca",
+    "ssl.ca.location": "/ca",
+    "ssl.ca.pem": "PEM",
+    "ssl.certificate.location": "/crt",
+    "ssl.certificate.pem": "PEM",
+    "ssl.key.location": "/key",
+    "ssl.key.pem": "PEM",
+    "ssl.key.password": "p",
+    "ssl.keystore.location": "/p12",
+    "ssl.keystore.password": "p",
+    "ssl.crl.location": "/crl",
+    "ssl.endpoint.identification.algorithm": "https",
+    "enable.ssl.certificate.verification": "true",
+    "sasl.username": "u",
+    "sasl.password": "p",
+}
+
+
+@pytest.mark.parametrize("name", _SECURITY)
+def test_what_secures_a_connection_reaches_every_handle_also_as_a_secret(name):
+    for given in (_SECURITY[name], lambda: _SECURITY[name]):
+        made = KafkaSettings(AT | {name: given})
+        health = HandleHealth("test")
+        for found in (made.consumer(health), made.producer(health), made.admin(health)):
+            assert found[name] == _SECURITY[name]
+
+
+@pytest.mark.parametrize(
+    ("given", "principal"),
+    [
+        ({"sasl.username": lambda: "relay"}, "User:relay"),
+        ({"security.protocol": "ssl", "ssl.certificate.location": "/crt"}, "User:CN=crossfade"),
+        ({"sasl.mechanism": "OAUTHBEARER", "sasl.oauthbearer.config": "scope=x principal=relay"}, "User:relay"),
+        ({"sasl.mechanism": "OAUTHBEARER", "sasl.oauthbearer.method": "oidc"}, "User:crossfade"),
+        ({}, "User:crossfade"),
+    ],
+)
+def test_rights_are_printed_for_who_the_brokers_see(given, principal):
+    assert KafkaSettings(AT | given).principal == principal
 
 
 def test_a_step_in_doubt_is_shorter_than_any_retry_of_the_client():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import msgspec
@@ -50,8 +51,10 @@ class KafkaInspector:
 
     def acls(self, role: str) -> list[str]:
         """The least rights, as lines for kafka-acls.sh."""
-        principal = f"User:{self._settings.username or 'crossfade'}"
-        add = f"kafka-acls.sh --bootstrap-server {self._settings.bootstrap} --add --allow-principal {principal}"
+        add = (
+            f"kafka-acls.sh --bootstrap-server {self._settings.bootstrap} --add "
+            f"--allow-principal {shlex.quote(self._settings.principal)}"
+        )
         own = "--resource-pattern-type prefixed --topic crossfade."
         lines = [f"{add} --operation Read --operation Describe --operation DescribeConfigs --topic {self._topic}"]
         if role == "target":

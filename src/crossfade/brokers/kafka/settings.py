@@ -8,6 +8,7 @@ properties came from the user. Everything in this folder gets its configuration 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -181,9 +182,17 @@ class KafkaSettings:
         return str(self._properties.get("bootstrap.servers") or self._properties.get("metadata.broker.list"))
 
     @property
-    def username(self) -> str:
-        """The SASL user, "" where there is none."""
-        value = self._properties.get("sasl.username", "")
+    def principal(self) -> str:
+        """Who the brokers take us for, in the form of their default rules; `crossfade` stands where only they know."""
+        if username := self._text("sasl.username"):
+            return f"User:{username}"
+        if self._text("security.protocol").lower() == "ssl":
+            return "User:CN=crossfade"  # the subject of the client certificate
+        named = re.search(r"\bprincipal=([^\s,]+)", self._text("sasl.oauthbearer.config"))
+        return f"User:{named[1]}" if named else "User:crossfade"
+
+    def _text(self, name: str) -> str:
+        value = self._properties.get(name, "")
         return str(value() if callable(value) else value)
 
     def consumer(self, health: HandleHealth, **overrides: Any) -> dict[str, Any]:
