@@ -226,3 +226,33 @@ def test_lanes_by_number_and_range(text: str | None, lanes: list[int]) -> None:
 def test_lanes_that_are_not_there_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_lanes(text, 6)
+
+
+def test_only_a_part_of_the_source(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write(0, 0, RECORDS, copied=12)
+    world.write(1, 0, RECORDS)
+    assert verified(capsys, "--settled", "--lanes", "0")[1]["missing"] == 8
+    code, told = verified(capsys, "--settled", "--lanes", "0", "--from", "position:3", "--to", "position:11")
+    assert (code, told["matched"], told["missing"]) == (0, 9, 0)
+    code, told = verified(capsys, "--settled", "--to", "time:2023-11-14T22:13:20.010Z")
+    assert (code, told["matched"]) == (0, 20)
+    code, told = verified(capsys, "--settled", "--from", "time:2023-11-14T22:13:20.010Z")
+    assert (code, told["matched"], told["missing"]) == (3, 12, 8)
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (["--from", "position:3"], "a position belongs to one lane"),
+        (["--from", "yesterday"], "--from 'yesterday' is no place in a stream"),
+        (["--to", "position:x", "--lanes", "0"], "--to 'position:x' is no place in a stream"),
+        (["--from", "time:2026-01-02", "--to", "time:2026-01-01"], "--from lies behind --to"),
+        (["--from", "time:2026-01-02", "--resume", "state.json"], "--resume goes on from an earlier audit"),
+        (["--from", "position:3-1", "--lanes", "0"], "'3-1' is no offset"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(
+    world: World, capsys: pytest.CaptureFixture[str], choice: list[str], words: str
+) -> None:
+    assert run(["verify", *choice]) == 2
+    assert words in capsys.readouterr().err

@@ -7,16 +7,21 @@ Nothing is claimed and nothing is written to a broker. The verdict has three val
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..brokers.protocol import From, Start
 from ..errors import UsageError
+from ..model.position import position_order
 from .doctor import routes_of
 from .output import Output, complete_routes, output_of
 
@@ -54,6 +59,16 @@ def verify(
         bool,
         typer.Option("--settled", help="Nothing is on its way: what the target's end lacks is missing, not pending."),
     ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Only from here on: time:2026-01-01T00:00:00Z, or position:ID with one lane in --lanes."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--to", help="Only up to here: time:... (records before it) or position:ID (that one too)."),
+    ] = None,
     complete: Annotated[
         bool, typer.Option("--complete", help="No verdict (exit code 1) unless every record was there to compare.")
     ] = False,
@@ -73,12 +88,15 @@ def verify(
       crossfade verify
       crossfade verify forward --settled -o json
       crossfade verify forward --lanes 0-3 --resume audit.json
+      crossfade verify forward --from time:2026-01-31T12:00:00Z --to time:2026-01-31T13:00:00Z
+      crossfade verify forward --lanes 3 --from position:1769860800000-0
     """
     output = output_of(context)
     config = output.config()
     names = routes_of(config, route)
     store = _Store(resume)
-    reports = {name: asyncio.run(_audit(config, name, lanes, settled, store, output)) for name in names}
+    scope = Scope(lanes, parse_limit("--from", since), parse_limit("--to", until), settled)
+    reports = {name: asyncio.run(_audit(config, name, scope, store, output)) for name in names}
     body = {
         "ok": all(report.ok for report in reports.values()),
         "complete": all(report.is_complete for report in reports.values()),
@@ -99,22 +117,23 @@ def exit_code_of(reports: Sequence[AuditReport]) -> int:
     return 0 if all(report.ok for report in reports) else NO_VERDICT
 
 
-async def _audit(
-    config: Config, name: str, lanes: str | None, is_settled: bool, store: _Store, output: Output
-) -> AuditReport:
+async def _audit(config: Config, name: str, scope: Scope, store: _Store, output: Output) -> AuditReport:
     from .. import wiring
     from ..model.route import LaneMap
     from ..verify.audit import audit
     from ..verify.by_key import audit_by_key
+    from ..verify.extent import extents_of
 
     async with wiring.open_route(config, name, instance="verify") as opened:
         by_key = opened.route.lane_map is LaneMap.BY_KEY
-        if by_key and (lanes is not None or store.is_kept):
+        if by_key and (scope.lanes is not None or store.is_kept):
             raise UsageError(
                 f"route {name!r} maps lanes by key: it is verified as a whole, from its beginning",
                 hint="leave out --lanes and --resume",
             )
-        chosen = parse_lanes(lanes, opened.route.source_lanes)
+        chosen = parse_lanes(scope.lanes, opened.route.source_lanes)
+        scope.check(chosen, is_kept=store.is_kept)
+        extents = await extents_of(opened.source, chosen, scope.since, scope.until)
         quarantined = await opened.target.quarantined(opened.route.id)
         with output.progress(f"verify {name}") as progress:
 
@@ -132,8 +151,9 @@ async def _audit(
                     partitioner=opened.route.partitioner,
                     on_progress=tell,
                     start=opened.start,
-                    is_settled=is_settled,
+                    is_settled=scope.is_settled,
                     quarantined=quarantined,
+                    extents=extents,
                 )
             report = await audit(
                 opened.source,
@@ -144,11 +164,53 @@ async def _audit(
                 on_progress=tell,
                 resume=store.state_of(opened.route.id),
                 start=opened.start,
-                is_settled=is_settled,
+                is_settled=scope.is_settled,
                 quarantined=quarantined,
+                extents=extents,
             )
     store.save(opened.route.id, report.state)
     return report
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What of a route is compared."""
+
+    lanes: str | None = None
+    since: Start | None = None
+    until: Start | None = None
+    is_settled: bool = False
+
+    def check(self, lanes: Sequence[int], *, is_kept: bool) -> None:
+        """Raises UsageError for limits that mean nothing for these lanes."""
+        limits = [limit for limit in (self.since, self.until) if limit is not None]
+        if limits and is_kept:
+            raise UsageError("--resume goes on from an earlier audit: it has no --from and --to", hint="leave one out")
+        if len(lanes) != 1 and any(limit.where is From.POSITION for limit in limits):
+            raise UsageError(
+                "a position belongs to one lane", hint="name it with --lanes, or give a time for all of them"
+            )
+        if self.since and self.until and self.since.where is self.until.where:
+            begin, end = position_order(self.since.value), position_order(self.until.value)
+            if begin > end and not (end[0] == begin[0] and "-" not in self.until.value):
+                raise UsageError("--from lies behind --to", hint="exchange them")
+
+
+def parse_limit(option: str, text: str | None) -> Start | None:
+    """`time:<ISO 8601>` or `position:<position>` as a place in the source; None stays None. Raises UsageError."""
+    if text is None:
+        return None
+    word, _, value = text.partition(":")
+    if word == "position" and re.fullmatch(r"\d{1,20}(-\d{1,20})?", value, re.ASCII):
+        return Start(From.POSITION, value)
+    if word == "time":
+        with contextlib.suppress(ValueError, OverflowError):
+            moment = datetime.fromisoformat(value)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            return Start(From.TIME, str(max(0, int(moment.timestamp() * 1000))))
+    raise UsageError(
+        f"{option} {text!r} is no place in a stream", hint="use time:2026-01-01T00:00:00Z or position:1700000000000-0"
+    )
 
 
 def parse_lanes(text: str | None, count: int) -> list[int]:

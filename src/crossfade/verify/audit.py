@@ -19,6 +19,7 @@ from ..brokers.protocol import From, Log, Start
 from ..errors import SourceDeleted, SourceTrimmed, Unreachable, invariant
 from ..model.record import Lane, Shape
 from .digests import Hasher
+from .extent import Extent
 from .lane import LaneAudit, Translates
 from .report import AuditReport
 from .second_look import second_look
@@ -62,12 +63,14 @@ async def audit(
     start: Start | None = None,
     is_settled: bool = False,
     quarantined: Mapping[Lane, Collection[str]] | None = None,
+    extents: Mapping[Lane, Extent] | None = None,
 ) -> AuditReport:
     """Compare the lanes of an open source and target, one to one.
 
     `start`: where the copy began (default: earliest; anything else is found from the first record on the target).
     `is_settled`: nothing is on its way any more, so what the target's end lacks is missing, not pending.
     `quarantined`: source positions that the route quarantined, by lane. `resume`: the `state` of an earlier audit.
+    `extents`: the part of each source lane to compare, see `extents_of`; such an audit leaves no state to go on from.
     Raises Unreachable, AccessRefused.
     """
     started_s = time.monotonic()
@@ -92,6 +95,7 @@ async def audit(
             is_earliest=is_earliest,
             quarantined=frozenset((quarantined or {}).get(lane, ())),
             hasher=hasher,
+            extent=None if extents is None else extents[lane],
         )
         if str(lane) in known:
             one.restore(known[str(lane)])
@@ -106,7 +110,7 @@ async def audit(
         hasher.close()
     if report.strays:
         await second_look(source, mapping, target.shape, report, source_bounds)
-    report.state = run.state()
+    report.state = {} if extents is not None else run.state()
     report.seconds = time.monotonic() - started_s
     report.records_per_s = (report.records - before) / max(report.seconds, 1e-9)
     return report

@@ -17,9 +17,10 @@ from ..errors import LaneError, SourceDeleted, SourceTrimmed
 from ..model.partitioner import partition_many
 from ..model.position import position_order, position_text
 from ..model.record import Batch, Lane, Path, Row, Shape
-from ..model.wire import XF, XF_FIELD, decode_origin
+from ..model.wire import XF, XF_FIELD, Origin, decode_origin
 from .audit import BUFFERED_ROWS_MAX, READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_S, Progress, Watch, calm_collector
 from .diff import Difference, Kind, LaneDiff
+from .extent import Extent
 from .lane import Reading, Translates, cut
 from .origins import codec_for
 from .report import AuditReport, LaneReport
@@ -44,6 +45,7 @@ async def audit_by_key(
     start: Start | None = None,
     is_settled: bool = False,
     quarantined: Mapping[Lane, Collection[str]] | None = None,
+    extents: Mapping[Lane, Extent] | None = None,
 ) -> AuditReport:
     """Compare all lanes of an open source with all lanes of an open target; see `audit`. It begins anew each time.
 
@@ -54,7 +56,11 @@ async def audit_by_key(
     source_bounds = await source.bounds(range(source.lanes))
     report = AuditReport(source.name, target.name, {})
     run = _Run(source, target, mapping, report, partitioner, on_progress)
-    run.sources = {lane: Reading(bounds) for lane, bounds in source_bounds.items()}
+    run.extents = dict(extents or {})
+    for lane, bounds in source_bounds.items():
+        extent = run.extents.get(lane)
+        clipped = bounds if extent is None else extent.clip(bounds, source.shape)
+        run.sources[lane] = Reading(clipped, extent, source.shape)
     run.targets = {lane: Reading(bounds) for lane, bounds in target_bounds.items()}
     run.quarantined = {lane: frozenset(positions) for lane, positions in (quarantined or {}).items()}
     is_earliest = start is None or start.where is From.EARLIEST
@@ -84,6 +90,9 @@ class _Run:
         self.sources: dict[Lane, Reading] = {}
         self.targets: dict[Lane, Reading] = {}
         self.quarantined: dict[Lane, frozenset[str]] = {}
+        self.extents: dict[Lane, Extent] = {}
+        #: per target lane: its last marked record belongs to the extents, and so does what stands unmarked behind it
+        self._is_inside: dict[Lane, bool] = {}
         self._paths: dict[Path, LaneDiff] = {}
         self._source = source
         self._target = target
@@ -108,6 +117,7 @@ class _Run:
                 window_rows=window_rows,
                 on_difference=self._reporter(lane),
                 begins_late=reading.is_trimmed or not is_earliest,
+                extent=self.extents.get(lane),
             )
             if self.sources[lane].is_trimmed:
                 diff.source_gap("", bounds.first or bounds.last)
@@ -206,10 +216,13 @@ class _Run:
         reading.take(batch)
         sorted_out: dict[Lane, tuple[list[Any], list[Row]]] = {}
         for position, row in zip(kept.positions, kept.rows, strict=True):
-            lane = _marked_lane(row)
-            if lane < 0 and self._ids_may_mark:
-                lane = 0
+            origin = _origin_of(row)
+            lane = 0 if origin is None and self._ids_may_mark else -1 if origin is None else origin.lane
+            if self.extents and origin is not None and lane in self.extents:
+                self._is_inside[to] = position_order(origin.position) in self.extents[lane]
             if (lane, to) not in self._paths:
+                if not self._is_inside.get(to, not self.extents):
+                    continue  # it stands among records that are not part of the audit
                 # No lane of ours: it is named with the source lane of the same number, or the first.
                 home = to if to in self.sources else 0
                 foreign = Difference(Kind.EXTRA, None, position, "carries no mark of this route", row)
@@ -245,8 +258,8 @@ class _Run:
             mine.stale_epochs += diff.stale_epochs
 
 
-def _marked_lane(row: Row) -> Lane:
-    """The source lane that the last mark of a row names; -1 = it has none."""
+def _origin_of(row: Row) -> Origin | None:
+    """The last mark of a row; None = it has none."""
     if len(row) == 4:
         marks = [content for name, content in row[2] or () if name == XF]
     else:
@@ -255,5 +268,5 @@ def _marked_lane(row: Row) -> Lane:
     for mark in reversed(marks):
         origin = decode_origin(mark)
         if origin is not None:
-            return origin.lane
-    return -1
+            return origin
+    return None

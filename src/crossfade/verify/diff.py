@@ -18,6 +18,7 @@ from ..errors import invariant
 from ..model.position import position_order, position_text
 from ..model.record import Row
 from .describe import describe
+from .extent import Extent
 from .origins import Codec, Copy, SourcePosition
 from .window import Window, exchanged, keeping_order
 
@@ -112,10 +113,11 @@ class LaneDiff:
         on_difference: Callable[[Difference], None],
         remembered_max: int = REMEMBERED_MAX,
         begins_late: bool = False,
+        extent: Extent | None = None,
     ) -> None:
         """`on_expected` is told every expected slice once it is done with, in source order; `on_difference` every
         difference as soon as it is certain. `begins_late`: what is expected before the first row of the target was
-        never copied, or is trimmed there, and is only counted."""
+        never copied, or is trimmed there, and is only counted. `extent`: copies of what lies outside are left out."""
         self.expected = _Side()
         self.actual = _Side()
         #: records of the source that are on the target exactly once, in order and unchanged
@@ -131,6 +133,7 @@ class LaneDiff:
         #: expected rows before the first of the target, where it `begins_late`
         self.before = 0
         self._begins_late = begins_late
+        self._extent = extent
         #: target rows whose originals the source no longer has, see `source_gap`
         self.source_gone = 0
         #: last rows taken of either side, None = none yet; those behind the target's end are not taken but waiting
@@ -397,6 +400,8 @@ class LaneDiff:
         if origin is None:
             self.unmarked += 1
             self._report(Difference(Kind.EXTRA, None, target, "carries no mark of this route", copy.row))
+        elif self._extent is not None and self._extent.leaves_out(self._order(origin), copy.ordinal >= 0):
+            return
         elif self._gaps and any(after < self._order(origin) < before for after, before in self._gaps):
             self.source_gone += 1
         elif origin in self.missing:

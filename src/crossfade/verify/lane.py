@@ -19,6 +19,7 @@ from ..model.position import Place, position_order, position_text
 from ..model.record import Batch, Lane, Mapped, Row, Shape
 from .diff import Difference, Kind, LaneDiff
 from .digests import Hasher, RangeDigests
+from .extent import Extent
 from .origins import Copy, codec_for
 from .report import AuditReport, LaneReport, Range
 
@@ -35,7 +36,8 @@ class Translates(Protocol):
 class Reading:
     """Where the reading of one side stands."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, begin: Extent | None = None, shape: Shape = Shape.ENTRY) -> None:
+        """`begin`: what lies before this extent counts as dealt with; a Kafka topic is read from there."""
         self.bounds = bounds
         #: everything that was removed from the beginning counts as read. The incarnation is left out on purpose: a
         #: Redis source moves its birth group along with a place that names it, and an audit writes nothing.
@@ -43,6 +45,10 @@ class Reading:
         self.is_ended = bounds.length <= 0
         #: rows up to here were dealt with by an earlier audit
         self.done_until: tuple[int, int] | None = None
+        if begin is not None:
+            self.done_until = begin.before
+            if shape is Shape.RECORD and begin.first[0] > self.place.count:
+                self.place = Place("", min(begin.first[0], bounds.count))
         #: place before each batch that is not yet compared whole, and the last position in it
         self._batches: deque[tuple[Place, tuple[int, int]]] = deque()
 
@@ -108,9 +114,15 @@ class LaneAudit:
         is_earliest: bool,
         quarantined: frozenset[str],
         hasher: Hasher,
+        extent: Extent | None = None,
     ) -> None:
         self.lane = lane
-        self.source = Reading(source_bounds)
+        self._extent = extent
+        #: the last marked row of the target belongs to the extent: so does an unmarked one behind it
+        self._is_inside = extent is None or extent.first < (0, 0)
+        if extent is not None:
+            source_bounds = extent.clip(source_bounds, source.shape)
+        self.source = Reading(source_bounds, extent, source.shape)
         self.target = Reading(target_bounds)
         self.is_done = False
         self._target_shape = target.shape
@@ -127,7 +139,11 @@ class LaneAudit:
         self._hasher = hasher
         self._digests = RangeDigests(self._mine.ranges, hasher)
         self._diff = LaneDiff(
-            self._codec, window_rows=window_rows, on_expected=self._expected_done, on_difference=self._differs
+            self._codec,
+            window_rows=window_rows,
+            on_expected=self._expected_done,
+            on_difference=self._differs,
+            extent=extent,
         )
         self._matched_before = 0
         self._quarantined = quarantined
@@ -201,6 +217,8 @@ class LaneAudit:
         batch = cut(outcome, rows)
         if self._floor is None:
             self._find_floor(batch)
+        if self._extent is not None:
+            batch = self._of_extent(batch, self._extent)
         self._diff.see(batch.positions, batch.rows)
 
     def source_trimmed(self, bounds: Bounds) -> None:
@@ -298,6 +316,30 @@ class LaneAudit:
             return False
         return True
 
+    def _of_extent(self, batch: Batch, extent: Extent) -> Batch:
+        """The rows whose originals belong to the extent, and what stands unmarked among them.
+
+        A batch that begins and ends inside is left as it is: what of it does not belong, the comparison leaves out.
+        """
+        if not batch.rows:
+            return batch
+        ends = self._codec.normal(batch.positions[:1] + batch.positions[-1:], batch.rows[:1] + batch.rows[-1:])
+        if all(copy.origin is not None and _order(copy.origin) in extent for copy in ends):
+            self._is_inside = True
+            return batch
+        kept = []
+        for at, copy in enumerate(self._codec.normal(batch.positions, batch.rows)):
+            if copy.origin is not None:
+                order = _order(copy.origin)
+                is_stranger = (
+                    self._is_inside and order < extent.first and not extent.leaves_out(order, copy.ordinal >= 0)
+                )
+                self._is_inside = is_stranger or order in extent
+            if self._is_inside:
+                kept.append(at)
+        positions, rows = [batch.positions[at] for at in kept], [batch.rows[at] for at in kept]
+        return Batch(batch.lane, batch.shape, positions, rows, batch.place, batch.at_end)
+
     def _find_floor(self, batch: Batch) -> None:
         """The first record of the copy that is on the target says where the comparison begins."""
         for copy in self._codec.normal(batch.positions, batch.rows):
@@ -308,7 +350,7 @@ class LaneAudit:
 
     def _check_beginning(self, copy: Copy) -> None:
         """Nothing was trimmed on the target: then its first record is the first of the copy, and has ordinal 1."""
-        if not self.target.is_trimmed and copy.ordinal > 1:
+        if self._extent is None and not self.target.is_trimmed and copy.ordinal > 1:
             absent = copy.ordinal - 1
             self._differs(Difference(Kind.MISSING, None, None, f"the first {absent} records of the copy are gone"))
             self._mine.counts[Kind.MISSING] += absent - 1

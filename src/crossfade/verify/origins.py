@@ -1,7 +1,7 @@
 """How the rows of a target tell which source record each is a copy of, and what they are without that mark.
 
 Hides the two places of a mark: the last `xf` header of a Kafka record; on Redis the last `xf` field, or the entry id
-`<ms>-<source offset>`, which leaves the fields as they were. `equal` decides a whole slice at C speed by predicting the
+(`<ms>-<source offset>`, or the source entry's own), which leaves the fields as they were. `equal` decides a whole slice at C speed by predicting the
 marks; it may miss that rows are equal, but never says so where they are not. `normal` then says it row by row.
 """
 
@@ -143,7 +143,8 @@ class RecordMarks(_Marks):
 
 
 class EntryMarks(_Marks):
-    """Redis targets: the last field `xf`, else an entry id whose sequence is the source offset."""
+    """Redis targets: the last field `xf`, else the entry id: its sequence is the offset in Kafka, or it is the very id of
+    the source entry."""
 
     def equal(
         self,
@@ -168,7 +169,7 @@ class EntryMarks(_Marks):
         self, source_positions: Sequence[SourcePosition], times: Sequence[int], target_positions: Sequence[Any]
     ) -> bool:
         if not self.is_source_numeric:
-            return False
+            return list(source_positions) == list(target_positions)
         template = b"\n".join(repeat(b"%d-%d", len(times)))
         predicted = template % tuple(chain.from_iterable(zip(times, source_positions, strict=True)))
         return predicted == b"\n".join(target_positions)
@@ -187,5 +188,5 @@ class EntryMarks(_Marks):
                     rest = [*fields[:at], *fields[at + 2 :]]
                     return Copy(self._source_position(origin), (rest, time_ms), origin.ordinal, origin.epoch)
         if not self.is_source_numeric:
-            return Copy(None, row, -1, -1)
+            return Copy(position_text(position).encode(), row, -1, -1)
         return Copy(int(position_text(position).partition("-")[2] or 0), row, -1, -1)
