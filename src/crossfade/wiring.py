@@ -152,7 +152,13 @@ async def _open_log(
     else:
         from .brokers.kafka.log import KafkaLog
 
-        log = KafkaLog(_kafka(at), _kafka_side(side).topic, route=settings.id, source_lanes=source_lanes)
+        log = KafkaLog(
+            _kafka(at),
+            _kafka_side(side).topic,
+            route=settings.id,
+            source_lanes=source_lanes,
+            allow_weak=settings.allow_weak,
+        )
     stack.push_async_callback(log.close)
     await log.open()
     return log

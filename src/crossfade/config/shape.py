@@ -175,6 +175,9 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 200
     quarantine_records_max: Annotated[int, says("refused records a lane may put aside before it halts", ge=0)] = 100
     rate_records_per_s: Annotated[float, says("limit of each relay process; 0 is unlimited", ge=0)] = 0.0
+    allow_weak: Annotated[
+        bool, says("true: also write to a topic that may lose acknowledged records when a broker is lost (one replica)")
+    ] = False
     metrics_port: Annotated[int, says("port of /metrics, /livez and /readyz; 0 is off", ge=0, le=65_535)] = 9464
 
 

@@ -82,7 +82,7 @@ def guarantee_of(facts: TopicFacts, config: Mapping[str, ConfigValue], *, allow_
     if weak and not allow_weak:
         raise GuaranteeRefused(
             f"exactly once cannot be kept on topic {facts.name}: {'; '.join(weak)}",
-            hint="correct the topic, or accept the weaker guarantee with allow_weak: true",
+            hint="correct the topic, or accept the weaker guarantee with allow_weak: true on the route",
         )
     minimum = _number(config, "min.insync.replicas", 1)
     if weak:
