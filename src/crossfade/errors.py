@@ -30,7 +30,7 @@ An error carries data, a `hint` (what the operator does next) and a `kind` (what
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class Kind(Enum):
@@ -52,9 +52,19 @@ class CrossfadeError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are made again from their arguments alone; ours have more than those, and cross process borders.
+        return _revived, (type(self), self.args, dict(self.__dict__))
+
     def as_dict(self) -> dict[str, object]:
         """The error as `-o json` prints it."""
         return {"error": type(self).__name__, "message": self.message, "hint": self.hint, "kind": self.kind.value}
+
+
+def _revived(kind: type[CrossfadeError], args: tuple[Any, ...], state: dict[str, Any]) -> CrossfadeError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(CrossfadeError):

@@ -14,9 +14,9 @@ import pytest
 from crossfade import wiring
 from crossfade.brokers.memory import MemoryBroker, MemoryLog
 from crossfade.brokers.protocol import Start
-from crossfade.cli import verify as verify_command
+from crossfade.cli import verify_scope
 from crossfade.cli.main import run
-from crossfade.cli.verify import parse_lanes
+from crossfade.cli.verify_scope import parse_lanes
 from crossfade.config import Config
 from crossfade.errors import UsageError
 from crossfade.model.mapping import mapping_named
@@ -183,15 +183,15 @@ def test_a_state_is_kept_while_the_audit_runs(
     import crossfade.verify.audit as audit_module
 
     monkeypatch.setattr(audit_module, "PROGRESS_EVERY_S", 0.0)
-    monkeypatch.setattr(verify_command, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(verify_scope, "SAVE_EVERY_S", 0.0)
     saved: list[str] = []
-    real = verify_command._Store.save
+    real = verify_scope.Store.save
 
-    def save(self: verify_command._Store, route_id: str, state: dict[str, object]) -> None:
+    def save(self: verify_scope.Store, route_id: str, state: dict[str, object]) -> None:
         saved.append(route_id)
         real(self, route_id, state)
 
-    monkeypatch.setattr(verify_command._Store, "save", save)
+    monkeypatch.setattr(verify_scope.Store, "save", save)
     world.write(0, 0, RECORDS)
     assert run(["verify", "--resume", "audit.json"]) == 0
     assert len(saved) > 1, "once at the end, and before it"

@@ -1,0 +1,123 @@
+"""One audit of one route: opens its brokers, says how far it is, keeps its state, and gives the report.
+
+Hides whether lanes are mapped one to one or by key, and whether this process audits all of them or shares them with
+others (`verify_parts`). Called by the `verify` commands.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .output import Output
+from .verify_scope import Scope, Store, parse_lanes
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..verify.audit import Progress
+    from ..verify.report import AuditReport
+    from ..wiring import OpenRoute
+
+#: another process costs half a second and 60 MiB: it must have this many records to compare
+PART_RECORDS_MIN = 250_000
+
+
+async def audit_route(
+    config: Config, output: Output, name: str, scope: Scope, store: Store, processes: int | None = None
+) -> AuditReport:
+    """Audit a route as `scope` says, going on from the store's state; `processes` None = as many as are worth it.
+
+    Raises UsageError, Unreachable, AccessRefused.
+    """
+    from .. import wiring
+    from ..model.route import LaneMap
+
+    async with wiring.open_route(config, name, instance="verify") as opened:
+        by_key = opened.route.lane_map is LaneMap.BY_KEY
+        if by_key and (scope.lanes is not None or store.is_kept):
+            raise UsageError(
+                f"route {name!r} maps lanes by key: it is verified as a whole, from its beginning",
+                hint="leave out --lanes and --resume",
+            )
+        lanes = parse_lanes(scope.lanes, opened.route.source_lanes)
+        scope.check(lanes, is_kept=store.is_kept)
+        state = store.state_of(opened.route.id)
+        with output.progress(f"verify {name}") as progress:
+
+            def tell(now: Progress) -> None:
+                progress.total = now.records_total
+                progress.advance(now.records - progress.done)
+                if store.is_due:
+                    store.save(opened.route.id, now.state())
+
+            if by_key:
+                return await audit_opened(opened, lanes, scope, None, tell)
+            parts = share_out(lanes, await _worth(opened, lanes, processes))
+            if len(parts) == 1:
+                report = await audit_opened(opened, lanes, scope, state, tell)
+            else:
+                from .verify_parts import Part, audit_in_parts
+
+                others = [
+                    Part(output.config_path, dict(output.sets), name, part, scope, state, store.is_kept)
+                    for part in parts[1:]
+                ]
+                report = await audit_in_parts(opened, parts[0], others, scope, state, tell)
+    store.save(opened.route.id, report.state)
+    return report
+
+
+async def audit_opened(
+    opened: OpenRoute, lanes: Sequence[int], scope: Scope, state: Any, tell: Callable[[Progress], None]
+) -> AuditReport:
+    """Audit lanes of an open route in this process. Raises UsageError, Unreachable, AccessRefused."""
+    from ..model.route import LaneMap
+    from ..verify.audit import audit
+    from ..verify.by_key import audit_by_key
+    from ..verify.extent import extents_of
+
+    extents = await extents_of(opened.source, lanes, scope.since, scope.until)
+    quarantined = await opened.target.quarantined(opened.route.id)
+    if opened.route.lane_map is LaneMap.BY_KEY:
+        return await audit_by_key(
+            opened.source,
+            opened.target,
+            opened.mapping,
+            route_id=opened.route.id,
+            partitioner=opened.route.partitioner,
+            on_progress=tell,
+            start=opened.start,
+            is_settled=scope.is_settled,
+            quarantined=quarantined,
+            extents=extents,
+        )
+    return await audit(
+        opened.source,
+        opened.target,
+        opened.mapping,
+        route_id=opened.route.id,
+        lanes=lanes,
+        on_progress=tell,
+        resume=state,
+        start=opened.start,
+        is_settled=scope.is_settled,
+        quarantined=quarantined,
+        extents=extents,
+    )
+
+
+async def _worth(opened: OpenRoute, lanes: Sequence[int], processes: int | None) -> int:
+    """How many processes to use."""
+    if processes is not None:
+        return max(1, processes)
+    bounds = await opened.source.bounds(lanes)
+    records = sum(bound.length for bound in bounds.values())
+    return max(1, min(os.cpu_count() or 1, records // PART_RECORDS_MIN))
+
+
+def share_out(lanes: Sequence[int], processes: int) -> list[list[int]]:
+    """The lanes in turn, in as many lists as there are processes, at most one per lane."""
+    count = max(1, min(processes, len(lanes)))
+    return [list(lanes[first::count]) for first in range(count)]

@@ -1,0 +1,65 @@
+"""What an audit found, in words: the verdict, the counts, each named record, and the exit code that goes with them.
+
+The verdict has three values: equal, different, or none. Nothing here asks a broker. Called by the `verify` commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..verify.report import AuditReport
+
+DIFFERENT = 3
+NO_VERDICT = 1
+_TOTALS = ("missing", "extra", "duplicate", "reordered", "altered")
+_ASIDE = {
+    "pending": "not yet on the target",
+    "quarantined": "quarantined or refused by the mapping",
+    "before_target": "not on the target any more, or before the copy's start",
+    "source_gone": "on the target, but their originals are gone from the source",
+}
+
+
+def exit_code_of(reports: Sequence[AuditReport]) -> int:
+    """3 for a difference; 1 where there is none, but a lane could not be compared to its end; else 0."""
+    if any(report.differences or report.total("stale_epochs") for report in reports):
+        return DIFFERENT
+    return 0 if all(report.ok for report in reports) else NO_VERDICT
+
+
+def text_of(route: str, report: AuditReport) -> str:
+    """The verdict of one route for people."""
+    lines = [f"route {route}: {report.source} -> {report.target}, {len(report.lanes)} lanes"]
+    counts = "  ".join(f"{name} {report.total(name):,}" for name in _TOTALS)
+    lines.append(f"  matched {report.records:,}  {counts}")
+    lines += [f"  {report.total(name):,} {words}" for name, words in _ASIDE.items() if report.total(name)]
+    for kept in report.named.values():
+        for named in kept:
+            told = named.as_dict()
+            places = ", ".join(f"{end} {told[end]}" for end in ("source", "target") if told[end] is not None)
+            detail = f": {told['detail']}" if told["detail"] else ""
+            lines.append(f"  {told['kind']}: lane {told['lane']}, {places}{detail}")
+        total = report.total(kept[0].difference.kind.value) if kept else 0
+        if total > len(kept):
+            lines.append(f"  ... and {total - len(kept):,} more of them")
+    for lane in report.lanes.values():
+        if lane.error is not None:
+            lines.append(f"  lane {lane.lane} was not compared to its end: {lane.error.message}")
+    if report.total("stale_epochs"):
+        lines.append(f"  {report.total('stale_epochs'):,} records of an older epoch stand behind a newer one")
+    lines.append(f"  {verdict_of(report)} ({report.seconds:.1f} s, {report.records_per_s:,.0f} records/s)")
+    return "\n".join(lines)
+
+
+def verdict_of(report: AuditReport) -> str:
+    """One sentence: what the audit proves."""
+    code = exit_code_of([report])
+    if code == DIFFERENT:
+        return f"DIFFERENT: {report.differences + report.total('stale_epochs'):,} findings"
+    if code == NO_VERDICT:
+        return "NO VERDICT: what was compared is equal, but not all could be compared"
+    if not report.records:
+        return "nothing to compare: no record is on both sides"
+    return "equal" if report.is_complete else "equal as far as both sides can be compared"
