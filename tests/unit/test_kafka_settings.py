@@ -191,6 +191,52 @@ def test_a_wrong_password_explains_the_transport_errors_after_it():
     assert "bad password" in found.message
 
 
+_AT = "sasl_ssl://127.0.0.1:1/bootstrap: "
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "fix"),
+    [
+        (
+            KafkaError._TRANSPORT,
+            "Receive failed: error:0A000416:SSL routines::ssl/tls alert certificate unknown",
+            "key",
+        ),
+        (KafkaError._TRANSPORT, "Receive failed: SSL routines::tlsv13 alert certificate required: 116", "keystore"),
+        (
+            KafkaError._TRANSPORT,
+            "Receive failed: SSL routines::tlsv1 alert unknown ca: SSL alert number 48",
+            "keystore",
+        ),
+        (KafkaError._SSL, "SSL handshake failed: certificate verify failed", "ssl.ca.location"),
+        (
+            KafkaError._AUTHENTICATION,
+            "SASL authentication error: invalid credentials with SASL mechanism SCRAM-SHA-512",
+            "sasl.password",
+        ),
+        (KafkaError._AUTHENTICATION, "Authentication failed: Invalid username or password", "sasl.password"),
+        (KafkaError._AUTHENTICATION, "Unsupported mechanism: broker's supported mechanisms: X", "sasl.mechanism"),
+        (KafkaError._AUTHENTICATION, "Failed to acquire SASL OAUTHBEARER token: expired", "sasl.oauthbearer"),
+    ],
+)
+def test_a_refusal_says_which_property_to_look_at(code, said, fix):
+    health = HandleHealth("test")
+    health.on_error(KafkaError(code, _AT + said))
+    found = translate(KafkaError(KafkaError._TIMED_OUT), "testing", health)
+    assert type(found) is AccessRefused
+    assert said in found.message
+    assert fix in found.hint
+
+
+def test_what_the_client_heard_last_is_told():
+    health = HandleHealth("test")
+    assert "security.protocol" in translate(KafkaError(KafkaError._TIMED_OUT), "testing", health).hint
+    health.on_error(KafkaError(KafkaError._TRANSPORT, _AT + "Connection refused"))
+    found = translate(KafkaError(KafkaError._TIMED_OUT), "testing", health)
+    assert type(found) is Unreachable
+    assert "127.0.0.1:1/bootstrap: Connection refused" in found.message
+
+
 def test_inside_a_transaction_a_lost_reply_is_a_doubt():
     assert type(doubt(KafkaError(KafkaError._TIMED_OUT), "committing")) is Indeterminate
     assert type(doubt("it took 3 s", "committing")) is Indeterminate

@@ -6,6 +6,7 @@ problem. Everything in this folder that talks to a broker turns its exceptions i
 
 from __future__ import annotations
 
+import re
 import time
 
 import structlog
@@ -33,6 +34,24 @@ _ACCESS: dict[int, str] = {
 _FENCED = frozenset({_E._FENCED, _E.INVALID_PRODUCER_EPOCH, _E.PRODUCER_FENCED})
 _STALE_MEMBER = frozenset({_E.ILLEGAL_GENERATION, _E.UNKNOWN_MEMBER_ID, _E.FENCED_INSTANCE_ID, _E.STALE_MEMBER_EPOCH})
 
+#: what a broker says that does not take a client's certificate; librdkafka calls it a transport problem
+_ALERT = re.compile(r"alert (?:[a-z ]*certificate|unknown ca|access denied)")
+#: (words in a refusal, what to do), the first that fits
+_FIXES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        _ALERT,
+        "the brokers do not take the client certificate: check ssl.certificate.location and ssl.key.location (or "
+        "ssl.keystore.location), who signed it, and until when it holds",
+    ),
+    (re.compile("certificate|ssl handshake|ssl routines"), "check ssl.ca.location, and that the brokers' certificate names these hosts"),
+    (re.compile("unsupported.*mechanism"), "check sasl.mechanism: the listener offers others"),
+    (
+        re.compile("oauthbearer|token"),
+        "check sasl.oauthbearer.*: the token must hold now, and be one the brokers trust",
+    ),
+    (re.compile("mechanism|username|credential"), "check sasl.username, sasl.password and sasl.mechanism"),
+)
+
 #: how long an authentication failure explains the transport errors that follow it
 _EXPLAINS_S = 30.0
 
@@ -46,11 +65,15 @@ class HandleHealth:
         self.fatal: KafkaError | None = None
         self._refused: KafkaError | None = None
         self._refused_at = 0.0
+        self._heard: KafkaError | None = None
+        self._heard_at = 0.0
 
     def on_error(self, error: KafkaError) -> None:
         """librdkafka's error_cb."""
-        if error.code() in _AUTHENTICATION:
+        if error.code() in _AUTHENTICATION or _ALERT.search(error.str().lower()):
             self._refused, self._refused_at = error, time.monotonic()
+        if error.code() == _E._TRANSPORT:
+            self._heard, self._heard_at = error, time.monotonic()
         if error.fatal():  # a producer's next call raises it too; a consumer says only "fatal"
             self.fatal = error
         else:
@@ -59,6 +82,11 @@ class HandleHealth:
     def refusal(self) -> KafkaError | None:
         """The authentication failure that explains a transport error now, if any."""
         return self._refused if time.monotonic() - self._refused_at < _EXPLAINS_S else None
+
+    def heard(self) -> str:
+        """What the client said about its connections last, "" where it said nothing for a while."""
+        recent = self._heard is not None and time.monotonic() - self._heard_at < _EXPLAINS_S
+        return self._heard.str() if recent and self._heard is not None else ""
 
 
 def error_of(exception: KafkaException) -> KafkaError:
@@ -82,9 +110,11 @@ def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHe
     code, text = error.code(), error.str()
     refusal = health.refusal() if health is not None else None
     if code in _AUTHENTICATION or refusal is not None:
+        said = (refusal or error).str()
+        fixes = (fix for words, fix in _FIXES if words.search(said.lower()))
         return AccessRefused(
-            f"Kafka refused the credentials while {doing}: {(refusal or error).str()}",
-            hint="check security.protocol, sasl.* and ssl.* of this broker",
+            f"Kafka refused the credentials while {doing}: {said}",
+            hint=next(fixes, "check security.protocol, sasl.* and ssl.* of this broker"),
         )
     if code in _FENCED:
         return Fenced(f"a newer claim took over while {doing}: {text}", hint="nothing to do; the newer claim goes on")
@@ -92,7 +122,12 @@ def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHe
         return Fenced(f"the group handed the lanes to another process while {doing}: {text}")
     if code in _ACCESS:
         return AccessRefused(f"Kafka refused while {doing}: {text}", hint=_ACCESS[code])
-    return Unreachable(f"Kafka failed while {doing}: {text}", hint="check that the brokers run and can be reached")
+    heard = health.heard() if health is not None else ""
+    hint = "check that the brokers run and can be reached"
+    if not heard:  # of a connection that was closed at once the client says nothing
+        hint += ", and security.protocol: a listener that expects TLS, or none, closes the connection"
+    more = f" ({heard})" if heard and heard != text else ""
+    return Unreachable(f"Kafka failed while {doing}: {text}{more}", hint=hint)
 
 
 def doubt(failure: KafkaException | KafkaError | str, doing: str, health: HandleHealth | None = None) -> BrokerError:
