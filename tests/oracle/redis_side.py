@@ -1,10 +1,11 @@
-"""Reads Redis streams over a bare socket: own RESP parser, XRANGE pages."""
+"""Reads Redis streams over a bare socket, or TLS (rediss://..?ssl_ca_certs=FILE): own RESP parser, XRANGE pages."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from .rows import Lane, entry_row
 
@@ -16,7 +17,11 @@ class Resp:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._socket = socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), timeout=60)
+        host = parts.hostname or "127.0.0.1"
+        self._socket = socket.create_connection((host, parts.port or 6379), timeout=60)
+        if parts.scheme == "rediss":
+            context = ssl.create_default_context(cafile=parse_qs(parts.query).get("ssl_ca_certs", [None])[0])
+            self._socket = context.wrap_socket(self._socket, server_hostname=host)
         self._buffer = b""
         self._at = 0
         if parts.password:

@@ -201,7 +201,18 @@ class KafkaSide:
         self._counter, self._counts = None, {}
 
     def read(self) -> dict[int, Lane]:
-        return read_kafka(self.direct["bootstrap.servers"], self.topic, self.lanes, {})
+        return read_kafka(self.direct["bootstrap.servers"], self.topic, self.lanes, self.login())
+
+    def login(self) -> dict[str, Any]:
+        """How kafka-python logs in at the direct listener; nothing in an open lab."""
+        if "sasl.username" not in self.direct:
+            return {}
+        return {
+            "security_protocol": self.direct["security.protocol"],
+            "sasl_mechanism": self.direct["sasl.mechanism"],
+            "sasl_plain_username": self.direct["sasl.username"],
+            "sasl_plain_password": self.direct["sasl.password"],
+        }
 
     def raw(self) -> dict[int, list[Any]]:
         """Every committed record by kafka-python, as it lies there."""
@@ -210,6 +221,7 @@ class KafkaSide:
             isolation_level="read_committed",
             enable_auto_commit=False,
             auto_offset_reset="none",
+            **self.login(),
         )
         partitions = [Partition(self.topic, lane) for lane in range(self.lanes)]
         consumer.assign(partitions)
