@@ -45,6 +45,8 @@ _ID_REQUEST_S = 2.0
 _TRIES = 4
 #: trying again ends after this long
 _PERSIST_S = 5.0
+#: what one broker knows the others know by then
+_NEWS_S = 2.0
 _LISTEN_S = 0.2
 _PAUSE_S = 0.3
 #: a group is emptied of its last static member by then (session timeout 6 s, and the broker's sweep)
@@ -310,14 +312,19 @@ class Cluster:
             await asyncio.sleep(_PAUSE_S)
 
     async def _persist(self, ask: Callable[[], Awaitable[T]], doing: str) -> T:
-        """Ask a few times: metadata, leaders and coordinators are away for moments."""
-        deadline = time.monotonic() + _PERSIST_S
+        """Ask a few times: metadata, leaders and coordinators are away for moments.
+
+        A topic that was just created is unknown for a moment to brokers that hear of it later.
+        """
+        started = time.monotonic()
         while True:
             try:
                 return await ask()
             except KafkaException as failure:
-                translated = translate(failure, doing, self.health)
-                if time.monotonic() > deadline or not isinstance(translated, Unreachable):
+                error = error_of(failure)
+                translated = translate(error, doing, self.health)
+                passes = _NEWS_S if is_topic_missing(error) else _PERSIST_S * isinstance(translated, Unreachable)
+                if time.monotonic() > started + passes:
                     raise translated from failure
             await asyncio.sleep(_PAUSE_S)
             await asyncio.to_thread(self._learn_leaders)

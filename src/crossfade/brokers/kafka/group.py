@@ -21,7 +21,7 @@ from ...model.record import Lane
 from ..protocol import Listener
 from . import names
 from .cluster import Cluster
-from .failures import HandleHealth, error_of, translate
+from .failures import HandleHealth, error_of, is_topic_missing, translate
 from .lanes import ensure_lanes_topic, generation_of
 from .settings import KafkaSettings
 from .threads import HandleThread
@@ -32,6 +32,8 @@ _HEARTBEAT_MS = 2000
 #: a rebalance waits this long for the listener; then the lanes count as lost
 _LISTENER_S = 5.0
 _POLL_S = 0.2
+_TRIES = 4
+_PAUSE_S = 0.5
 #: the copier may hold up a rebalance for one transaction, never for this long
 _MAX_POLL_MS = 30_000
 
@@ -54,14 +56,23 @@ class KafkaGroup:
     async def run(self, listener: Listener) -> None:
         """Be a member until cancelled (see `Assignment.run`). Raises Fenced, Unreachable, AccessRefused."""
         await self._prepare()
+        for left in reversed(range(_TRIES)):
+            try:
+                await self._be_member(listener)
+            except KafkaException as failure:
+                # The topic exists: brokers other than the one that was asked hear of it a little later.
+                if not left or not is_topic_missing(error_of(failure)):
+                    raise self._translate(failure) from failure
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _be_member(self, listener: Listener) -> None:
+        """Be a member until something is raised."""
         member = _Member(self._settings, self.health, names.group(self._route), self._topic, self._instance)
         thread = HandleThread(f"group-{self._route}")
         try:
             await thread.call(member.join, listener, asyncio.get_running_loop(), self._log)
             while True:
                 await thread.call(member.poll, _POLL_S)
-        except KafkaException as failure:
-            raise self._translate(failure) from failure
         finally:
             member.stop()
             thread.post(member.leave)
