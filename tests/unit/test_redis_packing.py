@@ -1,11 +1,15 @@
 """What one write becomes: calls of bounded size, each with the marker of its own last record."""
 
+from itertools import pairwise
+
 import hiredis
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crossfade.brokers.redis import packing
-from crossfade.brokers.redis.packing import VALUES_MAX, between, chunks, pack_call, refuse
+from crossfade.brokers.redis.packing import VALUES_MAX, between, chunks, pack_call, refuse, tag
 from crossfade.model.position import Place
 from crossfade.model.record import Reject, Shape
 
@@ -23,25 +27,27 @@ def cut(positions, rows, rejects=(), place=None, counted_from=-1):
 def arguments(chunk, keys=(b"stream", b"state")):
     """The command of a chunk, parsed as the server does."""
     reader = hiredis.Reader()
-    reader.feed(pack_call("0" * 40, list(keys), b"ask", chunk))
+    reader.feed(pack_call("0" * 40, list(keys), b"ask", tag(chunk.positions, chunk.times), chunk))
     found = reader.gets()
     assert reader.gets() is False, "the command has exactly the arguments that it announces"
     return found
 
 
-def unpack(found):
-    """Rows as `append.lua` takes them apart."""
-    blob, lengths, widths, times, positions = found[6], *(msgspec.msgpack.decode(part) for part in found[7:11])
-    widths = [widths] * len(times) if isinstance(widths, int) else widths
-    rows, byte, at = [], 0, 0
-    for width, time_ms in zip(widths, times, strict=True):
-        values = []
-        for length in lengths[at : at + width]:
-            values.append(blob[byte : byte + length])
-            byte += length
-        at += width
-        rows.append((values, time_ms))
-    assert byte == len(blob)
+def unpack(found, width, *, number=True, rejects=0):
+    """Positions and rows as `append.lua` takes them apart."""
+    widths = msgspec.msgpack.decode(found[6]) if not width else None
+    times = msgspec.msgpack.decode(found[7]) if found[7] else None
+    left, positions, rows = found[8 + 4 * rejects :], [], []
+    while left:
+        name, size = left[0], width or widths[len(rows)]
+        if times is not None:
+            time_ms = times[len(rows)]
+        else:
+            time, _, after = name.partition(b"-")
+            time_ms, name = int(time), after if number else name
+        positions.append(int(name) if number else name)
+        rows.append((left[1 : 1 + size], time_ms))
+        left = left[1 + size :]
     return positions, rows
 
 
@@ -51,26 +57,64 @@ def test_the_script_gets_exactly_the_rows(widths):
     (chunk,) = cut(range(len(rows)), rows)
     found = arguments(chunk)
     assert found[:6] == [b"EVALSHA", b"0" * 40, b"2", b"stream", b"state", b"ask"]
-    assert unpack(found) == (list(range(len(rows))), rows)
+    assert chunk.width == (widths[0] if len(set(widths)) == 1 else 0)
+    assert unpack(found, chunk.width) == (list(range(len(rows))), rows)
 
 
-def test_entry_ids_travel_as_text():
-    (chunk,) = cut([b"5-1", b"5-2"], [row(1), row(2)])
-    assert unpack(arguments(chunk))[0] == ["5-1", "5-2"]
+def test_entry_ids_travel_as_they_are():
+    rows = [([b"a", b"1"], 5), ([b"a", b"2"], 5)]
+    (chunk,) = cut([b"5-1", b"5-2"], rows)
+    assert unpack(arguments(chunk), 2, number=False) == ([b"5-1", b"5-2"], rows)
+
+
+def test_times_that_the_ids_do_not_tell_travel_beside_them():
+    rows = [([b"a", b"1"], 5), ([b"a", b"2"], 4)]
+    (chunk,) = cut([b"5-1", b"5-2"], rows)
+    assert tag(chunk.positions, chunk.times).top_ms == -1
+    assert unpack(arguments(chunk), 2, number=False) == ([b"5-1", b"5-2"], rows)
+    (chunk,) = cut([8, 9], [([b"a", b"1"], 5), ([b"a", b"2"], -1)])
+    assert unpack(arguments(chunk), 2) == ([8, 9], [([b"a", b"1"], 5), ([b"a", b"2"], -1)])
+
+
+_SMALL = st.integers(0, 12)
+
+
+@given(st.lists(st.tuples(_SMALL, _SMALL | st.integers(0, 2**64 - 1)), min_size=1), st.booleans())
+def test_direct_tags_are_entry_ids_that_rise(pairs, number):
+    """A refused id in the middle of a script would tear records from their marker."""
+    times = [time_ms for time_ms, _ in pairs]
+    places = [low if number else b"%d-%d" % (time_ms, low) for time_ms, low in pairs]
+    tags = tag(places, times)
+    ids = [(time_ms, low) for time_ms, low in pairs]
+    rises = all(left < right for left, right in pairwise(ids))
+    if tags.top_ms >= 0:
+        texts = [one if isinstance(one, bytes) else one.encode() for one in tags.tags]
+        assert texts == [b"%d-%d" % one for one in ids]
+        assert rises
+        assert tags.top_ms == max(times)
+    else:
+        # by offset, a rising id with a falling offset is legal but never happens
+        assert not rises or number
+
+
+def test_ids_that_rise_are_direct():
+    assert tag([3, 4, 9], [10, 10, 12]).top_ms == 12
+    assert tag([b"9-9", b"9-10", b"10-0"], [9, 9, 10]).top_ms == 10
+    assert tag([3, 4], [10, 9]).top_ms == -1
 
 
 def test_a_write_without_rows_is_one_call_that_moves_the_marker():
     (chunk,) = cut([], [], place=Place("7", 8))
     assert (chunk.positions, chunk.place, chunk.last_position) == ([], Place("7", 8), "")
-    assert unpack(arguments(chunk)) == ([], [])
+    assert unpack(arguments(chunk), chunk.width) == ([], [])
 
 
-def test_rejects_follow_the_rows():
+def test_rejects_come_before_the_rows():
     reject = Reject(3, row(3), "no good: ü", Shape.ENTRY)
     (chunk,) = cut([1, 2], [row(1), row(2)], [reject])
     found = arguments(chunk, (b"stream", b"state", b"quarantine"))
-    assert found[12:15] == [b"3", "no good: ü".encode(), b"entry"]
-    assert msgspec.msgpack.decode(found[15]) == [row(3)[0], row(3)[1]]
+    assert found[9:12] == [b"3", "no good: ü".encode(), b"entry"]
+    assert msgspec.msgpack.decode(found[12]) == [row(3)[0], row(3)[1]]
 
 
 def test_calls_are_bounded_by_records_and_cover_the_write_in_order():
@@ -87,7 +131,16 @@ def test_calls_are_bounded_by_bytes_but_a_large_record_passes():
     large = packing.CALL_BYTES_MAX
     parts = cut(range(5), [row(0), row(1, width=2, size=large), row(2), row(3, width=2, size=2 * large), row(4)])
     assert [at for part in parts for at in part.positions] == list(range(5))
-    assert all(part.size_bytes <= large or len(part.positions) == 1 for part in parts)
+    assert all(
+        sum(len(value) for fields in part.fields for value in fields) <= large or len(part.positions) == 1
+        for part in parts
+    )
+
+
+def test_calls_are_bounded_by_values():
+    parts = cut(range(100), [row(number, width=VALUES_MAX) for number in range(100)])
+    assert [at for part in parts for at in part.positions] == list(range(100))
+    assert all(sum(part.widths) <= packing.CALL_VALUES_MAX for part in parts)
 
 
 def test_a_reject_goes_with_the_call_whose_marker_covers_it():

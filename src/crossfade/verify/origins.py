@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from ..model.position import position_text
 from ..model.record import Lane, Row, Shape
 from ..model.wire import XF, XF_FIELD, Origin, decode_origin
+from .columns import Columns, columns_of
 
 #: a source position as the source's own batches give it
 SourcePosition: TypeAlias = Any
@@ -37,12 +38,12 @@ class Codec(Protocol):
     def equal(
         self,
         source_positions: Sequence[SourcePosition],
-        expected: Sequence[Row],
+        expected: Columns,
         target_positions: Sequence[Any],
         actual: Sequence[Row],
     ) -> int | None:
         """The epoch of the slice (-1 = unknown) where each actual row is an exact copy of the expected one beside it,
-        mark included; else None."""
+        mark included; else None. The expected rows come as columns."""
         ...
 
     def normal(self, target_positions: Sequence[Any], actual: Sequence[Row]) -> list[Copy]:
@@ -104,17 +105,19 @@ class RecordMarks(_Marks):
     def equal(
         self,
         source_positions: Sequence[SourcePosition],
-        expected: Sequence[Row],
+        expected: Columns,
         target_positions: Sequence[Any],
         actual: Sequence[Row],
     ) -> int | None:
-        keys, values, headers, times = zip(*expected, strict=True)
-        actual_keys, actual_values, actual_headers, actual_times = zip(*actual, strict=True)
+        keys, values, headers, times = expected
+        actual_keys, actual_values, actual_headers, actual_times = columns_of(actual)
         if keys != actual_keys or values != actual_values:
             return None
         try:
             if headers.count(None) == len(headers):
-                marks = [mark for (mark,) in actual_headers]
+                if set(map(len, actual_headers)) != {1}:
+                    return None
+                marks = list(chain.from_iterable(actual_headers))
             elif [list(header or ()) for header in headers] == [header[:-1] for header in actual_headers]:
                 marks = [header[-1] for header in actual_headers]
             else:
@@ -149,12 +152,12 @@ class EntryMarks(_Marks):
     def equal(
         self,
         source_positions: Sequence[SourcePosition],
-        expected: Sequence[Row],
+        expected: Columns,
         target_positions: Sequence[Any],
         actual: Sequence[Row],
     ) -> int | None:
-        fields, times = zip(*expected, strict=True)
-        actual_fields, actual_times = zip(*actual, strict=True)
+        fields, times = expected
+        actual_fields, actual_times = columns_of(actual)
         if fields == actual_fields:
             is_exact = times == actual_times and self._are_exact_ids(source_positions, times, target_positions)
             return -1 if is_exact else None

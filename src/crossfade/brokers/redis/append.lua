@@ -4,18 +4,19 @@
 -- KEYS[1]  stream  the target lane
 -- KEYS[2]  hash    state of the lane (see claim.lua)
 -- KEYS[3]  stream  quarantine; given only when there is something for it
--- ARGV[1]  msgpack: {route, claim, lane, expect, marker, ordinal, number, prefix, suffix, rejects}
+-- ARGV[1]  msgpack: {route, claim, lane, expect, marker, ordinal, number, prefix, suffix, rejects, count, width, top}
 --            expect, marker  the marker's text before and after, without target
 --            ordinal         of the last record relayed before this call
 --            number          true where source positions are numbers: they may become the sequence of entry ids
 --            prefix, suffix  what stands in `xf` before the position and behind the ordinal
---            rejects         how many records go to quarantine
--- ARGV[2]  all names and values, one behind the other
--- ARGV[3]  msgpack: their lengths
--- ARGV[4]  msgpack: how many names and values each record has; a single number where all have as many
--- ARGV[5]  msgpack: time of each record in ms since the epoch, -1 = none
--- ARGV[6]  msgpack: source position of each record
--- ARGV[7...]  for each reject: position, reason, shape, row
+--            rejects, count  how many records go to quarantine, and to the stream
+--            width           how many names and values each record has, 0 = see ARGV[2]
+--            top             -1, or: the tags rise strictly and are good as entry ids; the highest time in them
+-- ARGV[2]  msgpack: how many names and values each record has, where they differ
+-- ARGV[3]  msgpack: time of each record in ms since the epoch, -1 = none; empty where the tags tell it
+-- ARGV[4...]  for each reject: position, reason, shape, row
+-- then        for each record: its tag, names and values. A tag is the source position; for a number, where ARGV[3] is
+--             empty, it is <time>-<position>
 --
 -- A script that fails half-way leaves half of its writes behind. So everything that can be refused is refused before
 -- the first write: rights, type, claim, predecessor, counts, ids.
@@ -70,8 +71,7 @@ end
 if last_ms >= 9007199254740000 then return {'IDS', last_id} end
 
 -- Check the rights for every write below: a refusal in mid-script would tear records from their marker.
-local times = cmsgpack.unpack(ARGV[5])
-local count = #times
+local count = ask.count
 if count > 0 and not redis.acl_check_cmd('XADD', stream, '*', 'f', 'v') then return {'RIGHT', 'xadd'} end
 if not redis.acl_check_cmd('HSET', state, 'f', 'v') then return {'RIGHT', 'hset'} end
 if ask.rejects > 0 then
@@ -83,82 +83,91 @@ end
 -- Append the records.
 local id = ''
 if count > 0 then
-  local blob, lengths = ARGV[2], cmsgpack.unpack(ARGV[3])
-  local widths, positions = cmsgpack.unpack(ARGV[4]), cmsgpack.unpack(ARGV[6])
-  local same = type(widths) == 'number' and widths or nil
+  local argv, at = ARGV, 4 + 4 * ask.rejects
+  local same = ask.width > 0 and ask.width or nil
+  local widths = same or cmsgpack.unpack(argv[2])
   local clock = call('TIME')
   local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
   local exclusive = form == 'exclusive'
-  local exact = exclusive and ask.number and known[9] == '1'
-  local prefix, suffix, ordinal = ask.prefix, ask.suffix, ask.ordinal
-  -- a number as text; Lua itself keeps 14 digits
-  local function text(number)
-    if number < 100000000000000 and number > -100000000000000 then return number .. '' end
-    return format('%.0f', number)
+  local exact = exclusive and known[9] == '1'
+  local direct = exact and ask.top >= 0 and ask.top <= now
+  if direct then
+    local ms, seq = split(argv[at])
+    direct = ms > last_ms or (ms == last_ms and seq > last_seq)
   end
-  local byte, at = 1, 0
-  for i = 1, count do
-    -- The id never falls, never runs ahead of the clock, and shows the record's own time where it can.
-    local time, position = times[i], positions[i]
-    local ms, seq = last_ms, 0
-    if exclusive then
-      if time > ms then ms = time <= now and time or (now > ms and now or ms) end
-    elseif now > ms then
-      ms = now
+  if direct and same == 4 then
+    for i = 1, count do
+      call('XADD', stream, argv[at], argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4])
+      at = at + 5
     end
-    if exact then
-      seq = position
-      if ms == last_ms and seq <= last_seq then ms = ms + 1 end
-    elseif ms == last_ms then
-      seq = last_seq + 1
-      if seq >= 9007199254740992 then ms, seq = ms + 1, 0 end
+    id = argv[at - 5]
+  elseif direct then
+    for i = 1, count do
+      local width = same or widths[i]
+      call('XADD', stream, unpack(argv, at, at + width))
+      id = argv[at]
+      at = at + width + 1
     end
-    if ms == 0 and seq == 0 then ms = 1 end
-    last_ms, last_seq = ms, seq
-    id = text(ms) .. '-' .. text(seq)
+  else
+    exact = exact and ask.number
+    local times = argv[3] ~= '' and cmsgpack.unpack(argv[3]) or nil
+    local number, prefix, suffix, ordinal = ask.number, ask.prefix, ask.suffix, ask.ordinal
+    -- a number as text; Lua itself keeps 14 digits
+    local function text(number)
+      if number < 100000000000000 and number > -100000000000000 then return number .. '' end
+      return format('%.0f', number)
+    end
+    for i = 1, count do
+      local position, time = argv[at], nil
+      if times then
+        time = times[i]
+      else
+        local dash = string.find(position, '-', 1, true)
+        time = tonumber(sub(position, 1, dash - 1))
+        if number then position = sub(position, dash + 1) end
+      end
+      -- The id never falls, never runs ahead of the clock, and shows the record's own time where it can.
+      local ms, seq = last_ms, 0
+      if exclusive then
+        if time > ms then ms = time <= now and time or (now > ms and now or ms) end
+      elseif now > ms then
+        ms = now
+      end
+      local is_exact = false
+      if exact then
+        seq = tonumber(position)
+        is_exact = seq < 9007199254740992
+      end
+      if is_exact then
+        if ms == last_ms and seq <= last_seq then ms = ms + 1 end
+      elseif ms == last_ms then
+        seq = last_seq + 1
+        if seq >= 9007199254740992 then ms, seq = ms + 1, 0 end
+      else
+        seq = 0
+      end
+      if ms == 0 and seq == 0 then ms = 1 end
+      last_ms, last_seq = ms, seq
+      id = text(ms) .. '-' .. text(seq)
 
-    local width = same or widths[i]
-    local origin = nil
-    if not exact or ms ~= time then
-      origin = prefix .. (ask.number and text(position) or position) .. '#' .. text(ordinal + i) .. suffix
-      if ms ~= time then origin = origin .. ';t=' .. text(time) end
-    end
-    if width == 4 then
-      local second = byte + lengths[at + 1]
-      local third = second + lengths[at + 2]
-      local fourth = third + lengths[at + 3]
-      local stop = fourth + lengths[at + 4]
-      if origin then
-        call('XADD', stream, id, sub(blob, byte, second - 1), sub(blob, second, third - 1),
-          sub(blob, third, fourth - 1), sub(blob, fourth, stop - 1), 'xf', origin)
+      local width = same or widths[i]
+      local origin = nil
+      if not is_exact or ms ~= time then
+        origin = prefix .. position .. '#' .. text(ordinal + i) .. suffix
+        if ms ~= time then origin = origin .. ';t=' .. text(time) end
+      end
+      if not origin then
+        call('XADD', stream, id, unpack(argv, at + 1, at + width))
+      elseif width == 4 then
+        call('XADD', stream, id, argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4], 'xf', origin)
+      elseif width == 2 then
+        call('XADD', stream, id, argv[at + 1], argv[at + 2], 'xf', origin)
       else
-        call('XADD', stream, id, sub(blob, byte, second - 1), sub(blob, second, third - 1),
-          sub(blob, third, fourth - 1), sub(blob, fourth, stop - 1))
-      end
-      byte, at = stop, at + 4
-    elseif width == 2 then
-      local second = byte + lengths[at + 1]
-      local stop = second + lengths[at + 2]
-      if origin then
-        call('XADD', stream, id, sub(blob, byte, second - 1), sub(blob, second, stop - 1), 'xf', origin)
-      else
-        call('XADD', stream, id, sub(blob, byte, second - 1), sub(blob, second, stop - 1))
-      end
-      byte, at = stop, at + 2
-    else
-      local fields = {}
-      for j = 1, width do
-        local stop = byte + lengths[at + j]
-        fields[j] = sub(blob, byte, stop - 1)
-        byte = stop
-      end
-      at = at + width
-      if origin then
+        local fields = {unpack(argv, at + 1, at + width)}
         fields[width + 1], fields[width + 2] = 'xf', origin
         call('XADD', stream, id, unpack(fields, 1, width + 2))
-      else
-        call('XADD', stream, id, unpack(fields, 1, width))
       end
+      at = at + width + 1
     end
   end
   last_id = id
@@ -167,7 +176,7 @@ end
 
 -- Put the rejects into quarantine.
 for i = 0, ask.rejects - 1 do
-  local j = 7 + 4 * i
+  local j = 4 + 4 * i
   call('XADD', KEYS[3], '*', 'v', '1', 'lane', lane, 'position', ARGV[j], 'reason', ARGV[j + 1],
     'shape', ARGV[j + 2], 'row', ARGV[j + 3])
 end

@@ -1,17 +1,21 @@
-"""Rows of one append call in the form that `append.lua` reads: few large arguments instead of many small ones.
+"""Rows of one append call in the form that `append.lua` reads, and the guess that saves it most of its work.
 
-Hides the argument layout, shared with the script. Pure. Invariant: what is packed cannot fail in the script for its
-shape: widths are even, at least 2, at most `VALUES_MAX`; times and offsets are exact in Lua's numbers.
+Hides the argument layout, shared with the script. In an exclusive lane the entry id can say where a record came from:
+`<ms>-<offset>` of a Kafka record, the very id of a Redis entry. Where the ids of a whole call follow from the rows
+alone they are *direct*: the script takes them as they are, if the lane is as we think. Pure. Invariants: what is packed
+cannot fail in the script for its shape (widths are even, at least 2, at most `VALUES_MAX`; times and offsets are exact
+in Lua's numbers), and direct ids rise strictly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
-from operator import itemgetter
+from itertools import chain, pairwise
+from operator import itemgetter, lt
 from typing import Any
 
+import hiredis
 import msgspec
 
 from ...model.position import Place, position_order, position_text
@@ -25,6 +29,8 @@ NUMBER_MAX = 2**53 - 1
 CALL_RECORDS_MAX = 500
 #: bytes in one call, unless a single record is larger
 CALL_BYTES_MAX = 1 << 20
+#: names and values in one call, unless a single record has more
+CALL_VALUES_MAX = 100_000
 
 _fields_of = itemgetter(0)
 _time_of = itemgetter(1)
@@ -50,17 +56,29 @@ class Rows:
 
 
 @dataclass(slots=True)
+class Tags:
+    """What stands before the names and values of each record: its source position, with its time where that fits."""
+
+    tags: list[Any]
+    #: msgpack of the times; empty where the tags tell them
+    times: bytes = b""
+    #: the tags are good as entry ids; this is the highest time in them, -1 = they are not
+    top_ms: int = -1
+
+
+@dataclass(slots=True)
 class Chunk:
     """What one call of the script carries."""
 
     positions: list[Any]
     rejects: list[Reject]
     place: Place
-    #: ARGV[2]: all names and values, still apart; they are put together once, with the whole command
-    values: list[bytes]
-    size_bytes: int
-    #: ARGV[3..6]
-    packed: tuple[bytes, bytes, bytes, bytes]
+    #: names and values of each record
+    fields: list[list[bytes]]
+    #: how many each record has, 0 = not all as many
+    width: int
+    widths: list[int]
+    times: list[int]
 
     @property
     def last_position(self) -> str:
@@ -114,14 +132,16 @@ def chunks(taken: Rows, rejects: list[Reject], place: Place, *, counted_from: in
     rejects = sorted(rejects, key=_order_of)
     total = left = len(taken.rows) + len(rejects)
     is_linear = counted_from >= 0 and place.count - counted_from == total
+    width = taken.widths[0] if taken.widths and taken.widths.count(taken.widths[0]) == len(taken.widths) else 0
     first, records_max = 0, CALL_RECORDS_MAX
     while True:
         stop = min(first + records_max, len(taken.rows))
-        values = list(chain.from_iterable(taken.fields[first:stop]))
-        lengths = list(map(len, values))
-        size_bytes = sum(lengths)
-        if size_bytes > CALL_BYTES_MAX and stop - first > 1:
-            records_max = max(1, (stop - first) * CALL_BYTES_MAX // (2 * size_bytes))
+        fields = taken.fields[first:stop]
+        over = max(
+            sum(map(len, chain.from_iterable(fields))) / CALL_BYTES_MAX, sum(taken.widths[first:stop]) / CALL_VALUES_MAX
+        )
+        if over > 1 and stop - first > 1:
+            records_max = max(1, int((stop - first) / (2 * over)))
             continue
         is_last = stop >= len(taken.rows)
         mine = rejects if is_last else _until(rejects, taken.positions[stop - 1])
@@ -129,34 +149,53 @@ def chunks(taken: Rows, rejects: list[Reject], place: Place, *, counted_from: in
         left -= stop - first + len(mine)
         here = place if is_last else between(place, taken.positions[stop - 1], left if is_linear else None)
         positions = taken.positions[first:stop]
-        packed = _pack_numbers(lengths, taken.widths[first:stop], taken.times[first:stop], positions)
-        yield Chunk(positions, mine, here, values, size_bytes, packed)
+        yield Chunk(positions, mine, here, fields, width, taken.widths[first:stop], taken.times[first:stop])
         if is_last:
             return
         first = stop
 
 
-def _pack_numbers(
-    lengths: list[int], widths: list[int], times: list[int], positions: list[Any]
-) -> tuple[bytes, bytes, bytes, bytes]:
-    same = widths[0] if widths and widths.count(widths[0]) == len(widths) else widths
-    if positions and isinstance(positions[0], bytes):
-        positions = b",".join(positions).decode().split(",")
-    return _pack(lengths), _pack(same), _pack(times), _pack(positions)
+def tag(positions: list[Any], times: list[int]) -> Tags:
+    """The tags of some records, in order."""
+    if not positions:
+        return Tags([])
+    if isinstance(positions[0], int):
+        return _tag_offsets(positions, times)
+    return _tag_ids([position_text(position).encode() for position in positions], times)
 
 
-def pack_call(digest: str, keys: list[bytes], ask: bytes, chunk: Chunk) -> bytes:
-    """The whole EVALSHA, as the server reads it. Put together in one piece: large values are copied once."""
+def _tag_offsets(offsets: list[int], times: list[int]) -> Tags:
+    if min(times) < 0:
+        return Tags([str(offset) for offset in offsets], _pack(times))
+    tags = [f"{time_ms}-{offset}" for time_ms, offset in zip(times, offsets, strict=True)]
+    rises = times == sorted(times) and all(map(lt, offsets, offsets[1:]))
+    return Tags(tags, top_ms=times[-1] if rises else -1)
+
+
+def _tag_ids(ids: list[bytes], times: list[int]) -> Tags:
+    """Entry ids of the source. They tell the time, unless an older hop carried another one."""
+    known, prefix = -1, b""
+    for entry_id, time_ms in zip(ids, times, strict=True):
+        if time_ms != known:
+            known, prefix = time_ms, b"%d-" % time_ms
+        if not entry_id.startswith(prefix):
+            return Tags(ids, _pack(times))
+    # Within a millisecond the ids differ in the sequence alone: a longer one is higher, then bytes decide.
+    rises = all(
+        left[0] < right[0] or (left[0] == right[0] and (len(left[1]), left[1]) < (len(right[1]), right[1]))
+        for left, right in pairwise(zip(times, ids, strict=True))
+    )
+    return Tags(ids, top_ms=times[-1] if rises else -1)
+
+
+def pack_call(digest: str, keys: list[bytes], ask: bytes, tags: Tags, chunk: Chunk) -> bytes:
+    """The whole EVALSHA, as the server reads it."""
     rejects = [part for reject in chunk.rejects for part in pack_reject(reject)]
-    parts: list[bytes] = [b"*%d\r\n" % (9 + len(keys) + len(rejects))]
-    for argument in (b"EVALSHA", digest.encode(), b"%d" % len(keys), *keys, ask):
-        parts += (b"$%d\r\n" % len(argument), argument, b"\r\n")
-    parts.append(b"$%d\r\n" % chunk.size_bytes)
-    parts += chunk.values
-    parts.append(b"\r\n")
-    for argument in (*chunk.packed, *rejects):
-        parts += (b"$%d\r\n" % len(argument), argument, b"\r\n")
-    return b"".join(parts)
+    widths = b"" if chunk.width else _pack(chunk.widths)
+    arguments = ["EVALSHA", digest, len(keys), *keys, ask, widths, tags.times, *rejects]
+    arguments += chain.from_iterable(chain.from_iterable(zip(zip(tags.tags, strict=True), chunk.fields, strict=True)))
+    packed: bytes = hiredis.pack_command(tuple(arguments))  # type: ignore[arg-type]  # its stub knows one-tuples only
+    return packed
 
 
 def between(place: Place, position: Any, uncounted: int | None) -> Place:
