@@ -24,7 +24,8 @@ class PlainCodec:
     def equal(
         self, positions: Sequence[Any], expected: Sequence[Any], targets: Sequence[Any], actual: Sequence[Any]
     ) -> int | None:
-        return 0 if [*zip(positions, expected, strict=True)] == [*actual] else None
+        rows = zip(*expected, strict=True)
+        return 0 if [*zip(positions, rows, strict=True)] == [*actual] else None
 
     def normal(self, targets: Sequence[Any], actual: Sequence[Any]) -> list[Copy]:
         return [Copy(origin, row, 1, 0) for origin, row in actual]

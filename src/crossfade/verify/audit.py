@@ -18,18 +18,17 @@ from typing import Any
 from ..brokers.protocol import From, Log, Start
 from ..errors import SourceDeleted, SourceTrimmed, Unreachable, invariant
 from ..model.record import Lane, Shape
-from .digests import Hasher
 from .extent import Extent
 from .lane import LaneAudit, Translates
 from .report import AuditReport
 from .second_look import second_look
 
 #: one read, over all lanes
-READ_RECORDS_MAX = 24_000
-READ_BYTES_MAX = 32 << 20
+READ_RECORDS_MAX = 8_000
+READ_BYTES_MAX = 8 << 20
 READ_WAIT_S = 0.2
 #: rows kept of one side while the other side is read on
-BUFFERED_ROWS_MAX = 48_000
+BUFFERED_ROWS_MAX = 16_000
 #: a side that gives nothing for so long, though its bounds say that there is more, is unreachable
 STALL_S_MAX = 60.0
 PROGRESS_EVERY_S = 0.5
@@ -79,7 +78,6 @@ async def audit(
     is_earliest = start is None or start.where is From.EARLIEST
     report = AuditReport(source.name, target.name, {})
     run = _Run(source, target, on_progress)
-    hasher = Hasher()
     known = (resume or {}).get("lanes", {})
     for lane in lanes:
         one = LaneAudit(
@@ -94,20 +92,16 @@ async def audit(
             window_rows=window_records,
             is_earliest=is_earliest,
             quarantined=frozenset((quarantined or {}).get(lane, ())),
-            hasher=hasher,
             extent=None if extents is None else extents[lane],
         )
         if str(lane) in known:
             one.restore(known[str(lane)])
         run.lanes[lane] = one
     before = report.records
-    try:
-        with calm_collector():
-            await run.to_the_end()
-        for one in run.lanes.values():
-            one.finish(is_settled=is_settled)
-    finally:
-        hasher.close()
+    with calm_collector():
+        await run.to_the_end()
+    for one in run.lanes.values():
+        one.finish(is_settled=is_settled)
     if report.strays:
         await second_look(source, mapping, target.shape, report, source_bounds)
     report.state = {} if extents is not None else run.state()
@@ -121,11 +115,13 @@ def calm_collector() -> Iterator[None]:
     """Collect cycles rarely while rows stream by: rows hold none, and every full collection would walk all that are
     waiting, which doubles the cost of a record."""
     thresholds = gc.get_threshold()
-    gc.set_threshold(200_000, 20, 100)
+    gc.freeze()
+    gc.set_threshold(1_000_000, 20, 100)
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 class Watch:

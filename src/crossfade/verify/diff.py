@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import invariant
 from ..model.position import position_order, position_text
 from ..model.record import Row
+from .columns import Columns, columns_of
 from .describe import describe
 from .extent import Extent
 from .origins import Codec, Copy, SourcePosition
@@ -25,7 +26,7 @@ from .window import Window, exchanged, keeping_order
 #: differing rows remembered per lane so that they can be told apart later; beyond it they are only counted
 REMEMBERED_MAX = 20_000
 #: rows compared in one go: fewer where differences are dense, so that they cost in proportion
-SLICE_ROWS_MAX = 8_192
+SLICE_ROWS_MAX = 1_024
 SLICE_ROWS_MIN = 256
 
 
@@ -109,7 +110,7 @@ class LaneDiff:
         codec: Codec,
         *,
         window_rows: int = 2_000,
-        on_expected: Callable[[Sequence[SourcePosition], Sequence[Row]], None] | None = None,
+        on_expected: Callable[[Sequence[SourcePosition], Columns], None] | None = None,
         on_difference: Callable[[Difference], None],
         remembered_max: int = REMEMBERED_MAX,
         begins_late: bool = False,
@@ -250,17 +251,18 @@ class LaneDiff:
                 return
             positions, rows = self.expected.first(count)
             targets, actual = self.actual.first(count)
-            epoch = self._codec.equal(positions, rows, targets, actual)
+            columns = columns_of(rows)
+            epoch = self._codec.equal(positions, columns, targets, actual)
             if epoch is None:
                 head = self._equal_head(positions, rows, targets, actual)
                 if head:
-                    self._matched(positions[:head], rows[:head], targets[:head])
+                    self._matched(positions[:head], columns_of(rows[:head]), targets[:head])
                 if head < count:
                     self._slice = max(SLICE_ROWS_MIN, self._slice // 8)
                     return
             else:
                 self._see_epoch(epoch, count)
-                self._matched(positions, rows, targets)
+                self._matched(positions, columns, targets)
             self._slice = min(SLICE_ROWS_MAX, self._slice * 2)
 
     def _equal_head(
@@ -279,8 +281,8 @@ class LaneDiff:
             count += 1
         return count
 
-    def _matched(self, positions: Sequence[SourcePosition], rows: Sequence[Row], targets: Sequence[Any]) -> None:
-        count = len(rows)
+    def _matched(self, positions: Sequence[SourcePosition], columns: Columns, targets: Sequence[Any]) -> None:
+        count = len(positions)
         self.matched += count
         if self._early:
             for position in self._early.keys() & set(positions):
@@ -288,7 +290,7 @@ class LaneDiff:
         self.frontier = self.taken = positions[-1]
         self.taken_target = targets[-1]
         if self._on_expected:
-            self._on_expected(positions, rows)
+            self._on_expected(positions, columns)
         self.expected.drop(count)
         self.actual.drop(count)
 
@@ -355,7 +357,7 @@ class LaneDiff:
                 self._stray(copy, target)
         self._compare(window, fresh)
         if self._on_expected and take_expected:
-            self._on_expected(positions[:take_expected], rows[:take_expected])
+            self._on_expected(positions[:take_expected], columns_of(rows[:take_expected]))
         if take_actual:
             self.taken_target = window.targets[take_actual - 1]
         self.expected.drop(take_expected)

@@ -17,8 +17,9 @@ from ..brokers.protocol import Bounds, Log
 from ..errors import LaneError, SourceReset
 from ..model.position import Place, position_order, position_text
 from ..model.record import Batch, Lane, Mapped, Row, Shape
+from .columns import Columns
 from .diff import Difference, Kind, LaneDiff
-from .digests import Hasher, RangeDigests
+from .digests import RangeDigests
 from .extent import Extent
 from .origins import Copy, codec_for
 from .report import AuditReport, LaneReport, Range
@@ -113,7 +114,6 @@ class LaneAudit:
         window_rows: int,
         is_earliest: bool,
         quarantined: frozenset[str],
-        hasher: Hasher,
         extent: Extent | None = None,
     ) -> None:
         self.lane = lane
@@ -136,8 +136,7 @@ class LaneAudit:
             lane=lane,
             is_source_numeric=source.shape is Shape.RECORD,
         )
-        self._hasher = hasher
-        self._digests = RangeDigests(self._mine.ranges, hasher)
+        self._digests = RangeDigests(self._mine.ranges)
         self._diff = LaneDiff(
             self._codec,
             window_rows=window_rows,
@@ -295,7 +294,7 @@ class LaneAudit:
         mine.quarantined, mine.before_target = saved["quarantined"], saved["before_target"]
         mine.source_gone, mine.stale_epochs = saved["source_gone"], saved["stale_epochs"]
         mine.ranges.extend(msgspec.convert(saved["ranges"], list[Range]))
-        self._digests = RangeDigests(mine.ranges, self._hasher)
+        self._digests = RangeDigests(mine.ranges)
         if saved["floor"] is not None:
             self._floor = (saved["floor"][0], saved["floor"][1])
         self._diff.restore(
@@ -370,8 +369,8 @@ class LaneAudit:
         self._mine.quarantined += len(positions) - len(kept)
         return [positions[at] for at in kept], [rows[at] for at in kept]
 
-    def _expected_done(self, positions: Sequence[Any], rows: Sequence[Row]) -> None:
-        self._digests.add(positions, rows, self._mine.differences)
+    def _expected_done(self, positions: Sequence[Any], columns: Columns) -> None:
+        self._digests.add(positions, columns, self._mine.differences)
 
     def _differs(self, difference: Difference) -> None:
         self._report.add(self.lane, difference)
