@@ -240,6 +240,7 @@ def test_what_the_client_heard_last_is_told():
 def test_inside_a_transaction_a_lost_reply_is_a_doubt():
     assert type(doubt(KafkaError(KafkaError._TIMED_OUT), "committing")) is Indeterminate
     assert type(doubt("it took 3 s", "committing")) is Indeterminate
+    assert type(doubt(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART), "sending records")) is Indeterminate
     assert type(doubt(KafkaError(KafkaError._FENCED), "committing")) is Fenced
     assert type(doubt(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), "committing")) is AccessRefused
 

@@ -45,8 +45,9 @@ _ID_REQUEST_S = 2.0
 _TRIES = 4
 #: trying again ends after this long
 _PERSIST_S = 5.0
-#: what one broker knows the others know by then
+#: what one broker knows the others know by then; before Kafka 4 an idle cluster takes half a second
 _NEWS_S = 2.0
+SETTLE_S = 1.0
 _LISTEN_S = 0.2
 _PAUSE_S = 0.3
 #: a group is emptied of its last static member by then (session timeout 6 s, and the broker's sweep)
@@ -167,8 +168,13 @@ class Cluster:
 
         return await self._persist(ask, f"reading the configuration of {kind} {name}")
 
-    async def ensure_topic(self, name: str, lanes: int, replication: int, config: dict[str, str]) -> TopicFacts:
-        """The facts of one of our own topics, created where it is missing. Raises Unreachable, AccessRefused."""
+    async def ensure_topic(
+        self, name: str, lanes: int, replication: int, config: dict[str, str], *, settle_s: float = 0.0
+    ) -> TopicFacts:
+        """The facts of one of our own topics, created where it is missing; then `settle_s` for all brokers to know it.
+
+        Raises Unreachable, AccessRefused.
+        """
         facts = await self.topic(name)
         if facts is None:
             futures = self.admin.create_topics(
@@ -184,6 +190,7 @@ class Cluster:
                 if facts is not None and facts.lanes > 0 and -1 not in facts.leaders:
                     break
                 await asyncio.sleep(0.1)
+            await asyncio.sleep(settle_s)
         if facts is None:
             raise Unreachable(f"topic {name} was created but no broker shows it")
         return facts

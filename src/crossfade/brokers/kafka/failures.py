@@ -43,7 +43,10 @@ _FIXES: tuple[tuple[re.Pattern[str], str], ...] = (
         "the brokers do not take the client certificate: check ssl.certificate.location and ssl.key.location (or "
         "ssl.keystore.location), who signed it, and until when it holds",
     ),
-    (re.compile("certificate|ssl handshake|ssl routines"), "check ssl.ca.location, and that the brokers' certificate names these hosts"),
+    (
+        re.compile("certificate|ssl handshake|ssl routines"),
+        "check ssl.ca.location, and that the brokers' certificate names these hosts",
+    ),
     (re.compile("unsupported.*mechanism"), "check sasl.mechanism: the listener offers others"),
     (
         re.compile("oauthbearer|token"),
@@ -95,6 +98,10 @@ def error_of(exception: KafkaException) -> KafkaError:
     return first if isinstance(first, KafkaError) else KafkaError(_E._FAIL, str(exception))
 
 
+def _plain(failure: KafkaException | KafkaError) -> KafkaError:
+    return failure if isinstance(failure, KafkaError) else error_of(failure)
+
+
 def is_fenced(error: KafkaError) -> bool:
     """True where a newer owner took over: by transactional id, or by the group's generation."""
     return error.code() in _FENCED or error.code() in _STALE_MEMBER
@@ -106,7 +113,7 @@ def is_topic_missing(error: KafkaError) -> bool:
 
 def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHealth | None = None) -> BrokerError:
     """The error to raise for a failed call; `doing` completes "Kafka failed while ..."."""
-    error = failure if isinstance(failure, KafkaError) else error_of(failure)
+    error = _plain(failure)
     code, text = error.code(), error.str()
     refusal = health.refusal() if health is not None else None
     if code in _AUTHENTICATION or refusal is not None:
@@ -135,6 +142,7 @@ def doubt(failure: KafkaException | KafkaError | str, doing: str, health: Handle
     if isinstance(failure, str):
         return Indeterminate(f"it is in doubt whether the transaction happened: {failure} while {doing}")
     error = translate(failure, doing, health)
-    if isinstance(error, Unreachable):
+    # A topic that was just created, or has just moved, may be unknown to the coordinator: the next claim looks again.
+    if isinstance(error, Unreachable) or is_topic_missing(_plain(failure)):
         return Indeterminate(f"it is in doubt whether the transaction happened: {error.message}")
     return error

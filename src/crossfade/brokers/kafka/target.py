@@ -31,7 +31,7 @@ from ...model.wire import origin_prefix
 from ..protocol import Appended, Claim, Owner
 from . import markers, names
 from .board import KafkaBoard
-from .cluster import EARLIEST, LATEST, Cluster, TopicFacts
+from .cluster import EARLIEST, LATEST, SETTLE_S, Cluster, TopicFacts
 from .edges import EdgeReader
 from .guarantee import TargetLimits, guarantee_of, read_limits
 from .lanes import ensure_lanes_topic, generation_of
@@ -430,6 +430,7 @@ class KafkaTarget:
                     "retention.ms": "-1",
                     "max.message.bytes": str(2 * QUARANTINE_BODY_BYTES_MAX),
                 },
+                settle_s=SETTLE_S,  # it is written to at once, through a coordinator that may hear of it late
             )
             self._quarantine_ready = True
 
