@@ -335,18 +335,12 @@ def reset(context: typer.Context, link: str, lab: InLab = "default") -> None:
 def disk_full(
     context: typer.Context,
     server: str,
-    free_bytes: Annotated[int, typer.Option(help="What is left free.")] = 0,
     lab: InLab = "default",
     heal_after: HealAfter = _HEAL_AFTER_S,
     wait: Wait = False,
 ) -> None:
-    """Fill the disk of a server; room is made at the deadline. Needs the right to mount."""
-    _act(
-        context,
-        lab,
-        lambda faults: faults.disk_full(server, free_bytes=free_bytes, heal_after_s=heal_after),
-        wait=wait,
-    )
+    """Let no file of a server take another byte, as on a full disk; room is made at the deadline."""
+    _act(context, lab, lambda faults: faults.disk_full(server, heal_after_s=heal_after), wait=wait)
 
 
 @fault_app.command("cut-aof")

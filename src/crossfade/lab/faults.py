@@ -168,26 +168,27 @@ class Faults:
 
     # -- disks and data
 
-    def disk_full(self, server: str, *, free_bytes: int = 0, heal_after_s: float = HEAL_AFTER_S) -> Fault:
-        """Put the server's data on a small disk and fill it but for `free_bytes`; room is made at the deadline.
+    def disk_full(self, server: str, *, heal_after_s: float = HEAL_AFTER_S) -> Fault:
+        """Refuse every byte that the server would write to a file, as a full disk does.
 
-        Observed: `free_bytes`.  Raises NotPossibleHere without the right to mount, LabUsage, LabError.
+        At the deadline there is room again; a server that has ended of it (a broker does) is started.
+        Observed: `disk_is_full`, `server_ended`.  Raises NotPossibleHere, LabUsage, LabError.
         """
         target = self._running(server)
-        disk.check(self.lab.folder)
-        restart = self._note("start", server, HEAL_AFTER_S * 4)
-        self.lab.stop_server(server)
-        disk.move_to_small_disk(Path(target.data_dir))
-        self.lab.start_server(server)
-        heals.take(self.lab.folder, restart)
-        note = self._note("unfill", server, heal_after_s)
-        free = disk.fill(Path(target.data_dir), free_bytes)
-        if free > max(free_bytes, 1 << 16):
-            raise LabError(f"the disk of {server} still has {free} bytes free")
-        place = Path(target.data_dir)
-        return self._noted(
-            "disk-full", server, heal_after_s, note, {"free_bytes": free}, lambda: not disk.is_filled(place)
+        process = target.process
+        note = self._note("unfill", server, heal_after_s, target)
+        disk.fill(process)
+        observed = {"disk_is_full": disk.is_full(process), "server_ended": False}
+        fault = self._noted(
+            "disk-full",
+            server,
+            heal_after_s,
+            note,
+            observed,
+            lambda: not disk.is_full(self.lab.state.server(server).process) and self._is_up(server),
         )
+        fault._observe = lambda: {"server_ended": not process.is_alive()}
+        return fault
 
     def cut_aof_tail(self, server: str, size_bytes: int) -> Fault:
         """Lose the last bytes of a Redis server's append-only file, as a power cut does: kill, cut, start.

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from crossfade.errors import CrossfadeError
-from crossfade.lab import disk, state
+from crossfade.lab import disk
 from crossfade.lab.lab import Lab
 from crossfade.lab.process import Process
 
@@ -68,8 +68,7 @@ def heal(folder: Path, note: Note) -> None:
     elif note.kind == "start":
         Lab(folder).start_server(note.subject, wait=False)
     elif note.kind == "unfill":
-        server = state.read(folder).server(note.subject)
-        disk.make_room(Path(server.data_dir))
+        disk.make_room(Process(note.pid, note.started_ticks))
         Lab(folder).start_server(note.subject, wait=False)  # a broker ends when its disk is full
 
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.lab import disk, kafka, redis, secure
+from crossfade.lab import kafka, redis, secure
 from crossfade.lab import state as states
 from crossfade.lab.control import ask
 from crossfade.lab.errors import LabError, LabUsage, StartFailed
@@ -197,8 +197,6 @@ class Launch:
         if watchdog is not None and watchdog.pid != me:
             stop_all([watchdog], grace_s=2.0)
         stop_all([process for process in tagged(self.lab.folder) if process.pid != me], grace_s=0.0)
-        for server in servers:
-            disk.take_down(Path(server.data_dir), keep=not remove_data)
         if not remove_data:
             with contextlib.suppress(LabUsage), states.change(self.lab.folder) as state:
                 state.helpers = {}

@@ -93,6 +93,8 @@ def spawn(argv: Sequence[str], *, lab_dir: Path, log: Path, env: Mapping[str, st
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Python ignores SIGXFSZ and its children too: a write beyond a limit is an error, not the server's end.
+            restore_signals=False,
             cwd=str(lab_dir),
             env={**os.environ, **(env or {}), TAG: str(lab_dir)},
         )
