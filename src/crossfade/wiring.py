@@ -55,7 +55,10 @@ def route_settings(config: Config, name: str) -> RouteSettings:
 
 
 def refuse_loop(config: Config, name: str) -> None:
-    """Refuse a route whose copies would come back to its own source. Raises GuaranteeRefused."""
+    """Refuse a route whose copies would come back to its own source, unless a declared pair passes over its echoes.
+
+    Raises GuaranteeRefused.
+    """
     copies: dict[object, list[tuple[str, object]]] = {}
     for other, settings in config.routes.items():
         sides = config.streams[settings.stream].sides
@@ -64,17 +67,26 @@ def refuse_loop(config: Config, name: str) -> None:
     settings = config.routes[name]
     home = (settings.source, config.streams[settings.stream].sides[settings.source])
     reached: list[tuple[list[str], object]] = [([other], end) for other, end in copies[home] if other == name]
-    seen: set[object] = set()
+    seen: set[str] = set()
     while reached:
         way, end = reached.pop()
         if end == home:
+            hint = "let one of them write to other stream keys or another topic"
+            if len(way) == 2 and _could_be_pair(config, *way):
+                hint = f"add `reverse_of: {way[0]}` to route {way[1]}, so that each passes over what the other wrote"
             raise GuaranteeRefused(
                 f"routes {' -> '.join(way)} copy in a circle: each record would come back and be copied again for ever",
-                hint="let one of them write to other stream keys or another topic",
+                hint=hint,
             )
-        if end not in seen:
-            seen.add(end)
-            reached += [([*way, other], further) for other, further in copies.get(end, [])]
+        if way[-1] not in seen:
+            seen.add(way[-1])
+            back = config.pair_of(way[-1])
+            reached += [([*way, other], further) for other, further in copies.get(end, []) if other != back]
+
+
+def _could_be_pair(config: Config, name: str, other: str) -> bool:
+    mine, its = config.routes[name], config.routes[other]
+    return (mine.stream, mine.source, mine.target) == (its.stream, its.target, its.source)
 
 
 @asynccontextmanager
@@ -103,6 +115,7 @@ async def open_route(
             lane_map=LaneMap(settings.lanes),
             partitioner=stream.partitioner,
             mapping_digest=mapping.digest(),
+            pair=config.routes[pair].id if (pair := config.pair_of(name)) else "",
         )
         yield OpenRoute(
             route=route,
@@ -111,7 +124,7 @@ async def open_route(
             mapping=mapping,
             board=RouteBoard(board, settings.id),
             start=Start(From(stream.from_.where), stream.from_.value),
-            limits=_limits(settings),
+            limits=_limits(settings, has_gaps=stream.deleted == "count"),
             assignment=lambda: _make_assignment(config, settings, route, shard, instance),
         )
 
@@ -252,8 +265,9 @@ def _secret(value: Secret | None) -> Callable[[], str] | str:
     return value.get if value is not None else ""
 
 
-def _limits(settings: RouteSettings) -> Limits:
+def _limits(settings: RouteSettings, *, has_gaps: bool) -> Limits:
     return Limits(
+        source_has_gaps=has_gaps,
         batch_records_max=settings.batch_records,
         batch_size_bytes_max=settings.batch_size_bytes_max,
         commit_interval_s=settings.commit_interval_ms / 1000,

@@ -43,8 +43,8 @@ BROKER_KEYS = (
     "request_timeout_s, server_id"
 )
 ROUTE_KEYS = (
-    "one of id, stream, source, target, lanes, batch_records, batch_size_bytes_max, commit_interval_ms, "
-    "quarantine_records_max, rate_records_per_s, metrics_port"
+    "one of id, stream, source, target, lanes, reverse_of, batch_records, batch_size_bytes_max, commit_interval_ms, "
+    "quarantine_records_max, rate_records_per_s, allow_weak, metrics_port"
 )
 A_NAME = "1 to 63 characters of a-z, 0-9 and -"
 REDIS_URL = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"

@@ -52,3 +52,45 @@ def test_an_unknown_route_comes_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no route 'forwart'") as refused:
         wiring.route_settings(config(tmp_path, _FILE), "forwart")
     assert "forward" in refused.value.hint
+
+
+_PAIR = _FILE.replace("BACK:", "msg:").replace("id: def, stream: copies", "id: def, stream: messages")
+
+
+def test_an_undeclared_pair_is_refused_with_the_words_that_declare_it(tmp_path: Path) -> None:
+    with pytest.raises(GuaranteeRefused) as refused:
+        wiring.refuse_loop(config(tmp_path, _PAIR), "back")
+    assert "reverse_of" in refused.value.hint
+
+
+def test_a_declared_pair_is_no_circle(tmp_path: Path) -> None:
+    paired = config(tmp_path, _PAIR.replace("target: old}", "target: old, reverse_of: forward}"))
+    assert (paired.pair_of("forward"), paired.pair_of("back")) == ("back", "forward")
+    for name in ("forward", "back"):
+        wiring.refuse_loop(paired, name)
+
+
+def test_a_circle_of_three_stays_one_though_two_of_it_are_a_pair(tmp_path: Path) -> None:
+    third = "  third: {kind: redis, url: 'redis://127.0.0.1:2'}\nstreams:"
+    text = _PAIR.replace("target: old}", "target: old, reverse_of: forward}").replace("streams:", third, 1)
+    text = text.replace("    new: {topic: messages}", "    new: {topic: messages}\n    third: {keys: [a, b]}", 1)
+    text += "  on: {id: onn, stream: messages, source: new, target: third}\n"
+    wiring.refuse_loop(config(tmp_path, text), "on")
+    text += "  home: {id: hom, stream: messages, source: third, target: old}\n"
+    with pytest.raises(GuaranteeRefused, match="copy in a circle"):
+        wiring.refuse_loop(config(tmp_path, text), "forward")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("reverse_of: forward", "reverse_of: forwart"), "the name of a route"),
+        (("stream: messages, source: new", "stream: copies, source: new"), "does not copy the same stream"),
+        (("reverse_of: forward", "lanes: by-key, reverse_of: forward"), "lanes: by-key"),
+        (("source: old, target: new", "source: old, target: new, reverse_of: back"), "one of the two says so"),
+    ],
+)
+def test_what_is_no_pair_is_told_with_its_place(tmp_path: Path, change: tuple[str, str], says: str) -> None:
+    text = _PAIR.replace("target: old}", "target: old, reverse_of: forward}").replace(*change, 1)
+    with pytest.raises(UsageError, match=says):
+        config(tmp_path, text)

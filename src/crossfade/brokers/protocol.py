@@ -69,6 +69,8 @@ class Owner:
     paths: tuple[Path, ...] = ()
     #: set by `relay start` alone: an absent marker is expected and this claim will write the first one
     starting: bool = False
+    #: id of the route that copies the other way: every record must carry its origin in `xf`, so that it can be told
+    pair: str = ""
 
 
 @dataclass(slots=True)
@@ -153,6 +155,13 @@ class Log(Protocol):
         (nothing was written) the claim is dead.
 
         Raises Fenced, Indeterminate, Unreachable, AccessRefused.
+        """
+        ...
+
+    async def markers_of(self, route: str, paths: Sequence[Path]) -> dict[Path, Marker]:
+        """As the target of `route`: its markers as they stand, without claiming anything; absent where there is none.
+
+        Raises GuaranteeRefused where that route's records may lack an `xf` of their own, Unreachable, AccessRefused.
         """
         ...
 

@@ -41,6 +41,14 @@ _BEGINNINGS = "earliest, latest, {time: 2026-01-31T12:00:00Z} or {position: ..}"
 _SECRET_PROPERTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config")
 
 
+_ENDS = ("stream", "source", "target", "lanes", "reverse_of")
+
+
+def _scalar(node: Node, name: str) -> str:
+    child = node.entries.get(name)
+    return child.text if child is not None and child.kind == "scalar" else ""
+
+
 class Reader(Walk):
     """One reading of one tree."""
 
@@ -207,7 +215,32 @@ class Reader(Walk):
         for end in ("source", "target"):
             fine &= self._known(node, key, end, self._brokers, "broker")
         fine &= self._known(node, key, "stream", self._streams, "stream")
+        fine &= self._is_pair(node, key)
         return route if fine and self._ends_fit(route, node, key) and self._is_own_id(route, node, key) else BAD
+
+    def _is_pair(self, node: Node, key: str) -> bool:
+        """Whether the route named by `reverse_of`, if any, copies the same stream the other way, one to one."""
+        child = node.entries.get("reverse_of")
+        if child is None:
+            return True
+        routes, name = self._names("routes"), key.rpartition(".")[2]
+        if not self._known(node, key, "reverse_of", routes, "route") or child.kind != "scalar":
+            return False
+        other = routes[child.text]
+        mine, its = ({end: _scalar(n, end) for end in _ENDS} for n in (node, other))
+        wrong = ""
+        if (mine["stream"], mine["source"], mine["target"]) != (its["stream"], its["target"], its["source"]):
+            wrong = f'"{child.text}", which does not copy the same stream the other way'
+        elif "by-key" in (mine["lanes"], its["lanes"]):
+            wrong = f'"{child.text}" with lanes: by-key: an echo is known by its lane'
+        elif its["reverse_of"]:
+            wrong = f'"{child.text}", which has a reverse_of itself: one of the two says so'
+        elif twin := next((r for r, n in routes.items() if r != name and _scalar(n, "reverse_of") == child.text), ""):
+            wrong = f'"{child.text}", which is in a pair with {twin}'
+        if wrong:
+            expected = "a route with the same stream, source and target exchanged, and lanes: one-to-one"
+            self._note(child, join(key, "reverse_of"), wrong, expected)
+        return not wrong
 
     def _is_own_id(self, route: RouteSettings, node: Node, key: str) -> bool:
         name = key.rpartition(".")[2]

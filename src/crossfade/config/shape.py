@@ -168,6 +168,9 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     source: Annotated[str, says("broker to copy from")]
     target: Annotated[str, says("broker to copy to")]
     lanes: Annotated[Literal["one-to-one", "by-key"], says("how source lanes map to target lanes")] = "one-to-one"
+    reverse_of: Annotated[
+        str, says("route that copies the same stream the other way; each of the two passes over what the other wrote")
+    ] = ""
     batch_records: Annotated[int, says("most records of one append", ge=1, le=1_000_000)] = 32_000
     batch_size_bytes_max: Annotated[int, says("most payload bytes of one append", ge=1024)] = 32 * 1024 * 1024
     commit_interval_ms: Annotated[
@@ -190,3 +193,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     routes: Annotated[dict[str, RouteSettings], says("what is copied where, by a name of your own")]
     #: the file it came from
     path: Path = Path("crossfade.yaml")
+
+    def pair_of(self, name: str) -> str:
+        """The route that is declared to copy the other way, "" where there is none."""
+        own = self.routes[name].reverse_of
+        return own or next((other for other, route in self.routes.items() if route.reverse_of == name), "")

@@ -26,6 +26,10 @@ class Place(msgspec.Struct, frozen=True, omit_defaults=True):
     incarnation: str = ""
     #: Redis: digest of the entry at `position`; Kafka: leader epoch of the record at `position`
     witness: str = ""
+    #: only on a route that is one of a pair: ordinal of the last echo of the other route at or before `position`
+    #: (0 = none yet, -1 = not known: the next echo tells), and how many echoes were passed over since the start
+    echo: int = 0
+    echoes: int = 0
 
 
 class Marker(msgspec.Struct, frozen=True, omit_defaults=True):

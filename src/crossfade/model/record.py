@@ -97,3 +97,6 @@ class Write:
     rejects: list[Reject] = field(default_factory=list)
     #: how many more records this path may still quarantine before the lane halts
     quarantine_left: int = 0
+    #: on a route that is one of a pair: (order of a source position, echo, echoes) for the place before the first row
+    #: and behind each echo that was left out, for targets that store markers in mid-write; None = no pair
+    passed: list[tuple[tuple[int, int], int, int]] | None = None

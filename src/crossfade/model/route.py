@@ -27,6 +27,8 @@ class Route:
     partitioner: str
     #: digest of what must not change under a running route
     source: str
+    #: id of the route that copies the other way, "" = none: what it wrote is passed over as an echo
+    pair: str = ""
 
     def paths_of(self, source_lane: Lane) -> tuple[Path, ...]:
         """All paths that leave `source_lane`."""
@@ -45,11 +47,17 @@ def make_route(
     lane_map: LaneMap,
     partitioner: str,
     mapping_digest: str,
+    pair: str = "",
 ) -> Route:
     """Check that the lanes fit and bind the route to its source, lane map and mapping.
 
     Raises UsageError where lanes cannot be mapped one to one.
     """
+    if pair and source_lanes != target_lanes:
+        raise UsageError(
+            f"route {name!r} is one of a pair, but its ends have {source_lanes} and {target_lanes} lanes",
+            hint="give both brokers as many lanes of the stream: an echo is known by its lane",
+        )
     if lane_map is LaneMap.ONE_TO_ONE and source_lanes > target_lanes:
         raise UsageError(
             f"route {name!r} maps lanes one to one, but the source has {source_lanes} lanes, the target {target_lanes}",
@@ -59,4 +67,4 @@ def make_route(
     if lane_map is LaneMap.BY_KEY:
         bound += [partitioner, str(target_lanes)]
     digest = hashlib.blake2b("\x1f".join(bound).encode(), digest_size=8).hexdigest()
-    return Route(id, name, source_lanes, target_lanes, lane_map, partitioner, digest)
+    return Route(id, name, source_lanes, target_lanes, lane_map, partitioner, digest, pair)

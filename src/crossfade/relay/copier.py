@@ -29,11 +29,13 @@ from ..errors import (
     SourceTrimmed,
     invariant,
 )
+from ..model.echo import UNKNOWN, bare, part_echoes, with_echoes
 from ..model.mapping import Mapping
 from ..model.position import Place, position_order
 from ..model.record import Batch, Lane, Path, Write
 from ..model.route import Route
 from ..telemetry import step
+from .beginning import begin, begin_with_echoes
 from .documents import Desired, RouteBoard
 from .fanout import plan_writes
 from .lanes import LaneState, State
@@ -151,7 +153,13 @@ class Copier:
         generation, owned = self._generation, self._owned
         paths = [path for lane in sorted(owned) for path in self.route.paths_of(lane)]
         owner = Owner(
-            self.route.id, self.instance, self.route.source, shard=self.shard, token=self._token, paths=tuple(paths)
+            self.route.id,
+            self.instance,
+            self.route.source,
+            shard=self.shard,
+            token=self._token,
+            paths=tuple(paths),
+            pair=self.route.pair,
         )
         async with self._appending:
             step("relay.claim.before")
@@ -239,7 +247,7 @@ class Copier:
                 continue
             if state.state is State.PAUSED:
                 state.revive()
-            after[lane] = state.place
+            after[lane] = bare(state.place) if self.route.pair else state.place
         allowed = self._rate.allowance(self._batch.records, now_s)
         self.throttle = "" if allowed >= self._batch.records else f"rate limit {self._rate.rate_records_per_s:g}/s"
         if not after or allowed == 0:
@@ -268,6 +276,9 @@ class Copier:
                 continue
             if state.state is not State.COPYING and state.state is not State.IDLE:
                 continue
+            passed = None
+            if self.route.pair:
+                batch, passed = self._without_echoes(state, batch)
             if not batch.rows and not self._marker_due(state, batch, now_s):
                 state.state = State.IDLE
                 state.place = batch.place
@@ -275,15 +286,34 @@ class Copier:
             mapped = self.mapping.translate(batch, self.target.shape)
             left = self.limits.quarantine_records_max - state.quarantined
             markers = state.markers_behind_loss()
-            writes += plan_writes(self.route, self.mapping, self.target.shape, batch, mapped, markers, left)
+            planned = plan_writes(self.route, self.mapping, self.target.shape, batch, mapped, markers, left)
+            if passed is not None:
+                planned[0].passed = passed
+            writes += planned
             state.place, state.state = batch.place, State.COPYING
             state.retries = 0 if batch.rows else state.retries
         return writes
+
+    def _without_echoes(self, state: LaneState, batch: Batch) -> tuple[Batch, list[tuple[tuple[int, int], int, int]]]:
+        """The batch without what the paired route wrote, and where that lay."""
+        parted = part_echoes(batch, state.place, self.route.pair, has_gaps=self.limits.source_has_gaps)
+        if parted.out_of_turn and not state.has_told_echo:
+            state.has_told_echo = True
+            alarm = (
+                f"{state.name}: {len(parted.out_of_turn)} records from {parted.out_of_turn[0]} on carry marks of the "
+                f"paired route beyond its next ordinal {state.place.echo + 1}: copied as native records. Either the "
+                "marks are forged, or records of that route are gone from the source"
+            )
+            self._log.error("echoes out of turn", alarm=alarm)
+            self.alarms = [*self.alarms[-99:], alarm]
+        return parted.batch, parted.passed
 
     def _marker_due(self, state: LaneState, batch: Batch, now_s: float) -> bool:
         """Whether a batch without rows is worth an append of the marker alone."""
         age_s = now_s - state.marker_written_s
         moved = batch.place != state.settled
+        if batch.place.echoes != state.settled.echoes:
+            return age_s >= min(self.limits.marker_echo_s, self.limits.marker_refresh_s)
         return age_s >= (self.limits.marker_refresh_s if moved else self.limits.marker_keepalive_s)
 
     async def _append(self, claim: Claim, generation: int, writes: list[Write]) -> None:
@@ -358,6 +388,8 @@ class Copier:
         if isinstance(place, LaneError):
             self._fail(state, place)
             return
+        if self.route.pair:  # echoes may be among what is gone: the next one tells where they go on
+            place = with_echoes(place, UNKNOWN, state.settled.echoes)
         self._log.warning("loss accepted", lane=state.lane, error=type(state.error).__name__, resumes_at=place.position)
         state.jump(place)
 
@@ -413,17 +445,17 @@ async def _start_once(
 ) -> None:
     """One claim and one append; `places` takes what was tried, as it may have been written."""
     paths = [path for lane in lanes for path in route.paths_of(lane)]
-    owner = Owner(route.id, "start", route.source, paths=tuple(paths), starting=True)
+    owner = Owner(route.id, "start", route.source, paths=tuple(paths), starting=True, pair=route.pair)
     claim = await target.claim(owner, paths)
     for error in claim.errors.values():
         raise error
     fresh = [lane for lane in lanes if not all(path in claim.markers for path in route.paths_of(lane))]
     if not fresh:
         return
-    for lane, place in (await source.begin(fresh, start)).items():
-        if isinstance(place, LaneError):
-            raise place
-        places[lane] = place
+    if route.pair:
+        places |= await begin_with_echoes(source, route.pair, fresh, start)
+    else:
+        places |= await begin(source, fresh, start)
     writes = [
         Write(path, [], [], places[lane])
         for lane in fresh

@@ -55,6 +55,8 @@ class LaneReport(msgspec.Struct, omit_defaults=True):
     lag_s: float | None = None
     records_per_s: float = 0.0
     quarantined: int = 0
+    #: records of the paired route that were passed over
+    echoes: int = 0
     trimmed_in_s: float | None = None
     error: str = ""
     #: source records that are gone uncopied, where the halt can tell

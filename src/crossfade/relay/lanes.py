@@ -46,6 +46,8 @@ class LaneState:
     #: (loop time, removed records, records relayed) of the last two looks at the source, for rates
     looks: list[tuple[float, int, int]] = field(default_factory=list)
 
+    #: echoes out of turn were told already
+    has_told_echo: bool = False
     #: where paths go on behind a loss that was accepted, until an append has stored it
     jumps: dict[Path, Place] = field(default_factory=dict)
 
@@ -64,6 +66,11 @@ class LaneState:
     @property
     def quarantined(self) -> int:
         return sum(marker.quarantined for marker in self.markers.values())
+
+    @property
+    def echoes(self) -> int:
+        """Records of the paired route that were passed over since the start."""
+        return max(self.place.echoes, self.settled.echoes)
 
     def fail(self, error: LaneError, now_s: float) -> None:
         """Take the lane out: for a while where the trouble passes by itself, else until an operator decides."""

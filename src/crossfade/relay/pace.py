@@ -17,6 +17,8 @@ class Limits:
     idle_wait_s: float = 0.5
     marker_refresh_s: float = 30.0  # a place that moved without records is stored at least this often
     marker_keepalive_s: float = 3600.0  # an idle lane's marker is written again, so that it never expires
+    marker_echo_s: float = 1.0  # a place that moved over echoes alone is stored at least this often
+    source_has_gaps: bool = False  # records may be deleted before they are copied: echo ordinals may have gaps
 
 
 #: an append costs something whatever its size (a transaction's first produce alone takes 30-50 ms), so a small batch is

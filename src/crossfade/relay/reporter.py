@@ -61,6 +61,7 @@ def _lane_report(state: LaneState, now_s: float) -> LaneReport:
         lag_s=lag_s,
         records_per_s=round(state.records_per_s, 1),
         quarantined=state.quarantined,
+        echoes=state.echoes,
         trimmed_in_s=state.trimmed_in_s,
         error=type(state.error).__name__ if state.error else "",
         lost_records=state.error.lost_records if state.error and state.error.lost_records >= 0 else None,
@@ -95,6 +96,9 @@ class Metrics:
         labels = ["route", "lane"]
         records = CounterMetricFamily("crossfade_relay_records", "Records relayed by this process.", labels=labels)
         quarantined = CounterMetricFamily("crossfade_relay_quarantined_records", "Records quarantined.", labels=labels)
+        echoes = CounterMetricFamily(
+            "crossfade_relay_echoes", "Records of the paired route passed over since the start.", labels=labels
+        )
         lag = GaugeMetricFamily("crossfade_relay_lag_records", "Source records not yet in the target.", labels=labels)
         halted = GaugeMetricFamily("crossfade_relay_lane_halted", "1 where an operator must decide.", labels=labels)
         trimmed = GaugeMetricFamily(
@@ -104,6 +108,8 @@ class Metrics:
             at = [route, state.name]
             records.add_metric(at, state.records_total)
             quarantined.add_metric(at, state.quarantined_total)
+            if self._copier.route.pair:
+                echoes.add_metric(at, state.echoes)
             halted.add_metric(at, float(state.state is State.HALTED))
             if (lag_records := state.lag_records) is not None:
                 lag.add_metric(at, lag_records)
@@ -111,7 +117,7 @@ class Metrics:
                 trimmed.add_metric(at, trimmed_in_s)
         epoch = GaugeMetricFamily("crossfade_relay_epoch", "Epoch of the present claim, 0 = none.", labels=["route"])
         epoch.add_metric([route], self._copier.claim.epoch if self._copier.claim else 0)
-        return iter([records, quarantined, lag, halted, trimmed, epoch])
+        return iter([records, quarantined, echoes, lag, halted, trimmed, epoch])
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

@@ -15,14 +15,15 @@ from typing import Any
 import structlog
 
 from ...errors import LaneError, SourceRegressed, SourceReset, SourceTrimmed, Unreachable, UsageError
-from ...model.position import Place
+from ...model.position import Marker, Place
 from ...model.record import Batch, Lane, Path, Shape, Write
 from ...telemetry import step
 from ..protocol import Appended, Bounds, Claim, From, Owner, Start
-from . import names
+from . import markers, names
 from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, Cluster, TopicFacts, at_time
 from .edges import EdgeReader
+from .markers import MarkerReader
 from .settings import KafkaSettings
 from .source import SourceReader, Taken
 from .target import KafkaTarget
@@ -304,6 +305,24 @@ class KafkaLog:
     async def guarantee(self) -> list[str]:
         """Which guarantee holds on this target, and why. Raises GuaranteeRefused, Unreachable, AccessRefused."""
         return await self._target.guarantee()
+
+    async def markers_of(self, route: str, paths: Sequence[Path]) -> dict[Path, Marker]:
+        """See `Log.markers_of`. Raises Indeterminate, Unreachable, AccessRefused."""
+        if not paths or await self.cluster.topic(names.lanes_topic(route)) is None:
+            return {}
+        thread = HandleThread(f"markers-of-{route}")
+        reader = MarkerReader(self._settings, route)
+        try:
+            texts = await thread.call(reader.read, sorted({source for source, _ in paths}), _LOOK_S)
+        finally:
+            thread.post(reader.close)
+            thread.stop()
+        return {
+            path: marker
+            for lane, text in texts.items()
+            for path, marker in markers.decode(text, lane, paths).items()
+            if path in set(paths)
+        }
 
     async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
         """Source positions in the route's quarantine (see `Log.quarantined`). Raises Unreachable, AccessRefused."""

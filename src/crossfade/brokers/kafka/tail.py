@@ -142,6 +142,8 @@ def _from_header(origin: Origin, offset: int, marker: Marker | None) -> Marker:
         position=origin.position,
         count=int(origin.position) + 1 if is_kafka else -1,
         incarnation=marker.place.incarnation if marker is not None else "",
+        echo=-1,  # what was passed over between the two is not known
+        echoes=marker.place.echoes if marker is not None else 0,
     )
     found = Marker(place=place, ordinal=origin.ordinal, relayed=origin.position, target=str(offset), epoch=origin.epoch)
     if marker is None:

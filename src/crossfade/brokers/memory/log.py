@@ -9,7 +9,7 @@ Invariant: what a fenced claim wrote is never seen by a committed reader. After 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -77,6 +77,13 @@ class MemoryLog:
 
     async def open(self) -> None:
         self.identity = await self._step("open", lambda: self._stream.identity)
+
+    async def markers_of(self, route: str, paths: Sequence[Path]) -> dict[Path, Marker]:
+        def look() -> dict[Path, Marker]:
+            found = {path: self._broker.marker(self.name, route, path) for path in paths}
+            return {path: marker for path, marker in found.items() if marker is not None}
+
+        return await self._step("markers_of", look)
 
     async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
         found: dict[Lane, set[str]] = {}
@@ -479,25 +486,42 @@ class MemoryLog:
 
 
 def _tail(found: RecordLane | EntryLane, route: str, path: Path) -> tuple[str, Origin] | None:
-    """Position and origin of the path's last relayed record that is still there."""
+    """Position and origin of the path's last relayed record that is still there.
+
+    The highest ordinal, not the last mark: applications copy marks. Of two equal ones the first is ours.
+    """
+    best: tuple[str, Origin] | None = None
+    for position, mark in _marks(found):
+        origin = decode_origin(mark)
+        if origin is None or (origin.route, origin.lane) != (route, path[0]):
+            continue
+        if best is None or origin.ordinal >= best[1].ordinal:
+            best = (position, origin)
+    return best
+
+
+def _marks(found: RecordLane | EntryLane) -> Iterator[tuple[str, bytes | None]]:
+    """Position and newest mark of each record, last first."""
     if isinstance(found, RecordLane):
         for offset, (_, _, headers, _) in reversed(found.committed):
-            origin = next((decode_origin(value) for name, value in reversed(headers or ()) if name == XF), None)
-            if origin is not None and (origin.route, origin.lane) == (route, path[0]):
-                return str(offset), origin
-        return None
-    for (ms, sequence), (fields, _) in reversed(found.entries):
-        origin = decode_origin(fields[-1]) if fields[-2] == XF_FIELD else None
-        if origin is not None and (origin.route, origin.lane) == (route, path[0]):
-            return f"{ms}-{sequence}", origin
-    return None
+            yield str(offset), next((value for name, value in reversed(headers or ()) if name == XF), None)
+    else:
+        for (ms, sequence), (fields, _) in reversed(found.entries):
+            yield f"{ms}-{sequence}", fields[-1] if fields[-2] == XF_FIELD else None
 
 
 def _marker_of(target: str, origin: Origin, marker: Marker | None, source: str) -> Marker:
     """The marker that the tail's header stands for."""
     count = -1 if "-" in origin.position else int(origin.position) + 1
     return Marker(
-        place=Place(origin.position, count, marker.place.incarnation if marker else ""),
+        place=Place(
+            origin.position,
+            count,
+            marker.place.incarnation if marker else "",
+            "",
+            -1,
+            marker.place.echoes if marker else 0,
+        ),
         ordinal=origin.ordinal,
         relayed=origin.position,
         target=target,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from ...errors import (
     AccessRefused,
     CrossfadeError,
     Fenced,
+    GuaranteeRefused,
     Indeterminate,
     RouteConflict,
     TargetReset,
@@ -83,7 +84,19 @@ class Claims:
         for lane, reply in (await self._run("raise", asks)).items():
             if reply[0] == b"FENCED":
                 raise Fenced(f"another process claimed target lane {self._name(lane)} at the same time")
+        if owner.pair:
+            await self._mark_every_record(sources)
         return claim
+
+    async def _mark_every_record(self, lanes: Iterable[Lane]) -> None:
+        """Give up entry ids that carry the source position: the route of the other way knows our records by `xf`.
+
+        The form never goes back while something of ours is there, and every claim does this before it appends.
+        """
+        for lane in lanes:
+            key = state_key(self._keys[lane])
+            (reply,) = await call_key(self._nodes, key, [("HSET", key, "form", "mixed")], "claiming")
+            check(reply, f"claiming {self._name(lane)}")
 
     def _claim_ask(self, claim: RedisClaim, sources: list[str]) -> bytes:
         owner = claim.owner
@@ -194,6 +207,25 @@ class Claims:
                 marker = decode_marker(text.decode())
                 found[source, target] = msgspec.structs.replace(marker, target=(last or b"").decode())
         return found
+
+    async def markers_of(self, route: str, paths: Sequence[Path]) -> dict[Path, Marker]:
+        """The markers of `route`, whose records must all carry `xf`. Raises GuaranteeRefused, Unreachable."""
+        mine = []
+        for path in paths:
+            key = state_key(self._keys[path[1]])
+            (reply,) = await call_key(self._nodes, key, [("HMGET", key, "route", "form")], "reading the markers")
+            writer, form = check(reply, "reading the markers")
+            if writer != route.encode():
+                continue
+            if form == b"exclusive":
+                raise GuaranteeRefused(
+                    f"route {route} writes to {self._name(path[1])} without marks of its own: what it writes could not "
+                    "be told from what applications write",
+                    hint="restart that route's relay with the present configuration first (`reverse_of` makes it mark "
+                    "every record), or run `crossfade relay start` for it if it never ran",
+                )
+            mine.append(path)
+        return await self.markers(mine)
 
     def _name(self, lane: Lane) -> str:
         return self._keys[lane].decode(errors="replace")

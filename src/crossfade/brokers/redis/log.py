@@ -17,6 +17,7 @@ from .claims import Claims, RedisClaim
 from .keys import check_slots
 from .link import LinkLost
 from .nodes import Nodes
+from .pieces import append_in_pieces
 from .replies import check, code_of, info_fields, is_error
 from .settings import RedisSettings
 from .source import Source
@@ -106,11 +107,17 @@ class RedisLog:
         """See `Log.append`. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
         if not isinstance(claim, RedisClaim):
             raise InvariantBroken("a claim is used with the log that gave it")
+        if claim.owner.pair:
+            return await append_in_pieces(self.target, claim, writes)
         return await self.target.append(claim, writes)
 
     async def markers(self, paths: Sequence[Path]) -> dict[Path, Marker]:
         """The markers as they stand, without claiming anything. Raises Unreachable, AccessRefused."""
         return await self.claims.markers(paths)
+
+    async def markers_of(self, route: str, paths: Sequence[Path]) -> dict[Path, Marker]:
+        """See `Log.markers_of`. Raises GuaranteeRefused, Unreachable, AccessRefused."""
+        return await self.claims.markers_of(route, paths)
 
     async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
         """See `Log.quarantined`. Raises Unreachable, AccessRefused."""

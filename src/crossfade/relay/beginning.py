@@ -1,0 +1,121 @@
+"""Where the first start of a lane begins; on a paired route with the echoes that lie before it.
+
+An echo is known by its ordinal, so a start must know the ordinal of the last echo before it. The paired route's own
+marker, which lies beside the source, says it where the start is at or behind that marker's record; a start before it
+is counted through from the beginning of the lane, and refused where that beginning is gone. Called by `relay start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..brokers.protocol import From, Log, Start
+from ..errors import GuaranteeRefused, LaneError, Unreachable
+from ..model.echo import bare, part_echoes, with_echoes
+from ..model.position import Marker, Place, position_order
+from ..model.record import Lane
+
+_TRIES = 10
+_READ_RECORDS = 20_000
+_READ_BYTES = 16 << 20
+_READ_WAIT_S = 0.5
+_STALL_S = 60.0
+
+
+async def begin(source: Log, lanes: list[Lane], start: Start) -> dict[Lane, Place]:
+    """The place where reading begins. Raises LaneError, Unreachable, AccessRefused."""
+    places: dict[Lane, Place] = {}
+    for lane, place in (await source.begin(lanes, start)).items():
+        if isinstance(place, LaneError):
+            raise place
+        places[lane] = place
+    return places
+
+
+async def begin_with_echoes(source: Log, pair: str, lanes: list[Lane], start: Start) -> dict[Lane, Place]:
+    """The same, each place with the ordinal of the last record of route `pair` that lies before it.
+
+    Raises GuaranteeRefused where that cannot be known, LaneError, Unreachable, AccessRefused.
+    """
+    paths = [(lane, lane) for lane in lanes]
+    places: dict[Lane, Place] = {}
+    left = list(lanes)
+    for _ in range(_TRIES):
+        before = await source.markers_of(pair, paths)
+        begun = await begin(source, left, start)
+        after = await source.markers_of(pair, paths)
+        for lane, place in begun.items():
+            found = await _counted(source, pair, lane, place, before.get((lane, lane)), after.get((lane, lane)))
+            if found is not None:
+                places[lane] = found
+        left = [lane for lane in left if lane not in places]
+        if not left:
+            return places
+        await asyncio.sleep(0.2)
+    raise Unreachable(
+        f"route {pair} has just begun and moves on while lanes {left[:5]} are being started",
+        hint="run the command again",
+    )
+
+
+async def _counted(
+    source: Log, pair: str, lane: Lane, place: Place, before: Marker | None, after: Marker | None
+) -> Place | None:
+    """The place with its last echo; None = the paired route moved on, and must be looked at again."""
+    now = after.ordinal if after is not None else 0
+    if now == 0:
+        return with_echoes(place, 0, 0)
+    known = before.ordinal if before is not None else 0
+    record = before.target if before is not None else ""
+    if known and _is_behind(place, record):
+        if known == now:
+            return with_echoes(place, known, 0)
+        place_of_record = (await begin(source, [lane], Start(From.POSITION, record)))[lane]
+        return await _count_to(source, pair, lane, with_echoes(place_of_record, known, 0), place)
+    if not known:
+        return None
+    first = (await begin(source, [lane], Start(From.EARLIEST)))[lane]
+    end = (await begin(source, [lane], Start(From.POSITION, record)))[lane]
+    is_whole = first.count == 0 and not first.position
+    if is_whole and (await _count_to(source, pair, lane, first, end)).echo == known:
+        return await _count_to(source, pair, lane, first, place)
+    raise GuaranteeRefused(
+        f"{source.lane_name(lane)} cannot be started before {record}: how many records of the paired route lie before "
+        "the start cannot be told, because the beginning of the lane is gone or was written without marks",
+        hint="start it with `--from latest`, or with `--from position:...` at that record or behind it",
+    )
+
+
+def _is_behind(place: Place, record: str) -> bool:
+    if "-" not in record:
+        return place.count > int(record)
+    return position_order(place.position) >= position_order(record)
+
+
+async def _count_to(source: Log, pair: str, lane: Lane, start: Place, end: Place) -> Place:
+    """`end`, with the echoes that lie before it; `start` says how many lie before itself. Raises Unreachable."""
+    at = start
+    idle_s = 0.0
+    while not _has_reached(at, end):
+        outcome = (await source.read({lane: bare(at)}, _READ_RECORDS, _READ_BYTES, _READ_WAIT_S)).get(lane)
+        if isinstance(outcome, LaneError):
+            raise outcome
+        if outcome is None or bare(outcome.place) == bare(at):
+            idle_s += _READ_WAIT_S
+            if idle_s > _STALL_S:
+                raise Unreachable(f"{source.lane_name(lane)} gives nothing between {at.position} and {end.position}")
+            continue
+        idle_s = 0.0
+        behind = [position for position in outcome.positions if _order(position) > position_order(end.position)]
+        wanted = len(outcome.positions) - len(behind)
+        outcome.positions, outcome.rows = outcome.positions[:wanted], outcome.rows[:wanted]
+        at = part_echoes(outcome, at, pair).batch.place
+    return with_echoes(end, at.echo, 0)
+
+
+def _has_reached(at: Place, end: Place) -> bool:
+    return position_order(at.position) >= position_order(end.position) or (at.count >= end.count >= 0 <= at.count)
+
+
+def _order(position: bytes | int) -> tuple[int, int]:
+    return position_order(position.decode() if isinstance(position, bytes) else str(position))
