@@ -32,10 +32,14 @@ test: lint ## everything that a change must pass, on real Kafka, Valkey and Redi
 test-all: lint ## also the long runs: full crash matrix, all pairs, all seeds
 	$(BIN)/pytest -q tests
 
-matrix: setup ## the contract suite on Kafka 3.9, Redis Sentinel and Redis Cluster
-	CROSSFADE_TEST_KAFKA=3.9.2 $(BIN)/pytest -q tests/contract -k kafka
-	CROSSFADE_TEST_REDIS=sentinel $(BIN)/pytest -q tests/contract -k valkey
-	CROSSFADE_TEST_REDIS=cluster $(BIN)/pytest -q tests/contract -k valkey
+matrix: setup ## also on Kafka 3.9, Kafka 3.5 as a source, Redis 8, Sentinel, Cluster: about 15 minutes
+	@set -e; export CI=true; run() { echo "== $$*"; env "$$@"; }; \
+	run CROSSFADE_TEST_REDIS=redis8 $(BIN)/pytest -q tests/contract -k valkey; \
+	run CROSSFADE_TEST_REDIS=sentinel $(BIN)/pytest -q tests/contract -k valkey; \
+	run CROSSFADE_TEST_REDIS=cluster $(BIN)/pytest -q tests/contract -k valkey; \
+	run CROSSFADE_TEST_KAFKA=3.9.2 $(BIN)/pytest -q tests/contract -k kafka; \
+	run CROSSFADE_TEST_KAFKA=3.9.2 CROSSFADE_TEST_REDIS=redis8 $(BIN)/pytest -q tests/system/test_directions.py; \
+	run $(BIN)/pytest -q tests/system/test_old_source.py
 
 demo: setup ## copy live streams both ways under faults, and prove it; SABOTAGE=drop|dup|swap|alter|invent damages one record
 	$(BIN)/python -m demo $(if $(SABOTAGE),--sabotage $(SABOTAGE))

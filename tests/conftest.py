@@ -1,7 +1,7 @@
 """Real servers for the tests that are marked `lab`: started once per session, only when a test asks for them.
 
-`make matrix` runs the contract suite on others: CROSSFADE_TEST_KAFKA=<version>,
-CROSSFADE_TEST_REDIS=sentinel|cluster|redis8 (which then stand in for the Valkey).
+`make matrix` runs tests on others: CROSSFADE_TEST_KAFKA=<version>, CROSSFADE_TEST_REDIS=sentinel|cluster|redis8 (these
+stand in for the Valkey).
 """
 
 import os
@@ -34,9 +34,9 @@ def _logging_as_found():
 @pytest.fixture(scope="session")
 def lab():
     """Three Kafka brokers and a Valkey, behind proxies."""
-    started = _start(
-        "tests", brokers=3, redis="standalone", kafka_version=os.environ.get("CROSSFADE_TEST_KAFKA", KAFKA_VERSION)
-    )
+    version = os.environ.get("CROSSFADE_TEST_KAFKA", KAFKA_VERSION)
+    flavour = "redis8" if os.environ.get("CROSSFADE_TEST_REDIS") == "redis8" else "valkey"
+    started = _start("tests", brokers=3, redis="standalone", kafka_version=version, redis_flavour=flavour)
     yield started
     started.down()
 

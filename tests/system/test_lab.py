@@ -236,6 +236,7 @@ def test_a_full_disk_refuses_writes_until_it_heals(lab: Lab) -> None:
     assert not fault.observe()["server_ended"]
 
 
+@pytest.mark.long
 def test_a_broker_ends_of_a_full_disk_and_comes_back(lab: Lab) -> None:
     lab.create_topic("disk", 1)
     write(lab, "disk", 100)
