@@ -77,6 +77,7 @@ async def audit_opened(
     from ..verify.audit import audit
     from ..verify.by_key import audit_by_key
     from ..verify.extent import extents_of
+    from ..verify.one_way import copies_only, without_echoes
 
     extents = await extents_of(opened.source, lanes, scope.since, scope.until)
     quarantined = await opened.target.quarantined(opened.route.id)
@@ -92,10 +93,16 @@ async def audit_opened(
             is_settled=scope.is_settled,
             quarantined=quarantined,
             extents=extents,
+            keep=scope.keep,
         )
-    return await audit(
-        opened.source,
-        opened.target,
+    source, target = opened.source, opened.target
+    echoes: dict[int, int] = {}
+    if opened.route.pair:
+        source, echoes = without_echoes(source, opened.route.pair)
+        target = copies_only(target, opened.route.id)
+    report = await audit(
+        source,
+        target,
         opened.mapping,
         route_id=opened.route.id,
         lanes=lanes,
@@ -105,7 +112,11 @@ async def audit_opened(
         is_settled=scope.is_settled,
         quarantined=quarantined,
         extents=extents,
+        keep=scope.keep,
     )
+    for lane, count in echoes.items():
+        report.lanes[lane].quarantined += count
+    return report
 
 
 async def _worth(opened: OpenRoute, lanes: Sequence[int], processes: int | None) -> int:
