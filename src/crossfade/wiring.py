@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .brokers.protocol import Assignment, Board, From, Inspector, Log, Start
+from .brokers.removal import Remover
 from .config import Broker, Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, RouteSettings, Secret, Side
 from .errors import GuaranteeRefused, InvariantBroken, UsageError
 from .model.mapping import Mapping, mapping_named
@@ -149,6 +150,16 @@ async def open_inspectors(config: Config, name: str) -> AsyncIterator[list[tuple
         for broker, role in ((settings.source, "source"), (settings.target, "target")):
             found.append((broker, role, await _open_inspector(stack, config, settings, broker)))
         yield found
+
+
+def remover_of(target: Log) -> Remover | None:
+    """What removes single entries from an open target; None where its broker cannot."""
+    if target.kind != "redis":
+        return None
+    from .brokers.redis.log import RedisLog
+    from .brokers.redis.removal import RedisRemover
+
+    return RedisRemover(target.nodes, target.stream_keys) if isinstance(target, RedisLog) else None
 
 
 async def _open_log(

@@ -82,7 +82,7 @@ async def _uninstall(config: Config, names: Sequence[str], *, remove: bool) -> t
     remaining: list[Left] = []
     for name in names if remove else ():
         # All of them before the first removal: a refusal must not leave half of the routes removed.
-        await _refuse_running(config, name)
+        await refuse_running(config, name)
     for name in names:
         left = await _footprint(config, name, erase=remove)
         found += [each for each in left if each not in found]
@@ -117,7 +117,8 @@ async def _footprint(config: Config, name: str, *, erase: bool) -> list[Left]:
     return left
 
 
-async def _refuse_running(config: Config, name: str) -> None:
+async def refuse_running(config: Config, name: str) -> None:
+    """Raises RefusedByRail while a relay of the route gives signs of life."""
     from .. import wiring
 
     async with wiring.open_board(config, name) as board:

@@ -13,6 +13,7 @@ import typer
 
 from .doctor import routes_of
 from .output import complete_routes, output_of
+from .verify_repair import Repair, check_choice, repair_routes
 from .verify_run import audit_route
 from .verify_scope import Scope, Store, parse_limit
 from .verify_words import NO_VERDICT, exit_code_of, text_of
@@ -49,6 +50,13 @@ def verify(
     complete: Annotated[
         bool, typer.Option("--complete", help="No verdict (exit code 1) unless every record was there to compare.")
     ] = False,
+    repair: Annotated[
+        Repair | None,
+        typer.Option(
+            "--repair", help="list: what each difference needs; apply: remove from a Redis target what is too much."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --repair apply: do not ask.")] = False,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Keep the audit's state here, and go on from it the next time.")
     ] = None,
@@ -67,12 +75,17 @@ def verify(
       crossfade verify forward --lanes 0-3 --resume audit.json
       crossfade verify forward --from time:2026-01-31T12:00:00Z --to time:2026-01-31T13:00:00Z
       crossfade verify forward --lanes 3 --from position:1769860800000-0
+      crossfade verify forward --repair list
     """
     output = output_of(context)
     config = output.config()
     names = routes_of(config, route)
     store = Store(resume)
     scope = Scope(lanes, parse_limit("--from", since), parse_limit("--to", until), settled)
+    if repair is not None:
+        check_choice(resume)
+        code = asyncio.run(repair_routes(config, output, names, scope, repair, yes=yes))
+        raise typer.Exit(code)
     reports = {name: asyncio.run(audit_route(config, output, name, scope, store, processes)) for name in names}
     body = {
         "ok": all(report.ok for report in reports.values()),

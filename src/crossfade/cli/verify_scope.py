@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..brokers.protocol import From, Start
 from ..errors import UsageError
 from ..model.position import position_order
+
+if TYPE_CHECKING:
+    from ..verify.report import Keeping
 
 STATE_VERSION = 1
 #: how often the state of a running audit is kept
@@ -34,6 +37,7 @@ class Scope:
     since: Start | None = None
     until: Start | None = None
     is_settled: bool = False
+    keep: Keeping | None = None
 
     def check(self, lanes: Sequence[int], *, is_kept: bool) -> None:
         """Raises UsageError for limits that mean nothing for these lanes."""

@@ -20,7 +20,7 @@ from ..errors import SourceDeleted, SourceTrimmed, Unreachable, invariant
 from ..model.record import Lane, Shape
 from .extent import Extent
 from .lane import LaneAudit, Translates
-from .report import AuditReport
+from .report import AuditReport, Keeping
 from .second_look import second_look
 
 #: one read, over all lanes
@@ -63,6 +63,7 @@ async def audit(
     is_settled: bool = False,
     quarantined: Mapping[Lane, Collection[str]] | None = None,
     extents: Mapping[Lane, Extent] | None = None,
+    keep: Keeping | None = None,
 ) -> AuditReport:
     """Compare the lanes of an open source and target, one to one.
 
@@ -70,13 +71,14 @@ async def audit(
     `is_settled`: nothing is on its way any more, so what the target's end lacks is missing, not pending.
     `quarantined`: source positions that the route quarantined, by lane. `resume`: the `state` of an earlier audit.
     `extents`: the part of each source lane to compare, see `extents_of`; such an audit leaves no state to go on from.
+    `keep`: how many differences are kept by name, and whether with their rows.
     Raises Unreachable, AccessRefused.
     """
     started_s = time.monotonic()
     target_bounds = await target.bounds(lanes)
     source_bounds = await source.bounds(lanes)
     is_earliest = start is None or start.where is From.EARLIEST
-    report = AuditReport(source.name, target.name, {})
+    report = AuditReport(source.name, target.name, {}, **(keep or {}))
     run = _Run(source, target, on_progress)
     known = (resume or {}).get("lanes", {})
     for lane in lanes:

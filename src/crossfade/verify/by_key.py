@@ -23,7 +23,7 @@ from .diff import Difference, Kind, LaneDiff
 from .extent import Extent
 from .lane import Reading, Translates, cut
 from .origins import codec_for
-from .report import AuditReport, LaneReport
+from .report import AuditReport, Keeping, LaneReport
 from .second_look import second_look
 
 
@@ -46,6 +46,7 @@ async def audit_by_key(
     is_settled: bool = False,
     quarantined: Mapping[Lane, Collection[str]] | None = None,
     extents: Mapping[Lane, Extent] | None = None,
+    keep: Keeping | None = None,
 ) -> AuditReport:
     """Compare all lanes of an open source with all lanes of an open target; see `audit`. It begins anew each time.
 
@@ -54,7 +55,7 @@ async def audit_by_key(
     started_s = time.monotonic()
     target_bounds = await target.bounds(range(target.lanes))
     source_bounds = await source.bounds(range(source.lanes))
-    report = AuditReport(source.name, target.name, {})
+    report = AuditReport(source.name, target.name, {}, **(keep or {}))
     run = _Run(source, target, mapping, report, partitioner, on_progress)
     run.extents = dict(extents or {})
     for lane, bounds in source_bounds.items():
@@ -115,7 +116,7 @@ class _Run:
             diff = LaneDiff(
                 codec,
                 window_rows=window_rows,
-                on_difference=self._reporter(lane),
+                on_difference=self._reporter(lane, to),
                 begins_late=reading.is_trimmed or not is_earliest,
                 extent=self.extents.get(lane),
             )
@@ -123,8 +124,8 @@ class _Run:
                 diff.source_gap("", bounds.first or bounds.last)
             self._paths[lane, to] = diff
 
-    def _reporter(self, lane: Lane) -> Callable[[Difference], None]:
-        return lambda difference: self._report.add(lane, difference)
+    def _reporter(self, lane: Lane, to: Lane) -> Callable[[Difference], None]:
+        return lambda difference: self._report.add(lane, difference, to)
 
     async def to_the_end(self) -> None:
         """Raises Unreachable, AccessRefused."""
@@ -226,7 +227,7 @@ class _Run:
                 # No lane of ours: it is named with the source lane of the same number, or the first.
                 home = to if to in self.sources else 0
                 foreign = Difference(Kind.EXTRA, None, position, "carries no mark of this route", row)
-                self._report.add(home, foreign)
+                self._report.add(home, foreign, to)
                 continue
             positions, actual = sorted_out.setdefault(lane, ([], []))
             positions.append(position)

@@ -1,8 +1,9 @@
 """How the rows of a target tell which source record each is a copy of, and what they are without that mark.
 
 Hides the two places of a mark: the last `xf` header of a Kafka record; on Redis the last `xf` field, or the entry id
-(`<ms>-<source offset>`, or the source entry's own), which leaves the fields as they were. `equal` decides a whole slice at C speed by predicting the
-marks; it may miss that rows are equal, but never says so where they are not. `normal` then says it row by row.
+(`<ms>-<source offset>`, or the source entry's own), which leaves the fields as they were. `equal` decides a whole slice
+at C speed by predicting the marks; it may miss that rows are equal, but never says so where they are not. `normal` then
+says it row by row.
 """
 
 from __future__ import annotations
@@ -146,8 +147,10 @@ class RecordMarks(_Marks):
 
 
 class EntryMarks(_Marks):
-    """Redis targets: the last field `xf`, else the entry id: its sequence is the offset in Kafka, or it is the very id of
-    the source entry."""
+    """Redis targets: the last field `xf`, else the entry id.
+
+    Its sequence is the offset in Kafka, or it is the very id of the source entry.
+    """
 
     def equal(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from ..errors import LaneError
 from ..model.position import position_text
@@ -19,6 +19,13 @@ from .diff import Difference, Kind
 NAMED_MAX = 100
 #: strays (`extra` and `duplicate`) that the second look over the source can tell apart
 STRAYS_MAX = 10_000
+
+
+class Keeping(TypedDict, total=False):
+    """What a report keeps of differences; see `AuditReport`."""
+
+    named_max: int
+    keeps_rows: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,8 @@ class Named:
 
     lane: Lane
     difference: Difference
+    #: where it was seen, if that is known
+    target_lane: Lane | None = None
 
     def as_dict(self) -> dict[str, object]:
         kind, source, target, detail, _ = self.difference
@@ -110,6 +119,10 @@ class AuditReport:
     source: str
     target: str
     lanes: dict[Lane, LaneReport]
+    #: differences kept by name, per kind
+    named_max: int = NAMED_MAX
+    #: strays keep what they hold, so that it can be asked again whether they are still there
+    keeps_rows: bool = False
     seconds: float = 0.0
     #: bytes read of both sides are not counted; records compared per second of wall time
     records_per_s: float = 0.0
@@ -118,20 +131,21 @@ class AuditReport:
     #: state to go on from later: `audit(..., resume=report.state)`
     state: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, lane: Lane, difference: Difference) -> None:
-        """Count a difference, and keep it by name while there is room."""
+    def add(self, lane: Lane, difference: Difference, target_lane: Lane | None = None) -> None:
+        """Count a difference, and keep it by name while there is room; `target_lane` is the same where lanes map so."""
         self.lanes[lane].counts[difference.kind] += 1
-        named = Named(lane, difference)
+        named = Named(lane, difference, lane if target_lane is None else target_lane)
         if difference.row is not None and len(self.strays) < STRAYS_MAX:
             self.strays.append(named)  # sorted into `named` after the second look
         else:
             self.keep(named)
 
     def keep(self, named: Named) -> None:
-        """Keep a difference by name while there is room; without its row."""
+        """Keep a difference by name while there is room; without its row, unless rows are kept."""
         kept = self.named.setdefault(named.difference.kind, [])
-        if len(kept) < NAMED_MAX:
-            kept.append(Named(named.lane, named.difference._replace(row=None)))
+        if len(kept) < self.named_max:
+            difference = named.difference if self.keeps_rows else named.difference._replace(row=None)
+            kept.append(Named(named.lane, difference, named.target_lane))
 
     @property
     def records(self) -> int:

@@ -72,7 +72,7 @@ def _rename(report: AuditReport, named: Named, original: str | None) -> None:
         counts[difference.kind] -= 1
         counts[kind] += 1
     detail = f"{difference.detail}; the source holds it " + (f"at {original}" if original else "nowhere")
-    report.keep(Named(named.lane, difference._replace(kind=kind, detail=detail)))
+    report.keep(Named(named.lane, difference._replace(kind=kind, detail=detail), named.target_lane))
 
 
 def _content_of_record(row: Row) -> Hashable:
