@@ -75,7 +75,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         ends = [MemoryLog(made.broker, end, LANES, Shape.RECORD) for end in ("a", "b")]
         for end in ends:
             await end.open()
-        route = SimpleNamespace(id="idforward", source_lanes=LANES, lane_map=made.lane_map, partitioner="murmur2")
+        route = SimpleNamespace(id="idforward", source_lanes=LANES, lane_map=made.lane_map, partitioner="murmur2", pair="")
         yield SimpleNamespace(
             route=route, source=ends[0], target=ends[1], mapping=mapping_named("lossless"), start=Start()
         )

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from ..serving import NOT_FOUND, OK, UNAVAILABLE, HttpServer
 from .copier import Copier
 from .documents import LaneReport, Report
 from .lanes import LaneState, State
@@ -123,47 +124,25 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class HealthServer:
+class HealthServer(HttpServer):
     """`/metrics`, `/livez` (makes progress) and `/readyz` (owns a claim) of several copiers, on one port."""
 
     def __init__(self, copiers: list[Copier], metrics: list[Metrics]) -> None:
+        super().__init__(self._tell)
         self._copiers = copiers
         self._metrics = metrics
-        self._server: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; port 0 takes a free one. Returns the port."""
-        self._server = await asyncio.start_server(self._serve, host, port)
-        port_taken: int = self._server.sockets[0].getsockname()[1]
-        return port_taken
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-            status, body = self._answer(request.split(b" ", 2)[1].decode("latin-1"))
-            head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-            writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
-            await writer.drain()
-        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, IndexError):
-            return  # not an HTTP client, or it went away
-        finally:
-            writer.close()
-
-    def _answer(self, path: str) -> tuple[str, bytes]:
+    def _tell(self, path: str) -> tuple[str, bytes]:
         if path == "/metrics":
-            return "200 OK", b"".join(metrics.render() for metrics in self._metrics)
+            return OK, b"".join(metrics.render() for metrics in self._metrics)
         if path == "/livez":
             now_s = asyncio.get_running_loop().time()
             stalled = [c.route.name for c in self._copiers if c.claim is not None and now_s - c.progress_s > STALL_S]
-            return ("503 Service Unavailable", f"no progress: {stalled}\n".encode()) if stalled else ("200 OK", b"ok\n")
+            return (UNAVAILABLE, f"no progress: {stalled}\n".encode()) if stalled else (OK, b"ok\n")
         if path == "/readyz":
             waiting = [c.route.name for c in self._copiers if c.claim is None]
-            return ("503 Service Unavailable", f"no claim: {waiting}\n".encode()) if waiting else ("200 OK", b"ok\n")
-        return "404 Not Found", b"try /metrics, /livez or /readyz\n"
+            return (UNAVAILABLE, f"no claim: {waiting}\n".encode()) if waiting else (OK, b"ok\n")
+        return NOT_FOUND, b"try /metrics, /livez or /readyz\n"
 
 
 def wall_clock() -> float:
