@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import getpass
 import os
 import re
@@ -24,12 +23,13 @@ from .. import wiring
 from ..brokers.protocol import From, Start, VersionConflict
 from ..config import Config
 from ..errors import RefusedByRail, UsageError
-from ..relay.copier import Copier, start_lanes
+from ..relay.copier import start_lanes
 from ..relay.documents import AcceptedLoss, Desired, LaneReport, Report
-from ..relay.reporter import HealthServer, Metrics
-from ..relay.service import RelayService
+from ..relay.reporter import HealthServer
 from ..telemetry import setup_logging
 from .output import Column, Output, output_of
+from .relay_fleet import Fleet, follow_new_lanes
+from .runtime import calm_collector, keep_freed_memory
 
 relay_app = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +68,9 @@ async def _start(config: Config, names: list[str] | None, begin: str | None, out
     for name in _routes(config, names):
         async with wiring.open_route(config, name) as opened:
             where = parse_start(begin) if begin else opened.start
-            lanes = list(range(opened.route.source_lanes))
+            lanes = [lane for lane in range(opened.route.source_lanes) if lane not in opened.new_lanes]
+            for line in await follow_new_lanes(opened):
+                output.note(line)
             places = await start_lanes(opened.route, opened.source, opened.target, opened.board, where, lanes)
             rows.append(
                 {
@@ -138,70 +140,23 @@ def run(
 async def _serve(
     config: Config, names: list[str], instance: str, shard: tuple[int, int] | None, start_first: bool, port: int | None
 ) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        services: list[RelayService] = []
-        copiers: list[Copier] = []
-        for name in names:
-            opened = await stack.enter_async_context(wiring.open_route(config, name, shard=shard, instance=instance))
-            if start_first:
-                missing = set(range(opened.route.source_lanes)) - await opened.board.started()
-                if missing:
-                    await start_lanes(
-                        opened.route, opened.source, opened.target, opened.board, opened.start, sorted(missing)
-                    )
-            copier = Copier(
-                opened.route,
-                opened.source,
-                opened.target,
-                opened.mapping,
-                opened.board,
-                opened.limits,
-                instance=instance,
-                shard=shard,
-            )
-            copiers.append(copier)
-            services.append(RelayService(copier, opened.assignment()))
+    keep_freed_memory()
+    fleet = Fleet(config, names, instance, shard, start_first=start_first)
+    try:
+        await fleet.open()
         port = config.routes[names[0]].metrics_port if port is None else port
-        health = HealthServer(copiers, [Metrics(copier) for copier in copiers])
+        health = HealthServer(fleet.copiers, fleet.metrics)
         if port:
-            await _listen(health, port)
-
-        def stop() -> None:
-            for service in services:
-                service.stop()
-
+            await health.listen(port)
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-        _calm_collector()
+            asyncio.get_running_loop().add_signal_handler(number, fleet.stop)
+        calm_collector()
         try:
-            async with asyncio.TaskGroup() as group:
-                for service in services:
-                    group.create_task(service.run())
+            await fleet.run()
         finally:
             await health.close()
-
-
-def _calm_collector() -> None:
-    """Let the cycle collector look at what is new only rarely, and never again at what is here now.
-
-    A batch is tens of thousands of lists and tuples of bytes that form no cycles: at the defaults, walking them again
-    and again takes a third of the relay's CPU time. Cycles of exceptions and tasks are few; they may wait.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(1_000_000, 20, 100)
-
-
-async def _listen(health: HealthServer, port: int) -> None:
-    """Open /metrics, /livez and /readyz: on this host alone, unless CROSSFADE_METRICS_HOST names another address."""
-    host = os.environ.get("CROSSFADE_METRICS_HOST", "127.0.0.1")
-    try:
-        await health.start(host, port)
-    except OSError as error:
-        raise UsageError(
-            f"cannot open {host}:{port} for /metrics: {error.strerror}",
-            hint="give each process on a host its own --metrics-port, or 0 for none",
-        ) from None
+    finally:
+        await fleet.close()
 
 
 @relay_app.command("status")

@@ -9,7 +9,7 @@ in Lua's numbers), and direct ids rise strictly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from operator import itemgetter, lt
@@ -59,7 +59,7 @@ class Rows:
 class Tags:
     """What stands before the names and values of each record: its source position, with its time where that fits."""
 
-    tags: list[Any]
+    tags: list[bytes]
     #: msgpack of the times; empty where the tags tell them
     times: bytes = b""
     #: the tags are good as entry ids; this is the highest time in them, -1 = they are not
@@ -166,8 +166,8 @@ def tag(positions: list[Any], times: list[int]) -> Tags:
 
 def _tag_offsets(offsets: list[int], times: list[int]) -> Tags:
     if min(times) < 0:
-        return Tags([str(offset) for offset in offsets], _pack(times))
-    tags = [f"{time_ms}-{offset}" for time_ms, offset in zip(times, offsets, strict=True)]
+        return Tags([b"%d" % offset for offset in offsets], _pack(times))
+    tags = [b"%d-%d" % both for both in zip(times, offsets, strict=True)]
     rises = times == sorted(times) and all(map(lt, offsets, offsets[1:]))
     return Tags(tags, top_ms=times[-1] if rises else -1)
 
@@ -192,10 +192,31 @@ def pack_call(digest: str, keys: list[bytes], ask: bytes, tags: Tags, chunk: Chu
     """The whole EVALSHA, as the server reads it."""
     rejects = [part for reject in chunk.rejects for part in pack_reject(reject)]
     widths = b"" if chunk.width else _pack(chunk.widths)
-    arguments = ["EVALSHA", digest, len(keys), *keys, ask, widths, tags.times, *rejects]
-    arguments += chain.from_iterable(chain.from_iterable(zip(zip(tags.tags, strict=True), chunk.fields, strict=True)))
-    packed: bytes = hiredis.pack_command(tuple(arguments))  # type: ignore[arg-type]  # its stub knows one-tuples only
-    return packed
+    head = ["EVALSHA", digest, len(keys), *keys, ask, widths, tags.times, *rejects]
+    if not chunk.width:
+        head += chain.from_iterable(chain.from_iterable(zip(zip(tags.tags, strict=True), chunk.fields, strict=True)))
+        packed: bytes = hiredis.pack_command(tuple(head))  # type: ignore[arg-type]  # its stub knows one-tuples only
+        return packed
+    announced = b"*%d\r\n" % (len(head) + len(chunk.fields) * (chunk.width + 1))
+    # The head as a command, with the number of all arguments in place of its own.
+    packed = hiredis.pack_command(tuple(head))  # type: ignore[arg-type]
+    return announced + packed[packed.index(b"\n") + 1 :] + _pack_columns(tags.tags, chunk.fields)
+
+
+def _pack_columns(tags: list[bytes], fields: list[list[bytes]]) -> bytes:
+    """Tag, names and values of records that have as many each, in one formatting: a fifth of the time of one by one.
+
+    A column that is the same throughout, as names are, becomes a part of the format.
+    """
+    form = b"$%d\r\n%b\r\n"
+    columns: list[Iterable[Any]] = [map(len, tags), tags]
+    for column in zip(*fields, strict=True):
+        if column.count(column[0]) == len(column):
+            form += (b"$%d\r\n%b\r\n" % (len(column[0]), column[0])).replace(b"%", b"%%")
+        else:
+            form += b"$%d\r\n%b\r\n"
+            columns += (map(len, column), column)
+    return form * len(tags) % tuple(chain.from_iterable(zip(*columns, strict=True)))
 
 
 def between(place: Place, position: Any, uncounted: int | None) -> Place:
