@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
+import subprocess
+import urllib.request
 from collections.abc import Callable
 
 import pytest
-from rig import Copy, KafkaSide, RedisSide
+from rig import CROSSFADE, Copy, KafkaSide, RedisSide
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -101,3 +105,43 @@ def test_what_a_kafka_target_needs_is_said_and_nothing_is_done(copy: Callable[..
     assert (row["action"], row["outcome"], row["kind"]) == ("copy anew", None, "extra")
     assert "FRESH-TOPIC" in row["how"]
     assert row["target"] in row["how"]
+
+
+def test_a_watch_follows_a_live_copy_and_remembers_what_it_saw(copy: Callable[..., Copy]) -> None:
+    made = copy("k", "r")
+    assert isinstance(made.target, RedisSide)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    relay = made.run("--start", by_hand=True)
+    made.source.write_numbers(0, range(100))
+    made.wait_drained(records=100)
+    choice = ["verify", "copy", "--watch", "0.3", "--metrics-port", str(port)]
+    process = subprocess.Popen(
+        [CROSSFADE, "-c", str(made.config), "-o", "json", *choice], stdout=subprocess.PIPE, text=True, cwd=made.folder
+    )
+    try:
+        assert process.stdout is not None
+        rounds = (json.loads(line) for line in process.stdout)
+        assert next(told for told in rounds if told["matched"] == 100)["parity"] == 1.0
+        for lane in range(4):
+            made.source.write_numbers(lane, range(1000 * lane + 200, 1000 * lane + 300))
+        seen = next(told for told in rounds if told["matched"] == 500)
+        assert (seen["ok"], seen["extra"]) == (True, 0)
+        made.target.write(3, [[b"key", b"k", b"value", b"invented"]])
+        told = next(told for told in rounds if not told["ok"])
+        assert (told["extra"], [named["kind"] for named in told["differences"]]) == (1, ["extra"])
+        # The next round names it no more, and still counts it.
+        told = next(rounds)
+        assert (told["extra"], told["differences"]) == (1, [])
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        assert 'crossfade_verify_differences{kind="extra",route="copy"} 1.0' in text
+        assert 'crossfade_verify_parity_ratio{route="copy"} 1.0' in text
+        assert 'crossfade_verify_audited_age_seconds{route="copy"}' in text
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 3
+    finally:
+        process.kill()
+        process.wait()
+    assert relay.stop() == 0

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from crossfade import wiring
 from crossfade.brokers.memory import MemoryBroker, MemoryLog
 from crossfade.brokers.protocol import Start
-from crossfade.cli import verify_scope
+from crossfade.cli import verify_scope, verify_watch
 from crossfade.cli.main import run
+from crossfade.cli.output import Output
 from crossfade.cli.verify_scope import parse_lanes
 from crossfade.config import Config
-from crossfade.errors import UsageError
+from crossfade.errors import Unreachable, UsageError
 from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Record, Shape
 from crossfade.model.route import LaneMap
 from crossfade.model.wire import XF, Origin, encode_origin
+from crossfade.verify.diff import Kind
+from crossfade.verify.report import AuditReport, LaneReport
 
 CONFIG = """\
 version: 1
@@ -75,7 +81,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         ends = [MemoryLog(made.broker, end, LANES, Shape.RECORD) for end in ("a", "b")]
         for end in ends:
             await end.open()
-        route = SimpleNamespace(id="idforward", source_lanes=LANES, lane_map=made.lane_map, partitioner="murmur2", pair="")
+        route = SimpleNamespace(
+            id="idforward", source_lanes=LANES, lane_map=made.lane_map, partitioner="murmur2", pair=""
+        )
         yield SimpleNamespace(
             route=route, source=ends[0], target=ends[1], mapping=mapping_named("lossless"), start=Start()
         )
@@ -256,3 +264,89 @@ def test_limits_that_mean_nothing_are_refused(
 ) -> None:
     assert run(["verify", *choice]) == 2
     assert words in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ watch
+
+
+class Told(Output):
+    """Ends the watch after so many rounds, as Ctrl-C does; does something between them."""
+
+    __slots__ = ("between", "bodies", "rounds")
+
+    def document(self, body: Mapping[str, Any], text: str, *, live: bool = False) -> None:
+        assert live
+        assert text.startswith(f"forward round {len(self.bodies) + 1}: ")
+        self.bodies.append(json.loads(json.dumps(body)))
+        if len(self.bodies) == self.rounds:
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            self.between(len(self.bodies))
+
+
+async def watched(rounds: int, between: Callable[[int], None]) -> tuple[int, list[dict[str, Any]], verify_scope.Store]:
+    output = Told(is_json=True)
+    output.rounds, output.between, output.bodies = rounds, between, []
+    store = verify_scope.Store(None)
+    code = await verify_watch.watch_routes(
+        output.config(), output, ["forward"], verify_scope.Scope(), store, every_s=0.01, port=0, processes=1
+    )
+    return code, output.bodies, store
+
+
+async def test_a_watch_goes_on_from_round_to_round_and_does_not_grow(world: World) -> None:
+    world.write(0, 0, RECORDS)
+    code, told, store = await watched(30, lambda at: world.write(0, at * RECORDS, (at + 1) * RECORDS))
+    assert code == 0
+    assert [body["matched"] for body in told] == [RECORDS * at for at in range(1, 31)]
+    assert {body["parity"] for body in told} == {1.0}
+    lanes = store.state_of("idforward")["lanes"].values()
+    assert max(len(lane["ranges"]) for lane in lanes) == 8
+
+
+async def test_a_watch_remembers_a_difference_and_survives_a_broker_that_is_away(world: World) -> None:
+    world.write(0, 0, RECORDS)
+
+    async def away(*_: object) -> None:
+        raise Unreachable("nobody answers")
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def between(at: int) -> None:
+            if at == 1:
+                world.broker.write("b", 0, [copy(0, 7)])
+            elif at == 2:
+                patch.setattr(MemoryLog, "bounds", away)
+            elif at == 3:
+                patch.undo()
+
+        code, told, _ = await watched(4, between)
+    assert code == 3
+    assert [body["duplicate"] for body in told] == [0, 1, 1, 1]
+    assert [body.get("error", {}).get("error") for body in told] == [None, None, "Unreachable", None]
+    assert [len(body["differences"]) for body in told] == [0, 1, 0, 0]
+
+
+def test_parity_is_of_what_is_settled(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    report = AuditReport("a", "b", {0: LaneReport(0, "a", "b")})
+    assert verify_watch.parity_of(report) is None
+    lane = report.lanes[0]
+    lane.matched, lane.pending = 97, 50
+    lane.counts.update({Kind.MISSING: 1, Kind.ALTERED: 1, Kind.REORDERED: 1, Kind.EXTRA: 5})
+    assert verify_watch.parity_of(report) == 0.97
+    one = verify_watch.Watched("forward", verify_scope.Store(None))
+    gauges = verify_watch.Gauges([one])
+    assert gauges.answer("/readyz")[0].startswith("503")
+    one.report = report
+    text = gauges.answer("/metrics")[1].decode()
+    assert 'crossfade_verify_parity_ratio{route="forward"} 0.97' in text
+    assert 'crossfade_verify_differences{kind="extra",route="forward"} 5.0' in text
+    assert gauges.answer("/readyz")[0] == gauges.answer("/livez")[0] == "200 OK"
+    assert run(["verify", "--watch", "1", "--settled"]) == 2
+    assert "--watch follows live streams" in capsys.readouterr().err
+
+
+def test_repair_is_never_applied_without_being_asked(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", "--repair", "apply"]) == 4
+    assert "add --yes" in capsys.readouterr().err
+    assert run(["verify", "--repair", "list", "--resume", "state.json"]) == 2

@@ -70,10 +70,10 @@ class Output:
             sys.stdout.write("\x1b[H\x1b[J")
         self._print_table(rows, columns)
 
-    def document(self, body: Mapping[str, Any], text: str) -> None:
-        """Print one thing: `body` as JSON, or `text` for people."""
+    def document(self, body: Mapping[str, Any], text: str, *, live: bool = False) -> None:
+        """Print one thing: `body` as JSON, in one line where it is one of many (`live`), or `text` for people."""
         if self.is_json:
-            self._json(body)
+            self._json(body, is_line=live)
         else:
             sys.stdout.write(printable(text) + "\n")
             sys.stdout.flush()

@@ -16,6 +16,7 @@ from .output import complete_routes, output_of
 from .verify_repair import Repair, check_choice, repair_routes
 from .verify_run import audit_route
 from .verify_scope import Scope, Store, parse_limit
+from .verify_watch import watch_routes
 from .verify_words import NO_VERDICT, exit_code_of, text_of
 
 verify_app = typer.Typer()
@@ -50,6 +51,18 @@ def verify(
     complete: Annotated[
         bool, typer.Option("--complete", help="No verdict (exit code 1) unless every record was there to compare.")
     ] = False,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            "--watch",
+            min=0.1,
+            metavar="SECONDS",
+            help="Audit again every so many seconds from where the last audit ended, until Ctrl-C.",
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="With --watch: port of /metrics, /livez, /readyz; 0 = none.")
+    ] = 0,
     repair: Annotated[
         Repair | None,
         typer.Option(
@@ -76,6 +89,7 @@ def verify(
       crossfade verify forward --from time:2026-01-31T12:00:00Z --to time:2026-01-31T13:00:00Z
       crossfade verify forward --lanes 3 --from position:1769860800000-0
       crossfade verify forward --repair list
+      crossfade verify --watch 10 --metrics-port 9188
     """
     output = output_of(context)
     config = output.config()
@@ -85,6 +99,11 @@ def verify(
     if repair is not None:
         check_choice(resume)
         code = asyncio.run(repair_routes(config, output, names, scope, repair, yes=yes))
+        raise typer.Exit(code)
+    if watch is not None:
+        code = asyncio.run(
+            watch_routes(config, output, names, scope, store, every_s=watch, port=metrics_port, processes=processes)
+        )
         raise typer.Exit(code)
     reports = {name: asyncio.run(audit_route(config, output, name, scope, store, processes)) for name in names}
     body = {

@@ -124,6 +124,12 @@ class Store:
         """Whether the state of a running audit should be kept now."""
         return self._path is not None and time.monotonic() - self._saved_s >= SAVE_EVERY_S
 
+    def trim(self, ranges_max: int) -> None:
+        """Forget all but the newest ranges of digests: who audits for ever must not grow."""
+        for state in self._states.values():
+            for lane in state["lanes"].values():
+                del lane["ranges"][:-ranges_max]
+
     def save(self, route_id: str, state: Mapping[str, Any]) -> None:
         """Replace the file in one step: a cut leaves the state before."""
         # An audit of some lanes keeps what is known of the others.

@@ -35,6 +35,19 @@ def text_of(route: str, report: AuditReport) -> str:
     counts = "  ".join(f"{name} {report.total(name):,}" for name in _TOTALS)
     lines.append(f"  matched {report.records:,}  {counts}")
     lines += [f"  {report.total(name):,} {words}" for name, words in _ASIDE.items() if report.total(name)]
+    lines += named_lines(report)
+    for lane in report.lanes.values():
+        if lane.error is not None:
+            lines.append(f"  lane {lane.lane} was not compared to its end: {lane.error.message}")
+    if report.total("stale_epochs"):
+        lines.append(f"  {report.total('stale_epochs'):,} records of an older epoch stand behind a newer one")
+    lines.append(f"  {verdict_of(report)} ({report.seconds:.1f} s, {report.records_per_s:,.0f} records/s)")
+    return "\n".join(lines)
+
+
+def named_lines(report: AuditReport) -> list[str]:
+    """One line for each difference that has a name."""
+    lines = []
     for kept in report.named.values():
         for named in kept:
             told = named.as_dict()
@@ -44,13 +57,7 @@ def text_of(route: str, report: AuditReport) -> str:
         total = report.total(kept[0].difference.kind.value) if kept else 0
         if total > len(kept):
             lines.append(f"  ... and {total - len(kept):,} more of them")
-    for lane in report.lanes.values():
-        if lane.error is not None:
-            lines.append(f"  lane {lane.lane} was not compared to its end: {lane.error.message}")
-    if report.total("stale_epochs"):
-        lines.append(f"  {report.total('stale_epochs'):,} records of an older epoch stand behind a newer one")
-    lines.append(f"  {verdict_of(report)} ({report.seconds:.1f} s, {report.records_per_s:,.0f} records/s)")
-    return "\n".join(lines)
+    return lines
 
 
 def verdict_of(report: AuditReport) -> str:

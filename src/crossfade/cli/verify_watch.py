@@ -1,0 +1,203 @@
+"""`crossfade verify --watch`: audits again and again, each time from where the last audit ended.
+
+Hides rounds, their state (bounded, in memory) and the gauges of `--metrics-port`. A broker that does not answer costs
+a round, never the watch. Invariant: a difference that was ever seen stays seen, in the counts and in the exit code.
+Called by `verify`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BrokerError, CrossfadeError, UsageError
+from ..serving import NOT_FOUND, OK, UNAVAILABLE, HttpServer
+from .output import Output
+from .verify_run import audit_route
+from .verify_scope import Scope, Store
+from .verify_words import exit_code_of, named_lines, verdict_of
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from ..config import Config
+    from ..verify.report import AuditReport
+
+_KINDS = ("missing", "extra", "duplicate", "reordered", "altered")
+#: ranges of digests that the state keeps of each lane: a watch must not grow
+_RANGES_KEPT = 8
+
+
+@dataclass
+class Watched:
+    """What is known of one route."""
+
+    name: str
+    store: Store
+    rounds: int = 0
+    report: AuditReport | None = None
+    error: CrossfadeError | None = None
+    #: when the last round that gave a report began (seconds since the epoch)
+    audited_s: float = 0.0
+
+    @property
+    def parity(self) -> float | None:
+        """Matching of the settled source records; None = there are none."""
+        return None if self.report is None else parity_of(self.report)
+
+    def row(self, now_s: float) -> dict[str, Any]:
+        """One line of `-o json`."""
+        row: dict[str, Any] = {"route": self.name, "round": self.rounds}
+        if self.error is not None:
+            row["error"] = self.error.as_dict()
+        if self.report is None:
+            return row
+        report = self.report
+        told = report.as_dict()
+        row |= {key: told[key] for key in ("ok", "complete", "matched", *_KINDS, "pending", "stale_epochs", "seconds")}
+        row |= {"parity": self.parity, "audited_age_s": round(now_s - self.audited_s, 3)}
+        return row | {"differences": told["differences"] if self.error is None else []}
+
+
+def parity_of(report: AuditReport) -> float | None:
+    """Matching / settled records: settled is what the source holds and what is not on its way any more."""
+    settled = report.records + sum(report.total(kind) for kind in ("missing", "altered", "reordered"))
+    return report.records / settled if settled else None
+
+
+async def watch_routes(
+    config: Config,
+    output: Output,
+    names: Sequence[str],
+    scope: Scope,
+    store: Store,
+    *,
+    every_s: float,
+    port: int,
+    processes: int | None,
+) -> int:
+    """Audit in rounds until SIGINT or SIGTERM. Returns the exit code: 3 if anything ever differed.
+
+    `store` keeps where each audit ended. Raises UsageError.
+    """
+    if scope.is_settled or scope.since is not None or scope.until is not None:
+        raise UsageError(
+            "--watch follows live streams to their ends",
+            hint="leave out --settled, --from and --to, or leave out --watch",
+        )
+    watched = [Watched(name, store) for name in names]
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    gauges = Gauges(watched)
+    server = HttpServer(gauges.answer)
+    if port:
+        await server.listen(port)
+    try:
+        while not stop.is_set():
+            began_s = time.monotonic()
+            for one in watched:
+                if not await _unless_stopped(stop, _round(config, output, one, scope, processes)):
+                    break
+                output.document(one.row(time.time()), _text(one), live=True)
+            left_s = every_s - (time.monotonic() - began_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), max(left_s, 0.0))
+    finally:
+        await server.close()
+    return exit_code_of([one.report for one in watched if one.report is not None])
+
+
+async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Run `work`, but give it up at once when `stop` is set. Whether it was done."""
+    doing = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([doing, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+        return doing.done()
+    finally:
+        for task in (doing, stopping):
+            task.cancel()
+        await asyncio.gather(doing, stopping, return_exceptions=True)
+
+
+async def _round(config: Config, output: Output, one: Watched, scope: Scope, processes: int | None) -> None:
+    """One audit, from where the last ended."""
+    began_s = time.time()
+    try:
+        report = await audit_route(config, output, one.name, scope, one.store, processes)
+    except BrokerError as error:
+        one.error = error
+    else:
+        one.report, one.error, one.audited_s = report, None, began_s
+        one.store.trim(_RANGES_KEPT)
+    one.rounds += 1
+
+
+def _text(one: Watched) -> str:
+    if one.error is not None or one.report is None:
+        return f"{one.name} round {one.rounds}: {one.error}"
+    report, parity = one.report, one.parity
+    counts = "  ".join(f"{kind} {report.total(kind):,}" for kind in _KINDS if report.total(kind))
+    share = "-" if parity is None else f"{parity:.6%}"
+    totals = f"matched {report.records:,}  pending {report.total('pending'):,}  {counts}".rstrip()
+    head = f"{one.name} round {one.rounds}: parity {share}  {totals}  {verdict_of(report)}"
+    return "\n".join([head, *named_lines(report)])
+
+
+class Gauges:
+    """What a scrape of `/metrics` sees; `/livez` and `/readyz` beside it."""
+
+    def __init__(self, watched: Sequence[Watched]) -> None:
+        from prometheus_client import CollectorRegistry
+
+        self._watched = watched
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def answer(self, path: str) -> tuple[str, bytes]:
+        """See `serving.Answer`."""
+        from prometheus_client import generate_latest
+
+        if path == "/metrics":
+            return OK, generate_latest(self._registry)
+        if path == "/livez":
+            return OK, b"ok\n"
+        if path == "/readyz":
+            waiting = [one.name for one in self._watched if one.report is None]
+            return (UNAVAILABLE, f"not audited yet: {waiting}\n".encode()) if waiting else (OK, b"ok\n")
+        return NOT_FOUND, b"try /metrics, /livez or /readyz\n"
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry at each scrape."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        def gauge(name: str, words: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"crossfade_verify_{name}", words, labels=["route", *labels])
+
+        parity = gauge("parity_ratio", "Matching / settled records; absent where none is settled.")
+        matched = gauge("matched_records", "On the target exactly once, in order, unchanged.")
+        pending = gauge("pending_records", "Not yet on the target.")
+        differences = gauge("differences", "Records that are not as they should be.", "kind")
+        age = gauge("audited_age_seconds", "Since the last finished round began; what was there then is audited.")
+        failed = gauge("round_failed", "1 where the last round gave no report.")
+        for one in self._watched:
+            at = [one.name]
+            failed.add_metric(at, float(one.error is not None))
+            if one.report is None:
+                continue
+            if one.parity is not None:
+                parity.add_metric(at, one.parity)
+            matched.add_metric(at, one.report.records)
+            pending.add_metric(at, one.report.total("pending"))
+            age.add_metric(at, time.time() - one.audited_s)
+            for kind in _KINDS:
+                differences.add_metric([*at, kind], one.report.total(kind))
+        return iter([parity, matched, pending, differences, age, failed])
