@@ -8,6 +8,7 @@ At the end the target is counted record by record: a run that lost or doubled on
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class KafkaCounter:
             self.trouble = ""
         except KafkaException as error:  # a leader that moves, a topic not known everywhere yet: the next look tells
             self.trouble = str(error)
+            with contextlib.suppress(KafkaException):  # the handle would keep the leaders that it knew for a minute
+                self._admin.list_topics(self._topic, _ASK_S)
         return self._last
 
     def records(self) -> int:

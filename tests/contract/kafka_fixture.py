@@ -159,7 +159,12 @@ class KafkaBackend:
 
     async def quarantined(self, log, route):
         topic = f"crossfade.{route}.quarantine"
-        if await log.cluster.topic(topic) is None:
+        # A broker may not know yet what was just created elsewhere.
+        for pause_s in (0.2, 0.5, 1.0, 0.0):
+            if await log.cluster.topic(topic) is not None:
+                break
+            await asyncio.sleep(pause_s)
+        else:
             return []
         found = []
         for message in await asyncio.to_thread(read_committed, self.properties, topic, 0):
