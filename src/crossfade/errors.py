@@ -20,6 +20,7 @@
        |- SourceDeleted                       single records were deleted before they were copied
        |- TargetTorn                          marker and records disagree and the data cannot decide
        |- TargetReset                         the target lane was deleted or emptied behind the marker
+       |- TargetTooNarrow                     the source has more lanes than the target, one to one
        |- TargetFull                          the target refuses writes for lack of memory or disk; the lane waits
        |- QuarantineFull                      more records were refused than the budget allows
        `- MappingFailed                       a record cannot be mapped and quarantine is off
@@ -159,6 +160,10 @@ class TargetReset(LaneError):
 
 class TargetFull(LaneError):
     kind = Kind.RETRY
+
+
+class TargetTooNarrow(LaneError):
+    """A new source lane has no lane in the target; the lanes before it go on."""
 
 
 class QuarantineFull(LaneError):

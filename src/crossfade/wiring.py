@@ -16,6 +16,7 @@ from .brokers.removal import Remover
 from .config import Broker, Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, RouteSettings, Secret, Side
 from .errors import GuaranteeRefused, InvariantBroken, UsageError
 from .model.mapping import Mapping, mapping_named
+from .model.record import Lane
 from .model.route import LaneMap, Route, make_route
 from .relay.documents import RouteBoard
 from .relay.pace import Limits
@@ -37,6 +38,8 @@ class OpenRoute:
     board: RouteBoard
     start: Start
     limits: Limits
+    #: lanes that came after the route was started: they are followed from their beginning
+    new_lanes: tuple[Lane, ...]
     #: makes what hands out this route's lanes to this process
     assignment: Callable[[], Assignment]
 
@@ -102,10 +105,13 @@ async def open_route(
     refuse_loop(config, name)
     stream = config.streams[settings.stream]
     async with AsyncExitStack() as stack:
-        source = await _open_log(stack, config, settings, settings.source)
-        target = await _open_log(stack, config, settings, settings.target, source.lanes)
         board = _make_board(config.brokers[settings.target])
         stack.push_async_callback(board.close)
+        routes_board = RouteBoard(board, settings.id)
+        started = await routes_board.started()
+        known = max(started, default=-1) + 1
+        source = await _open_log(stack, config, settings, settings.source, known_lanes=known)
+        target = await _open_log(stack, config, settings, settings.target, source.lanes)
         mapping = mapping_named(stream.mapping.name, **stream.mapping.options)
         route = make_route(
             id=settings.id,
@@ -116,6 +122,7 @@ async def open_route(
             lane_map=LaneMap(settings.lanes),
             partitioner=stream.partitioner,
             mapping_digest=mapping.digest(),
+            first_lanes=await routes_board.first_lanes(),
             pair=config.routes[pair].id if (pair := config.pair_of(name)) else "",
         )
         yield OpenRoute(
@@ -123,7 +130,8 @@ async def open_route(
             source=source,
             target=target,
             mapping=mapping,
-            board=RouteBoard(board, settings.id),
+            board=routes_board,
+            new_lanes=tuple(lane for lane in range(route.source_lanes) if started and lane not in started),
             start=Start(From(stream.from_.where), stream.from_.value),
             limits=_limits(settings, has_gaps=stream.deleted == "count"),
             assignment=lambda: _make_assignment(config, settings, route, shard, instance),
@@ -163,16 +171,31 @@ def remover_of(target: Log) -> Remover | None:
 
 
 async def _open_log(
-    stack: AsyncExitStack, config: Config, settings: RouteSettings, broker: str, source_lanes: int | None = None
+    stack: AsyncExitStack,
+    config: Config,
+    settings: RouteSettings,
+    broker: str,
+    source_lanes: int | None = None,
+    known_lanes: int = 0,
 ) -> Log:
-    """The stream of a route on one of its brokers, connected. `source_lanes` is given for a target."""
+    """The stream of a route on one of its brokers, connected.
+
+    `source_lanes` is given for a target. `known_lanes`: so many are there, whatever is found.
+    """
     stream = config.streams[settings.stream]
     side, at = stream.sides[broker], config.brokers[broker]
     log: Log
     if isinstance(at, RedisBroker):
         from .brokers.redis.log import RedisLog
 
-        log = RedisLog(_redis(at), _redis_side(side).lane_keys, name=_redis_side(side).name, deleted=stream.deleted)
+        redis = _redis_side(side)
+        log = RedisLog(
+            _redis(at),
+            redis.first_keys(source_lanes or await _discovered(at, redis, known_lanes)),
+            name=redis.name,
+            deleted=stream.deleted,
+            key_of=redis.key_of if redis.is_discovered and source_lanes is None else None,
+        )
     else:
         from .brokers.kafka.log import KafkaLog
 
@@ -193,12 +216,27 @@ async def _open_inspector(stack: AsyncExitStack, config: Config, settings: Route
     if isinstance(at, RedisBroker):
         from .brokers.redis.doctor import RedisInspector
 
-        inspector: Inspector = RedisInspector(_redis(at), _redis_side(side).lane_keys)
+        redis = _redis_side(side)
+        inspector: Inspector = RedisInspector(_redis(at), redis.first_keys(await _discovered(at, redis, 0)))
     else:
         from .brokers.kafka.doctor import KafkaInspector
 
         inspector = KafkaInspector(_kafka(at), _kafka_side(side).topic)
     return inspector
+
+
+async def _discovered(at: RedisBroker, side: RedisSide, known: int) -> int:
+    """How many lanes a stream has whose count is not configured; 0 where it is. Raises UsageError, Unreachable."""
+    if not side.is_discovered:
+        return 0
+    from .brokers.redis.discover import count_keys
+    from .brokers.redis.nodes import Nodes
+
+    nodes = Nodes(_redis(at))
+    try:
+        return await count_keys(nodes, side.key_of, known=known)
+    finally:
+        await nodes.close()
 
 
 def _make_board(at: Broker) -> Board:
@@ -279,6 +317,7 @@ def _secret(value: Secret | None) -> Callable[[], str] | str:
 def _limits(settings: RouteSettings, *, has_gaps: bool) -> Limits:
     return Limits(
         source_has_gaps=has_gaps,
+        discover_s=settings.discover_s,
         batch_records_max=settings.batch_records,
         batch_size_bytes_max=settings.batch_size_bytes_max,
         commit_interval_s=settings.commit_interval_ms / 1000,

@@ -111,6 +111,8 @@ def test_every_key_arrives(tmp_path: Path) -> None:
 
 
 def test_lane_keys_follow_the_pattern() -> None:
+    assert RedisSide(lanes="m:<lane>").is_discovered
+    assert RedisSide(lanes="m:<lane>").first_keys(2) == ("m:0", "m:1")
     assert RedisSide(lanes="m:<lane>:x", count=3).lane_keys == ("m:0:x", "m:1:x", "m:2:x")
     assert RedisSide(keys=("b", "a")).lane_keys == ("b", "a")
 

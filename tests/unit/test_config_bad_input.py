@@ -44,7 +44,7 @@ BROKER_KEYS = (
 )
 ROUTE_KEYS = (
     "one of id, stream, source, target, lanes, reverse_of, batch_records, batch_size_bytes_max, commit_interval_ms, "
-    "quarantine_records_max, rate_records_per_s, allow_weak, metrics_port"
+    "quarantine_records_max, rate_records_per_s, allow_weak, discover_s, metrics_port"
 )
 A_NAME = "1 to 63 characters of a-z, 0-9 and -"
 REDIS_URL = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
@@ -89,12 +89,6 @@ ONE_MISTAKE = [
     ),
     ("count: 16", "count: 1.5", "F:7: streams.messages.old.count: found 1.5, expected a whole number from 1 to 100000"),
     ("count: 16", "count: 0", "F:7: streams.messages.old.count: found 0, expected a whole number from 1 to 100000"),
-    (
-        "count: 16",
-        "count: discover",
-        'F:7: streams.messages.old.count: found "discover", expected a number: this release does not '
-        "discover new lanes",
-    ),
     ("topic: messages.v1", "topic: [a]", "F:8: streams.messages.new.topic: found a list, expected text"),
     ("topic: messages.v1", "topic: ", "F:8: streams.messages.new.topic: found nothing, expected text"),
     ("topic: messages.v1", "topic: true", "F:8: streams.messages.new.topic: found true, expected text"),
@@ -197,7 +191,7 @@ ONE_MISTAKE = [
         'F:4: brokers.new.properties.bootstrap.servers: found no "bootstrap.servers" (but "bootstrap.server"), '
         "expected HOST:PORT[,HOST:PORT]",
     ),
-    (", count: 16", "", "F:7: streams.messages.old.count: found nothing, expected how many lanes the pattern has"),
+    (", count: 16", "", "F:7: streams.messages.old.count: found nothing, expected how many lanes the pattern has, or discover"),
     (
         'lanes: "msg:stream:<lane>", ',
         "",

@@ -116,6 +116,13 @@ class Log(Protocol):
         """Connect and learn `lanes` and `identity`. Raises Unreachable, AccessRefused."""
         ...
 
+    async def count_lanes(self) -> int:
+        """How many lanes the stream has now; more than `lanes` where it has grown since `open`.
+
+        Raises UsageError where new lanes leave a hole, Unreachable, AccessRefused.
+        """
+        ...
+
     async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
         """What each lane holds now. Raises Unreachable, AccessRefused."""
         ...

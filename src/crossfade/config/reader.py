@@ -184,8 +184,11 @@ class Reader(Walk):
         if kind is None or kind.text != "redis":
             return BAD  # the broker's own problem is noted already
         count = node.entries.get("count")
-        if count is not None and count.text == "discover":
-            return self._wrong(count, join(key, "count"), "a number: this release does not discover new lanes")
+        is_discovered = count is not None and count.kind == "scalar" and count.text == "discover"
+        if is_discovered:
+            rest = {name: child for name, child in node.entries.items() if name != "count"}
+            side = self._struct(RedisSide, Node("map", node.where, node.line, entries=rest), key)
+            return side if side is BAD else self._redis_side(side, node, key)
         side = self._struct(RedisSide, node, key)
         return side if side is BAD else self._redis_side(side, node, key)
 
@@ -203,8 +206,8 @@ class Reader(Walk):
             return self._note(node, join(key, "lanes"), "nothing", f"a pattern such as msg:stream:{LANE_MARK}, or keys")
         if side.lanes.count(LANE_MARK) != 1:
             return self._wrong(entries["lanes"], join(key, "lanes"), f"a pattern with {LANE_MARK} in it once")
-        if not side.count:
-            return self._note(node, join(key, "count"), "nothing", "how many lanes the pattern has")
+        if not side.count and "count" not in entries:
+            return self._note(node, join(key, "count"), "nothing", "how many lanes the pattern has, or discover")
         return side
 
     def _route(self, node: Node, key: str) -> Any:

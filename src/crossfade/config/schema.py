@@ -88,6 +88,8 @@ def _struct(kind: type[msgspec.Struct]) -> Schema:
 
 def _field(field: msgspec.structs.FieldInfo) -> Schema:
     found = _value(field.type)
+    if field.name == "count":
+        found = {"description": found.pop("description"), "anyOf": [found, {"const": "discover"}]}
     if isinstance(field.default, (str, int, float)) and field.default != "" and "pattern" not in found:
         found = {**found, "default": field.default}
     return found

@@ -112,13 +112,29 @@ class RedisSide(msgspec.Struct, frozen=True, kw_only=True):
     """A stream as Redis keeps it: one stream key a lane."""
 
     lanes: Annotated[str, says("pattern of the stream keys; <lane> stands for 0, 1, 2 ...")] = ""
-    count: Annotated[int, says("how many lanes the pattern has", ge=1, le=100_000)] = 0
+    count: Annotated[
+        int,
+        says("how many lanes the pattern has; or discover: as many as exist, new ones are followed", ge=1, le=100_000),
+    ] = 0
     keys: Annotated[tuple[str, ...], says("the stream keys one by one, instead of lanes and count")] = ()
 
     @property
+    def is_discovered(self) -> bool:
+        """`count: discover`: the number of lanes is what is found."""
+        return bool(self.lanes) and not self.count
+
+    def key_of(self, lane: int) -> str:
+        """The stream key of a lane of the pattern."""
+        return self.lanes.replace(LANE_MARK, str(lane))
+
+    @property
     def lane_keys(self) -> tuple[str, ...]:
-        """The stream key of each lane, in lane order."""
-        return self.keys or tuple(self.lanes.replace(LANE_MARK, str(lane)) for lane in range(self.count))
+        """The stream key of each lane, in lane order; none where they are discovered."""
+        return self.first_keys(0)
+
+    def first_keys(self, found: int) -> tuple[str, ...]:
+        """The stream key of each lane, in lane order; `found` of them where they are discovered."""
+        return self.keys or tuple(map(self.key_of, range(self.count or found)))
 
     @property
     def name(self) -> str:
@@ -181,6 +197,7 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_weak: Annotated[
         bool, says("true: also write to a topic that may lose acknowledged records when a broker is lost (one replica)")
     ] = False
+    discover_s: Annotated[float, says("seconds between two looks for new lanes of the source", ge=0.2)] = 30.0
     metrics_port: Annotated[int, says("port of /metrics, /livez and /readyz; 0 is off", ge=0, le=65_535)] = 9464
 
 

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from enum import Enum
 
-from ..errors import UsageError
+from ..errors import RouteConflict, UsageError
 from .record import Lane, Path
 
 
@@ -29,6 +29,8 @@ class Route:
     source: str
     #: id of the route that copies the other way, "" = none: what it wrote is passed over as an echo
     pair: str = ""
+    #: source lanes behind `source_lanes` that have no lane in the target: they came later, and wait for one
+    lanes_without_target: int = 0
 
     def paths_of(self, source_lane: Lane) -> tuple[Path, ...]:
         """All paths that leave `source_lane`."""
@@ -48,23 +50,30 @@ def make_route(
     partitioner: str,
     mapping_digest: str,
     pair: str = "",
+    first_lanes: int = 0,
 ) -> Route:
     """Check that the lanes fit and bind the route to its source, lane map and mapping.
 
-    Raises UsageError where lanes cannot be mapped one to one.
+    `first_lanes`: how many lanes the source had when the route was first started (0 = it was not): the route stays
+    bound to that number, and lanes that came later and have none in the target are left out.
+    Raises UsageError where lanes cannot be mapped one to one, RouteConflict where the source has lost lanes.
     """
-    if pair and source_lanes != target_lanes:
-        raise UsageError(
-            f"route {name!r} is one of a pair, but its ends have {source_lanes} and {target_lanes} lanes",
-            hint="give both brokers as many lanes of the stream: an echo is known by its lane",
+    if source_lanes < first_lanes:
+        raise RouteConflict(
+            f"route {name!r} was started with {first_lanes} source lanes, now there are {source_lanes}",
+            hint="restore the lanes, or start a new route",
         )
+    without_target = 0
+    if first_lanes and lane_map is LaneMap.ONE_TO_ONE and first_lanes <= target_lanes < source_lanes:
+        without_target = source_lanes - target_lanes
+        source_lanes = target_lanes
     if lane_map is LaneMap.ONE_TO_ONE and source_lanes > target_lanes:
         raise UsageError(
             f"route {name!r} maps lanes one to one, but the source has {source_lanes} lanes, the target {target_lanes}",
             hint=f"give the target {source_lanes} lanes, or set `lanes: by-key` on the route",
         )
-    bound = [source_identity, str(source_lanes), lane_map.value, mapping_digest]
+    bound = [source_identity, str(first_lanes or source_lanes), lane_map.value, mapping_digest]
     if lane_map is LaneMap.BY_KEY:
         bound += [partitioner, str(target_lanes)]
     digest = hashlib.blake2b("\x1f".join(bound).encode(), digest_size=8).hexdigest()
-    return Route(id, name, source_lanes, target_lanes, lane_map, partitioner, digest, pair)
+    return Route(id, name, source_lanes, target_lanes, lane_map, partitioner, digest, pair, without_target)

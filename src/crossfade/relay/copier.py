@@ -27,12 +27,13 @@ from ..errors import (
     SourceRegressed,
     SourceReset,
     SourceTrimmed,
+    TargetTooNarrow,
     invariant,
 )
 from ..model.echo import UNKNOWN, bare, part_echoes, with_echoes
 from ..model.mapping import Mapping
 from ..model.position import Place, position_order
-from ..model.record import Batch, Lane, Path, Write
+from ..model.record import Batch, Lane, Path, Shape, Write
 from ..model.route import Route
 from ..telemetry import step
 from .beginning import begin, begin_with_echoes
@@ -78,6 +79,8 @@ class Copier:
         self.records_total = 0
         #: loop time of the last sign of progress: an append, or a read that found nothing new
         self.progress_s = 0.0
+        #: the group handed out a lane that was not there when the route was opened
+        self.has_new_lanes = asyncio.Event()
         #: called after each append with (lane state, records, oldest row's time in ms, wall clock in s)
         self.on_appended: Callable[[LaneState, int, int, float], None] | None = None
         self._clock = clock
@@ -96,6 +99,10 @@ class Copier:
     async def assigned(self, lanes: frozenset[Lane], token: object | None) -> None:
         """Own exactly these lanes from now on. The claim is made anew: the handle belongs to this generation alone."""
         self._generation += 1
+        beyond = {lane for lane in lanes if lane >= self.route.source_lanes}
+        if any(lane >= self.route.source_lanes + self.route.lanes_without_target for lane in beyond):
+            self.has_new_lanes.set()
+        lanes -= beyond
         async with self._appending:  # an open append ends (or fails) under the old handle
             self._owned, self._token = lanes, token
             self._ownership.set()
@@ -195,7 +202,26 @@ class Copier:
             else:
                 state.place = state.settled
             lanes[lane] = state
-        self.lanes = lanes
+        self.lanes = lanes | self._lanes_without_target()
+
+    def _lanes_without_target(self) -> dict[Lane, LaneState]:
+        """New source lanes that wait for a lane in the target, halted by name: nobody owns them."""
+        route, states = self.route, {}
+        for lane in range(route.source_lanes, route.source_lanes + route.lanes_without_target):
+            state = LaneState(lane, self.source.lane_name(lane), {}, Place(), state=State.HALTED)
+            kafka = f"`kafka-topics.sh --alter --topic {self.target.name} --partitions {lane + 1}`"
+            state.error = TargetTooNarrow(
+                lane,
+                f"new source lane {state.name} has no lane in {self.target.name}, which has {self.target.lanes}",
+                hint=f"add one: {kafka if self.target.shape is Shape.RECORD else 'raise the `count` of the target'}; "
+                "the relay then goes on by itself",
+            )
+            states[lane] = state
+            known = self.lanes.get(lane)
+            if known is None or known.error is None:
+                self._log.error("lane halted", **state.error.as_dict())
+                self.alarms = [*self.alarms[-99:], state.error.message]
+        return states
 
     async def _refuse_without_marker(self, missing: set[Lane]) -> None:
         names = ", ".join(self.source.lane_name(lane) for lane in sorted(missing)[:5])

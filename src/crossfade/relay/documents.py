@@ -21,6 +21,8 @@ class Started(msgspec.Struct, omit_defaults=True):
 
     version: int = _VERSION
     lanes: list[int] = []
+    #: lanes that the source had at the first start: the route stays bound to them when more come; 0 = all in `lanes`
+    first_lanes: int = 0
 
 
 class AcceptedLoss(msgspec.Struct):
@@ -106,13 +108,23 @@ class RouteBoard:
         document = await self._board.get(self._started)
         return frozenset(_decode(document.body, Started, self._started).lanes) if document else frozenset()
 
+    async def first_lanes(self) -> int:
+        """How many lanes the source had when the route was first started; 0 = it never was."""
+        document = await self._board.get(self._started)
+        if document is None:
+            return 0
+        found = _decode(document.body, Started, self._started)
+        return found.first_lanes or max(found.lanes, default=-1) + 1
+
     async def add_started(self, lanes: set[int]) -> None:
         for _ in range(_TRIES):
             document = await self._board.get(self._started)
-            known = set(_decode(document.body, Started, self._started).lanes) if document else set()
+            found = _decode(document.body, Started, self._started) if document else Started()
+            known = set(found.lanes)
             if lanes <= known:
                 return
-            body = msgspec.json.encode(Started(lanes=sorted(known | lanes)))
+            first = found.first_lanes or max(known or lanes) + 1
+            body = msgspec.json.encode(Started(lanes=sorted(known | lanes), first_lanes=first))
             try:
                 await self._board.put(self._started, body, document.version if document else 0)
                 return

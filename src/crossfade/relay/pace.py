@@ -18,6 +18,7 @@ class Limits:
     marker_refresh_s: float = 30.0  # a place that moved without records is stored at least this often
     marker_keepalive_s: float = 3600.0  # an idle lane's marker is written again, so that it never expires
     marker_echo_s: float = 1.0  # a place that moved over echoes alone is stored at least this often
+    discover_s: float = 30.0  # between two looks for new lanes of the source
     source_has_gaps: bool = False  # records may be deleted before they are copied: echo ordinals may have gaps
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from ..brokers.protocol import Assignment, Listener, VersionConflict
-from ..errors import BrokerError, Kind
+from ..errors import BrokerError, Kind, UsageError
 from ..model.record import Lane
 from .copier import Copier
 from .reporter import make_report, wall_clock
@@ -38,6 +38,8 @@ class RelayService:
     def __init__(self, copier: Copier, assignment: Assignment) -> None:
         self.copier = copier
         self._assignment = assignment
+        #: it ended because lanes came that it does not know: the route is to be opened anew
+        self.has_new_lanes = False
         self._log = structlog.get_logger().bind(route=copier.route.name, instance=copier.instance)
 
     def stop(self) -> None:
@@ -52,6 +54,7 @@ class RelayService:
             asyncio.create_task(self._repeat(self._heartbeat, "heartbeat"), name="heartbeat"),
             asyncio.create_task(self._repeat(self._look_at_board, "board"), name="board"),
             asyncio.create_task(self._repeat(self._look_at_source, "source"), name="source"),
+            asyncio.create_task(self._watch_lanes(), name="lanes"),
         ]
         try:
             done, _ = await asyncio.wait([copying, *beside], return_when=asyncio.FIRST_COMPLETED)
@@ -81,6 +84,39 @@ class RelayService:
                     self._log.warning("cannot reach the broker", what=what, reason=error.message, hint=error.hint)
                 failing = True
             await asyncio.sleep(_HEARTBEAT_S)
+
+    async def _watch_lanes(self) -> None:
+        """Return when the route has lanes to copy that were not there when it was opened."""
+        copier = self.copier
+        told = ""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(copier.has_new_lanes.wait(), copier.limits.discover_s)
+            try:
+                if copier.has_new_lanes.is_set() or await self._has_grown():
+                    self.has_new_lanes = True
+                    return
+                told = ""
+            except (BrokerError, UsageError) as error:
+                if told != error.message:
+                    self._log.error("cannot look for new lanes", reason=error.message, hint=error.hint)
+                    copier.alarms = [*copier.alarms[-99:], error.message]
+                told = error.message
+
+    async def _has_grown(self) -> bool:
+        copier, route = self.copier, self.copier.route
+        known = route.source_lanes + route.lanes_without_target
+        found = await copier.source.count_lanes()
+        if found > known:
+            self._log.warning("new source lanes", stream=copier.source.name, lanes=found, known=known)
+            return True
+        if not route.lanes_without_target:
+            return False
+        lanes = await copier.target.count_lanes()
+        if lanes > route.target_lanes:
+            self._log.warning("new target lanes", stream=copier.target.name, lanes=lanes, known=route.target_lanes)
+            return True
+        return False
 
     async def _heartbeat(self) -> None:
         await self.copier.board.report(make_report(self.copier, wall_clock()))

@@ -24,6 +24,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
+    NewPartitions,
     NewTopic,
     OffsetSpec,
     ResourceType,
@@ -194,6 +195,22 @@ class Cluster:
         if facts is None:
             raise Unreachable(f"topic {name} was created but no broker shows it")
         return facts
+
+    async def add_partitions(self, name: str, lanes: int) -> TopicFacts:
+        """Let one of our own topics have `lanes` partitions. Raises Unreachable, AccessRefused."""
+        futures = self.admin.create_partitions([NewPartitions(name, lanes)], request_timeout=_REQUEST_S)
+        try:
+            await self._wait(futures[name])
+        except KafkaException as failure:
+            # Another process may have been first: what counts is what the topic has now.
+            if error_of(failure).code() != KafkaError.INVALID_PARTITIONS:
+                raise translate(failure, f"adding partitions to {name}", self.health) from failure
+        for _ in range(50):
+            facts = await self.topic(name)
+            if facts is not None and facts.lanes >= lanes and -1 not in facts.leaders:
+                return facts
+            await asyncio.sleep(0.1)
+        raise Unreachable(f"partitions were added to {name} but no broker shows them")
 
     async def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics; one that is already gone is no error. Raises Unreachable, AccessRefused."""

@@ -29,6 +29,7 @@ from .threads import HandleThread
 #: the broker's own minimum (group.min.session.timeout.ms)
 SESSION_TIMEOUT_MS = 6000
 _HEARTBEAT_MS = 2000
+_TOPIC_LOOK_MS = 3000
 #: a rebalance waits this long for the listener; then the lanes count as lost
 _LISTENER_S = 5.0
 _POLL_S = 0.2
@@ -116,6 +117,8 @@ class _Member:
             heartbeat_interval_ms=_HEARTBEAT_MS,
             max_poll_interval_ms=_MAX_POLL_MS,
             queued_min_messages=1,
+            # partitions that come are handed out this soon
+            topic_metadata_refresh_interval_ms=_TOPIC_LOOK_MS,
         )
         self._listener: Listener
         self._loop: asyncio.AbstractEventLoop

@@ -10,7 +10,7 @@ from .cluster import Cluster, TopicFacts
 
 async def ensure_lanes_topic(cluster: Cluster, route: str, lanes: int, replication: int) -> TopicFacts:
     """The topic whose partitions stand for a route's source lanes. Raises Unreachable, AccessRefused."""
-    return await cluster.ensure_topic(
+    made = await cluster.ensure_topic(
         names.lanes_topic(route),
         lanes,
         replication,
@@ -21,6 +21,7 @@ async def ensure_lanes_topic(cluster: Cluster, route: str, lanes: int, replicati
             "cleanup.policy": "delete",
         },
     )
+    return made if made.lanes >= lanes else await cluster.add_partitions(names.lanes_topic(route), lanes)
 
 
 def generation_of(handle: Any) -> int:

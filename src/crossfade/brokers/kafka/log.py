@@ -92,6 +92,10 @@ class KafkaLog:
         described = await self.cluster.describe()
         self.identity = f"kafka:{described.cluster_id}:{self.name}"
 
+    async def count_lanes(self) -> int:
+        """How many partitions the topic has now. Raises Unreachable, AccessRefused."""
+        return (await self.cluster.existing_topic(self.name)).lanes
+
     # --- source -----------------------------------------------------------------------------------------------------
 
     async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:

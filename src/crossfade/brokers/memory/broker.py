@@ -115,9 +115,22 @@ class MemoryBroker:
                 for entry_lane in found.lanes:
                     entry_lane.history_max = self.history_max
             self._streams[name] = found
-        if found.shape is not shape or len(found.lanes) != lanes:
+        if found.shape is not shape or len(found.lanes) < lanes:
             raise UsageError(f"stream {name!r} exists with {len(found.lanes)} lanes of shape {found.shape.value}")
         return found
+
+    def add_lane(self, name: str) -> Lane:
+        """Let the stream have one lane more, as an operator who adds a partition or an application's new stream key."""
+        lanes = self._streams[name].lanes
+        number = len(lanes)
+        if self._streams[name].shape is Shape.RECORD:
+            cast(list[RecordLane], lanes).append(RecordLane(number, cast(RecordLane, lanes[0]).incarnation))
+        else:
+            added = EntryLane(number)
+            added.history_max = self.history_max
+            cast(list[EntryLane], lanes).append(added)
+        self.notify()
+        return number
 
     # -- what applications do ----------------------------------------------------------------------------------------
 

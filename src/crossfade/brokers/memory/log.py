@@ -85,6 +85,9 @@ class MemoryLog:
 
         return await self._step("markers_of", look)
 
+    async def count_lanes(self) -> int:
+        return await self._step("count_lanes", lambda: len(self._stream.lanes))
+
     async def quarantined(self, route: str) -> dict[Lane, frozenset[str]]:
         found: dict[Lane, set[str]] = {}
         for each in self._broker.quarantine(self.name):

@@ -6,7 +6,7 @@ the server gave them. Called by `wiring`; the relay and the auditor see only the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from ...errors import InvariantBroken, LaneError, Unreachable, UsageError
@@ -14,6 +14,7 @@ from ...model.position import Marker, Place
 from ...model.record import Batch, Lane, Path, Shape, Write
 from ..protocol import Appended, Bounds, Claim, Owner, Start
 from .claims import Claims, RedisClaim
+from .discover import BEYOND_LATER, count_keys
 from .keys import check_slots
 from .link import LinkLost
 from .nodes import Nodes
@@ -42,9 +43,11 @@ class RedisLog:
         deleted: Literal["halt", "count"] = "halt",
         read: Literal["at_once", "replicated"] = "at_once",
         memory_bytes_max: int = 0,
+        key_of: Callable[[int], str] | None = None,
     ) -> None:
         """`deleted`: what happens when applications delete entries that are not copied yet. `read`: hand out entries
-        at once, or only when all replicas have them. `memory_bytes_max`: as a target, stop above it (0 = maxmemory)."""
+        at once, or only when all replicas have them. `memory_bytes_max`: as a target, stop above it (0 = maxmemory).
+        `key_of`: the stream key of any lane, where more lanes may come than there are now."""
         if not stream_keys:
             raise UsageError(f"stream {name} has no stream keys", hint="set count, or name the keys")
         self.stream_keys: list[bytes] = [key.encode() if isinstance(key, str) else key for key in stream_keys]
@@ -55,6 +58,7 @@ class RedisLog:
         self.lanes: int = len(self.stream_keys)
         self.identity: str = f"{settings.identity}/{name}"
         self.version = ""
+        self._key_of = key_of
         self.nodes = Nodes(settings)
         self.source = Source(self.nodes, self.stream_keys, deleted=deleted, read=read)
         self.claims = Claims(self.nodes, self.stream_keys)
@@ -84,6 +88,12 @@ class RedisLog:
                 f"{self.version} at {link.address} is too old: Redis 7.0 or any Valkey is needed",
                 hint="older servers do not count the entries ever added, so a loss could not be seen; upgrade it",
             )
+
+    async def count_lanes(self) -> int:
+        """See `Log.count_lanes`. Raises UsageError, Unreachable, AccessRefused."""
+        if self._key_of is None:
+            return self.lanes
+        return await count_keys(self.nodes, self._key_of, known=self.lanes, beyond=BEYOND_LATER)
 
     async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
         """See `Log.bounds`. Raises Unreachable, AccessRefused."""

@@ -1,0 +1,48 @@
+"""Which lanes a pattern of stream keys has: for streams whose number of lanes is not written down.
+
+Lanes are the keys 0, 1, 2 ... of the pattern, without a hole. Hides that a hole can only be seen by looking beyond it:
+so many keys further, no more. Called by `wiring` when a stream is opened, and by `log` while it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...errors import UsageError
+from .nodes import Nodes, call_key
+from .replies import check
+
+#: how far beyond the first missing key others are looked for
+BEYOND_AT_OPEN = 256
+BEYOND_LATER = 16
+
+
+async def count_keys(
+    nodes: Nodes, key_of: Callable[[int], str], *, known: int = 0, beyond: int = BEYOND_AT_OPEN
+) -> int:
+    """How many lanes there are; the first `known` are taken for granted (a lane that is gone shows when it is read).
+
+    Raises UsageError where there are none, or naming the key that is missing before others, Unreachable, AccessRefused.
+    """
+    count = known
+    while await _exists(nodes, key_of(count)):
+        count += 1
+    for later in range(count + 1, count + 1 + beyond):
+        if await _exists(nodes, key_of(later)):
+            raise UsageError(
+                f"stream key {key_of(count)} is missing, but {key_of(later)} exists: lanes are counted from 0 "
+                "without a hole",
+                hint=f"create {key_of(count)}, remove {key_of(later)}, or set `count` to a number",
+            )
+    if count == 0:
+        raise UsageError(
+            f"there is no stream key {key_of(0)}, so no lane can be discovered",
+            hint="let the application write first, or set `count` to a number",
+        )
+    return count
+
+
+async def _exists(nodes: Nodes, key: str) -> bool:
+    name = key.encode()
+    (reply,) = await call_key(nodes, name, [("EXISTS", name)], f"looking for {key}")
+    return bool(check(reply, f"looking for {key}"))

@@ -1,0 +1,115 @@
+"""The relays of one process: opens each route, runs it, and opens it anew when lanes came that it does not know.
+
+Hides that a route learns its lanes when it is opened, and only then: whatever changes them ends in the same way as
+every other trouble, with a new beginning from the markers. Lanes that came after the route was started are started
+here, from their first record, loudly: everything in them is new. Called by `crossfade relay run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from .. import wiring
+from ..brokers.protocol import From, Start
+from ..config import Config
+from ..relay.copier import Copier, start_lanes
+from ..relay.reporter import Metrics
+from ..relay.service import RelayService
+from ..wiring import OpenRoute
+
+
+class Fleet:
+    """One service per route; `copiers` and `metrics` always hold the present ones."""
+
+    def __init__(
+        self, config: Config, names: list[str], instance: str, shard: tuple[int, int] | None, *, start_first: bool
+    ) -> None:
+        self._config, self._names, self._instance, self._shard = config, names, instance, shard
+        self._start_first = start_first
+        self._is_stopping = False
+        self._stacks = [contextlib.AsyncExitStack() for _ in names]
+        self._services: list[RelayService] = []
+        self.copiers: list[Copier] = []
+        self.metrics: list[Metrics] = []
+
+    async def open(self) -> None:
+        """Open all routes. Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused."""
+        for at in range(len(self._names)):
+            service = await self._open(at, [])
+            self._services.append(service)
+            self.copiers.append(service.copier)
+            self.metrics.append(Metrics(service.copier))
+
+    async def run(self) -> None:
+        """Copy until `stop()`. Raises the error that ended a route."""
+        async with asyncio.TaskGroup() as group:
+            for at in range(len(self._names)):
+                group.create_task(self._run(at))
+
+    def stop(self) -> None:
+        """Finish the appends under way and end."""
+        self._is_stopping = True
+        for service in self._services:
+            service.stop()
+
+    async def close(self) -> None:
+        """Let go of all brokers."""
+        for stack in self._stacks:
+            await stack.aclose()
+
+    async def _run(self, at: int) -> None:
+        while True:
+            service = self._services[at]
+            await service.run()
+            if not service.has_new_lanes or self._is_stopping:
+                return
+            structlog.get_logger().info("route opened anew", route=self._names[at], instance=self._instance)
+            await self._stacks[at].aclose()
+            self._stacks[at] = contextlib.AsyncExitStack()
+            service = self._services[at] = await self._open(at, service.copier.alarms)
+            self.copiers[at], self.metrics[at] = service.copier, Metrics(service.copier)
+            if self._is_stopping:
+                service.stop()
+
+    async def _open(self, at: int, alarms: list[str]) -> RelayService:
+        opened = await self._stacks[at].enter_async_context(
+            wiring.open_route(self._config, self._names[at], shard=self._shard, instance=self._instance)
+        )
+        if self._start_first:
+            missing = set(range(opened.route.source_lanes)) - await opened.board.started() - set(opened.new_lanes)
+            if missing:
+                await start_lanes(
+                    opened.route, opened.source, opened.target, opened.board, opened.start, sorted(missing)
+                )
+        copier = Copier(
+            opened.route,
+            opened.source,
+            opened.target,
+            opened.mapping,
+            opened.board,
+            opened.limits,
+            instance=self._instance,
+            shard=self._shard,
+        )
+        copier.alarms = [*alarms, *await follow_new_lanes(opened)][-100:]
+        return RelayService(copier, opened.assignment())
+
+
+async def follow_new_lanes(opened: OpenRoute) -> list[str]:
+    """Start lanes that came after the route was started, at their first record; what to tell about it.
+
+    Raises as `start_lanes`.
+    """
+    if not opened.new_lanes:
+        return []
+    log = structlog.get_logger().bind(route=opened.route.name)
+    names = ", ".join(opened.source.lane_name(lane) for lane in opened.new_lanes)
+    await start_lanes(
+        opened.route, opened.source, opened.target, opened.board, Start(From.EARLIEST), list(opened.new_lanes)
+    )
+    alarm = f"{len(opened.new_lanes)} new lanes of {opened.source.name} are copied from their beginning: {names}"
+    log.warning("new lanes followed", lanes=names, says=alarm)
+    return [alarm]

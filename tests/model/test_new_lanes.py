@@ -1,0 +1,184 @@
+"""Lanes that come while a route runs, on brokers in memory: followed from their beginning, or halted by name."""
+
+import asyncio
+import contextlib
+
+import pytest
+from virtual import run_virtual
+from world import holds, row
+
+from crossfade import wiring
+from crossfade.brokers.memory import MemoryBoard, MemoryBroker, MemoryLog
+from crossfade.brokers.protocol import From, Start
+from crossfade.cli.relay_fleet import Fleet
+from crossfade.errors import RouteConflict, TargetTooNarrow, UsageError
+from crossfade.model.mapping import mapping_named
+from crossfade.model.record import Shape
+from crossfade.model.route import LaneMap, make_route
+from crossfade.relay.copier import start_lanes
+from crossfade.relay.documents import RouteBoard
+from crossfade.relay.lanes import State
+from crossfade.relay.pace import Limits
+from crossfade.relay.service import ByHand
+
+RECORD, ENTRY = Shape.RECORD, Shape.ENTRY
+SHAPES = {"redis-to-kafka": (ENTRY, RECORD), "kafka-to-redis": (RECORD, ENTRY), "kafka-to-kafka": (RECORD, RECORD)}
+
+
+class Stage:
+    """A source and a target whose lanes may grow; `open` stands in for the wiring."""
+
+    def __init__(self, shapes, *, source_lanes=2, target_lanes=4):
+        self.shapes = shapes
+        self.broker = MemoryBroker(latency_s=lambda: 0.01)
+        self.streams = {
+            "source": self.broker.stream("source", source_lanes, shapes[0]),
+            "target": self.broker.stream("target", target_lanes, shapes[1]),
+        }
+        self.mapping = mapping_named("lossless")
+
+    @contextlib.asynccontextmanager
+    async def open(self, config, name, *, shard=None, instance="a"):
+        source, target = (
+            MemoryLog(self.broker, stream, len(self.streams[stream].lanes), shape, instance=instance)
+            for stream, shape in zip(("source", "target"), self.shapes, strict=True)
+        )
+        await source.open()
+        await target.open()
+        board = RouteBoard(MemoryBoard(self.broker, instance=instance), "r1")
+        started = await board.started()
+        route = make_route(
+            id="r1",
+            name="route",
+            source_identity=source.identity,
+            source_lanes=source.lanes,
+            target_lanes=target.lanes,
+            lane_map=LaneMap.ONE_TO_ONE,
+            partitioner="murmur2",
+            mapping_digest=self.mapping.digest(),
+            first_lanes=await board.first_lanes(),
+        )
+        yield wiring.OpenRoute(
+            route=route,
+            source=source,
+            target=target,
+            mapping=self.mapping,
+            board=board,
+            start=Start(From.LATEST),
+            limits=Limits(idle_wait_s=0.2, discover_s=2.0),
+            new_lanes=tuple(lane for lane in range(route.source_lanes) if started and lane not in started),
+            assignment=lambda: ByHand(route.source_lanes, (0, 1)),
+        )
+
+    async def start(self):
+        async with self.open(None, "route") as opened:
+            lanes = list(range(opened.route.source_lanes))
+            await start_lanes(opened.route, opened.source, opened.target, opened.board, Start(), lanes)
+
+    def write(self, lane, numbers):
+        self.broker.write("source", lane, [row(self.shapes[0], lane, number) for number in numbers])
+
+    def copied(self, lane):
+        return len(self.broker.rows("target", lane))
+
+
+def play(monkeypatch, stage, history):
+    """Run a fleet while `history(fleet)` goes on."""
+    monkeypatch.setattr(wiring, "open_route", stage.open)
+
+    async def all_of_it():
+        await stage.start()
+        fleet = Fleet(None, ["route"], "a", None, start_first=False)
+        await fleet.open()
+        running = asyncio.ensure_future(fleet.run())
+        try:
+            await history(fleet)
+        finally:
+            fleet.stop()
+            await running
+            await fleet.close()
+
+    run_virtual(all_of_it())
+
+
+async def until(condition, limit_s=20.0):
+    end_s = asyncio.get_running_loop().time() + limit_s
+    while not condition():
+        holds(asyncio.get_running_loop().time() < end_s, "I9: nothing is skipped in silence")
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("way", SHAPES)
+def test_a_new_lane_is_copied_from_its_beginning_and_told(monkeypatch, way):
+    stage = Stage(SHAPES[way])
+
+    async def history(fleet):
+        stage.write(0, range(3))
+        await until(lambda: stage.copied(0) == 3)
+        lane = stage.broker.add_lane("source")
+        stage.write(lane, range(5))
+        stage.write(1, range(4))
+        await until(lambda: stage.copied(lane) == 5 and stage.copied(1) == 4)
+        assert any("new lanes" in alarm for alarm in fleet.copiers[0].alarms)
+        stage.write(0, range(3, 6))
+        stage.write(lane, range(5, 7))
+        await until(lambda: stage.copied(lane) == 7 and stage.copied(0) == 6)
+        assert fleet.metrics[0].render()
+
+    play(monkeypatch, stage, history)
+    assert [stage.copied(lane) for lane in range(3)] == [6, 4, 7]  # and nothing twice
+
+
+@pytest.mark.parametrize("way", SHAPES)
+def test_a_lane_that_came_while_nothing_ran_is_followed_too(monkeypatch, way):
+    stage = Stage(SHAPES[way])
+
+    async def history(fleet):
+        pass
+
+    play(monkeypatch, stage, history)
+    lane = stage.broker.add_lane("source")
+    stage.write(lane, range(4))
+
+    async def later(fleet):
+        await until(lambda: stage.copied(lane) == 4)
+
+    play(monkeypatch, stage, later)
+
+
+@pytest.mark.parametrize("way", SHAPES)
+def test_a_new_lane_without_target_is_halted_and_goes_on_when_it_has_one(monkeypatch, way):
+    stage = Stage(SHAPES[way], target_lanes=2)
+
+    async def history(fleet):
+        lane = stage.broker.add_lane("source")
+        stage.write(lane, range(5))
+        await until(lambda: lane in fleet.copiers[0].lanes)
+        state = fleet.copiers[0].lanes[lane]
+        assert state.state is State.HALTED
+        assert isinstance(state.error, TargetTooNarrow)
+        assert "partitions 3" in state.error.hint or "count" in state.error.hint
+        stage.write(0, range(3))
+        await until(lambda: stage.copied(0) == 3)  # the others go on
+        assert stage.broker.add_lane("target") == lane
+        await until(lambda: stage.copied(lane) == 5)
+
+    play(monkeypatch, stage, history)
+
+
+def test_fewer_lanes_than_were_started_are_refused_and_a_first_start_must_fit():
+    about = {
+        "id": "r1",
+        "name": "route",
+        "source_identity": "s",
+        "lane_map": LaneMap.ONE_TO_ONE,
+        "partitioner": "murmur2",
+        "mapping_digest": "",
+    }
+    with pytest.raises(RouteConflict, match="started with 4 source lanes, now there are 3"):
+        make_route(source_lanes=3, target_lanes=4, first_lanes=4, **about)
+    with pytest.raises(UsageError, match="one to one"):
+        make_route(source_lanes=5, target_lanes=4, **about)
+    grown = make_route(source_lanes=6, target_lanes=5, first_lanes=4, **about)
+    assert (grown.source_lanes, grown.lanes_without_target) == (5, 1)
+    assert grown.source == make_route(source_lanes=4, target_lanes=4, **about).source  # the marker's digest holds
