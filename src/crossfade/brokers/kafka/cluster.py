@@ -298,7 +298,7 @@ class Cluster:
         async def ask() -> frozenset[str]:
             try:
                 found = await self._wait(
-                    self.admin.describe_consumer_groups([group], request_timeout=_REQUEST_S)[group]
+                    self.admin.describe_consumer_groups([group], request_timeout=_ID_REQUEST_S)[group]
                 )
             except KafkaException as failure:
                 if error_of(failure).code() == KafkaError.GROUP_ID_NOT_FOUND:
@@ -312,7 +312,7 @@ class Cluster:
         """Names of the consumer groups that begin with `prefix`."""
 
         async def ask() -> list[str]:
-            found = await self._wait(self.admin.list_consumer_groups(request_timeout=_REQUEST_S))
+            found = await self._wait(self.admin.list_consumer_groups(request_timeout=_ID_REQUEST_S))
             return sorted(group.group_id for group in found.valid if group.group_id.startswith(prefix))
 
         return await self._persist(ask, "listing groups")
@@ -351,7 +351,18 @@ class Cluster:
                 if time.monotonic() > started + passes:
                     raise translated from failure
             await asyncio.sleep(_PAUSE_S)
-            await asyncio.to_thread(self._learn_leaders)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        """Let go of the handle; the next call makes a new one, with metadata of its own.
+
+        A handle whose connection to a coordinator was once reset never reaches that coordinator again: each request
+        times out, though the broker is there.
+        """
+        handles, self._admin = [self._admin], None
+        if handles[0] is not None:
+            self.settings.untrack(handles[0])
+            await asyncio.to_thread(handles.clear)  # the end of a handle joins its threads
 
     def _learn_leaders(self) -> None:
         """Ask who leads what, and who is the controller. The handle does not do so by itself when they have moved: it
@@ -362,8 +373,9 @@ class Cluster:
     async def _wait(self, future: concurrent.futures.Future[Any]) -> Any:
         """The result of an admin call. What is wrong with the connection is told to a handle only while it polls."""
         answer = asyncio.wrap_future(future)
+        handle = self.admin  # the request ends with its handle
         while not (await asyncio.wait({answer}, timeout=_LISTEN_S))[0]:
-            self.admin.poll(0)
+            handle.poll(0)
             if (refusal := self.health.refusal()) is not None:
                 answer.cancel()
                 raise KafkaException(refusal)

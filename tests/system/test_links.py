@@ -1,0 +1,35 @@
+"""Connections that are reset, as firewalls and load balancers do: every handle finds its way back by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from rig import Copy, wait_for
+
+from crossfade.lab import Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+
+#: a transaction that has lost its coordinator is given up after 10 s; the rest is what a loaded machine takes
+_BACK_S = 60.0
+
+
+@pytest.mark.parametrize("way", ["rk", pytest.param("kr", marks=pytest.mark.long)])
+def test_every_connection_is_reset_and_the_copy_goes_on(copy: Callable[..., Copy], lab: Lab, way: str) -> None:
+    made = copy(way[0], way[1])
+    for lane in range(4):
+        made.source.write_numbers(lane, range(100))
+    relay = made.run("--start")
+    made.wait_drained()
+    links = [link.name for link in lab.state.links if link.name.startswith(("kafka", "redis-0"))]
+    reset = sum(lab.faults.reset(link).observed["connections_reset"] for link in links)
+    assert reset >= 4
+    began = time.monotonic()
+    for lane in range(4):
+        made.source.write_numbers(lane, range(100, 200))
+    wait_for(lambda: made.target.count() >= 800, made.said, limit_s=_BACK_S)
+    print(f"back after {time.monotonic() - began:.1f} s")
+    assert made.check().source_records == 800
+    assert relay.stop() == 0
