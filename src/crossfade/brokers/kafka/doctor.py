@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from ...errors import AccessRefused, BrokerError, UsageError
 from ..protocol import Finding
 from . import names, verdicts
 from .board import KafkaBoard
-from .cluster import Cluster, ConfigValue, TopicFacts
+from .cluster import SETTLE_S, Cluster, ConfigValue, TopicFacts
 from .settings import KafkaSettings
 
 _INTERNAL = (("kafka.offsets-topic", "__consumer_offsets"), ("kafka.transactions-topic", "__transaction_state"))
@@ -115,6 +116,7 @@ class KafkaInspector:
             for kind, name in wanted:
                 if kind == "topic":
                     await cluster.wait_gone(name)
+            await asyncio.sleep(SETTLE_S)  # the other brokers show them a little longer
         finally:
             await board.close()
             cluster.close()
