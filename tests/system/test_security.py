@@ -6,10 +6,14 @@ Writers and the oracle use the lab's own administrator on a listener that the re
 
 from __future__ import annotations
 
+import base64
+import http.server
 import itertools
 import json
 import os
 import secrets
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509 import load_pem_x509_certificate
 from rig import Answer, KafkaSide, RedisSide
 
-from crossfade.lab import Lab, pki
+from crossfade.lab import Lab, pki, secure
 from crossfade.lab.secure import APP, NOBODY
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
@@ -32,6 +36,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 _ONE_BROKER = {"min.insync.replicas": "1"}
 _PASSPHRASE = "a pass phrase"
 _RECORDS = 300
+_TOKEN_S = 20
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +171,72 @@ def test_kafka_to_kafka_each_by_its_own_login(
     made.wait_drained()
     assert made.check().source_records == _RECORDS
     assert relay.stop() == 0
+
+
+class TokenEndpoint:
+    """An identity provider of one grant: who shows the client's secret is given a token that holds for a while."""
+
+    def __init__(self, lab: Lab, holds_s: float) -> None:
+        self.secret = secrets.token_hex(12)
+        self.given = 0
+        endpoint = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                login = base64.b64encode(f"{APP}:{endpoint.secret}".encode()).decode()
+                known = "grant_type=client_credentials" in asked and self.headers["Authorization"] == f"Basic {login}"
+                body = {"error": "invalid_client"}
+                if known:
+                    endpoint.given += 1
+                    body = {"access_token": secure.token(lab.folder, APP, holds_s=holds_s), "token_type": "Bearer"}
+                self.send_response(200 if known else 401)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(json.dumps(body).encode())
+
+            def log_message(self, *_: object) -> None:
+                """Says nothing."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/token"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.mark.long
+def test_tokens_of_an_identity_provider_are_renewed_while_the_relay_runs(
+    workshop: Any, lab: Lab, tmp_path: Path
+) -> None:
+    """OpenID Connect: the client's secret in a file, tokens hold for seconds; a wrong secret is refused by name."""
+    # Much shorter, and a connection made late in a token's life would log in again within a second: brokers refuse it.
+    endpoint = TokenEndpoint(lab, holds_s=_TOKEN_S)
+    secret = tmp_path / "client.secret"
+    secret.write_text("wrong\n")
+    properties = lab.kafka_properties(listener="OIDC") | {
+        "sasl.oauthbearer.token.endpoint.url": endpoint.url,
+        "sasl.oauthbearer.client.secret": f"${{file:{secret}}}",
+    }
+    made = workshop.copy(SecureRedis(lab, tmp_path), SecureKafka(lab, properties), allow_weak=True)
+    workshop.sides += [made.source, made.target]
+    _refused(made.cli("relay", "start"), "sasl.oauthbearer")
+    secret.write_text(endpoint.secret + "\n")
+    made.source.write_numbers(0, range(_RECORDS))
+    relay = made.run("--start")
+    made.wait_drained()
+    given = endpoint.given
+    time.sleep(_TOKEN_S + 1)
+    assert endpoint.given > given
+    # The first tokens have expired: new connections need the new ones.
+    lab.faults.reset("kafka-1-oidc")
+    made.source.write_numbers(1, range(_RECORDS))
+    made.wait_drained()
+    assert made.check().source_records == 2 * _RECORDS
+    assert relay.stop() == 0
+    endpoint.stop()
 
 
 # -- the least rights -------------------------------------------------------------------------------------------------

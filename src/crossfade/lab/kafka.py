@@ -153,6 +153,7 @@ def prepare(state: State, folder: Path, security: KafkaSecurity | None, say: Cal
     options = state.options
     classpath = packages.kafka_classpath(options.kafka_version, say=say)
     quick = warm.flags(options.kafka_version, classpath, folder, say)
+    allowed = [f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={security.keys_url}"] if security is not None else []
     servers = []
     for node_id in sorted({*controller_ids(options), *broker_ids(options)}, reverse=True):
         name = node_name(node_id)
@@ -168,7 +169,13 @@ def prepare(state: State, folder: Path, security: KafkaSecurity | None, say: Cal
             Server(
                 name=name,
                 kind="kafka" if is_broker else "controller",
-                argv=[*_java_argv(options, folder, name, quick), "-cp", classpath, "kafka.Kafka", str(config)],
+                argv=[
+                    *_java_argv(options, folder, name, [*quick, *allowed]),
+                    "-cp",
+                    classpath,
+                    "kafka.Kafka",
+                    str(config),
+                ],
                 env={},
                 port=state.ports[f"{name}.{'DIRECT' if is_broker else 'CONTROLLER'}"],
                 log=str(folder / "logs" / f"{name}.log"),

@@ -1,25 +1,28 @@
-"""A certificate authority for one lab, with the server's certificate and one for each account.
+"""A certificate authority for one lab, with the server's certificate and one for each account, and a key for tokens.
 
 Valid for the loopback only, for a year, keys unencrypted in the lab's folder with mode 0600. Called by secure, and by
-tests that need a certificate that has expired.
+tests that need a certificate that has expired, or a token.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from crossfade.lab.errors import LabError
 
 _DAYS = 365
 _AUTHORITY = "crossfade lab"
+_TOKEN_KEY_ID = "lab-1"
 
 
 def make(folder: Path, names: Iterable[str]) -> None:
@@ -35,6 +38,7 @@ def make(folder: Path, names: Iterable[str]) -> None:
     _write(folder / "ca.pem", _pem(_certificate(_AUTHORITY, key.public_key(), key, days=_DAYS, is_ca=True)))
     for name in names:
         issue(folder, name)
+    _make_token_key(folder)
     issue(folder, "server", "localhost")
 
 
@@ -53,6 +57,32 @@ def issue(folder: Path, stem: str, name: str = "", *, days: int = _DAYS) -> tupl
     _write(folder / f"{stem}.crt", certificate)
     _write(folder / f"{stem}.pem", _key_pem(key) + certificate + ca_pem)
     return folder / f"{stem}.crt", folder / f"{stem}.key"
+
+
+def _make_token_key(folder: Path) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    public = key.public_key().public_numbers()
+    numbers = {
+        name: _base64url(number.to_bytes((number.bit_length() + 7) // 8, "big"))
+        for name, number in (("n", public.n), ("e", public.e))
+    }
+    shown = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": _TOKEN_KEY_ID, **numbers}
+    _write(folder / "token.key", _key_pem(key))
+    _write(folder / "jwks.json", json.dumps({"keys": [shown]}).encode())
+
+
+def sign(folder: Path, claims: dict[str, object]) -> str:
+    """These claims as a signed token (JWT, RS256)."""
+    key = serialization.load_pem_private_key((folder / "token.key").read_bytes(), None)
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise LabError(f"{folder}/token.key is not a key of this lab", hint="remove the lab and start it anew")
+    head = {"alg": "RS256", "typ": "JWT", "kid": _TOKEN_KEY_ID}
+    text = ".".join(_base64url(json.dumps(part).encode()) for part in (head, claims))
+    return f"{text}.{_base64url(key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _certificate(
@@ -85,7 +115,7 @@ def _certificate(
     return builder.sign(issuer_key, hashes.SHA256())
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _key_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     # Kafka reads unencrypted PKCS 8 only.
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

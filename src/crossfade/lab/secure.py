@@ -8,6 +8,7 @@ results into their files.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from crossfade.lab.state import Options, State
 ADMIN, APP, NOBODY = "admin", "app", "nobody"
 USERS = (ADMIN, APP, NOBODY)
 #: the proxied listeners of a secured broker besides CLIENT (SASL_SSL with SCRAM-SHA-512 or PLAIN)
-EXTRA_LISTENERS = ("SASLPLAIN", "MTLS", "OAUTH")
+EXTRA_LISTENERS = ("SASLPLAIN", "MTLS", "OAUTH", "OIDC")
+_TOKEN_ISSUER, _TOKEN_AUDIENCE = "https://127.0.0.1/lab", "kafka"
 _SECURITY = "org.apache.kafka.common.security"
 
 
@@ -38,7 +40,7 @@ class KafkaSecurity:
         oauth = f'{_SECURITY}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="{ADMIN}";'
         out = {
             "listener.security.protocol.map": "CLIENT:SASL_SSL,SASLPLAIN:SASL_PLAINTEXT,MTLS:SSL,OAUTH:SASL_SSL,"
-            "DIRECT:SASL_PLAINTEXT,INTERNAL:SASL_SSL,CONTROLLER:SASL_SSL",
+            "OIDC:SASL_SSL,DIRECT:SASL_PLAINTEXT,INTERNAL:SASL_SSL,CONTROLLER:SASL_SSL",
             "sasl.enabled.mechanisms": "SCRAM-SHA-512,PLAIN",
             "sasl.mechanism.inter.broker.protocol": "SCRAM-SHA-512",
             # PLAIN, because the controllers have no credentials to look up before they have a log.
@@ -46,6 +48,7 @@ class KafkaSecurity:
             "listener.name.controller.sasl.enabled.mechanisms": "PLAIN",
             "listener.name.oauth.sasl.enabled.mechanisms": "OAUTHBEARER",
             "listener.name.oauth.oauthbearer.sasl.jaas.config": oauth,
+            **self._oidc(),
             "listener.name.mtls.ssl.client.auth": "required",
             "ssl.keystore.type": "PEM",
             "ssl.keystore.location": str(self.folder / "server.pem"),
@@ -58,6 +61,24 @@ class KafkaSecurity:
             out[f"listener.name.{listener}.plain.sasl.jaas.config"] = plain
             out[f"listener.name.{listener}.scram-sha-512.sasl.jaas.config"] = scram
         return out
+
+    def _oidc(self) -> dict[str, str]:
+        """A listener that takes signed tokens, as an identity provider issues them."""
+        own = "listener.name.oidc"
+        validator = f"{_SECURITY}.oauthbearer.OAuthBearerValidatorCallbackHandler"
+        return {
+            f"{own}.sasl.enabled.mechanisms": "OAUTHBEARER",
+            f"{own}.oauthbearer.sasl.jaas.config": f"{_SECURITY}.oauthbearer.OAuthBearerLoginModule required;",
+            f"{own}.oauthbearer.sasl.server.callback.handler.class": validator,
+            f"{own}.oauthbearer.sasl.oauthbearer.jwks.endpoint.url": self.keys_url,
+            f"{own}.oauthbearer.sasl.oauthbearer.expected.issuer": _TOKEN_ISSUER,
+            f"{own}.oauthbearer.sasl.oauthbearer.expected.audience": _TOKEN_AUDIENCE,
+        }
+
+    @property
+    def keys_url(self) -> str:
+        """Where the brokers find the keys of tokens."""
+        return (self.folder / "jwks.json").as_uri()
 
     def format_arguments(self) -> list[str]:
         """The accounts that exist before the first broker runs."""
@@ -92,6 +113,15 @@ def prepare(folder: Path, state: State) -> Security:
     return Security(
         KafkaSecurity(place, passwords), lambda name: _redis_lines(place, passwords, state, name), passwords
     )
+
+
+def token(folder: Path, user: str, *, holds_s: float) -> str:
+    """A token for this account at the listener OIDC, as an identity provider would issue it."""
+    from crossfade.lab import pki
+
+    now = time.time()
+    claims = {"iss": _TOKEN_ISSUER, "aud": _TOKEN_AUDIENCE, "sub": user, "iat": int(now), "exp": int(now + holds_s)}
+    return pki.sign(_pki(folder), claims)
 
 
 def _pki(folder: Path) -> Path:
@@ -148,6 +178,9 @@ def kafka_client(folder: Path, state: State, listener: str, user: str = APP) -> 
     if listener == "OAUTH":
         unsigned = {"enable.sasl.oauthbearer.unsecure.jwt": "true", "sasl.oauthbearer.config": f"principal={user}"}
         return {"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER", **tls, **unsigned}
+    if listener == "OIDC":  # whoever uses it adds the address and the secret of a token endpoint
+        oidc = {"sasl.oauthbearer.method": "oidc", "sasl.oauthbearer.client.id": user}
+        return {"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER", **tls, **oidc}
     raise LabUsage(f"there is no listener {listener!r}", hint=f"one of: CLIENT, {', '.join(EXTRA_LISTENERS)}")
 
 
