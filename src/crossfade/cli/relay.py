@@ -29,6 +29,7 @@ from ..relay.reporter import HealthServer
 from ..telemetry import setup_logging
 from .output import Column, Output, output_of
 from .relay_fleet import Fleet, follow_new_lanes
+from .relay_reshard import reshard
 from .runtime import calm_collector, keep_freed_memory
 
 relay_app = typer.Typer(
@@ -346,6 +347,9 @@ def rate(
         desired.rate_records_per_s = records_per_s
 
     _change(context, route, change)
+
+
+relay_app.command("reshard")(reshard)
 
 
 def _pause(desired: Desired, lanes: list[int] | None, *, paused: bool) -> None:

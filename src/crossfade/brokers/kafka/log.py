@@ -24,10 +24,12 @@ from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, Cluster, TopicFacts, at_time
 from .edges import EdgeReader
 from .markers import MarkerReader
+from .registry import Registry
 from .settings import KafkaSettings
 from .source import SourceReader, Taken
 from .target import KafkaTarget
 from .threads import HandleThread
+from .writer import fence
 
 #: while nothing comes, the topic is asked after this often
 _IDLE_CHECK_S = 1.0
@@ -350,8 +352,22 @@ class KafkaLog:
         return {lane: frozenset(positions) for lane, positions in found.items()}
 
     async def reshard(self, route: str, count: int) -> None:
-        """Change into how many shards a route is split by hand. Raises Unreachable, AccessRefused."""
+        """Change into how many shards a route is split by hand; finishes an earlier change that was cut short.
+
+        Raises VersionConflict, Unreachable, AccessRefused.
+        """
+        registry = Registry(self._board, self.name)
+        _, unfenced = await registry.split(route)
         await self._target.reshard(route, count)
+        for old in unfenced:
+            for index in range(old):
+                if old != count:
+                    await fence(self._settings, names.transactional_id(route, None, (index, old)))
+        await registry.note_fenced(route)
+
+    async def split(self, route: str) -> tuple[int, tuple[int, ...]]:
+        """Into how many shards a route is split by hand (0 = it is not), and earlier splits that are not fenced yet."""
+        return await Registry(self._board, self.name).split(route)
 
     async def release(self, route: str) -> None:
         """Let another route write to this topic from now on. Raises Unreachable, AccessRefused."""

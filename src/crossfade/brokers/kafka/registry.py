@@ -20,9 +20,11 @@ class _Entry(msgspec.Struct, frozen=True):
     topic_id: str
 
 
-class _Shards(msgspec.Struct, frozen=True):
+class _Shards(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     count: int
+    #: earlier splits whose writers may not all be fenced yet
+    unfenced: tuple[int, ...] = ()
 
 
 class Registry:
@@ -84,7 +86,7 @@ class Registry:
                 if count != shard[1]:
                     raise RouteConflict(
                         f"route {route} is split into {count} shards, this process is shard {shard[0]}/{shard[1]}",
-                        hint=f"use --shard i/{count}, or change the split first",
+                        hint=f"use --shard i/{count}, or change the split: `crossfade relay reshard ROUTE {shard[1]}`",
                     )
                 return
             try:
@@ -98,11 +100,31 @@ class Registry:
         name = names.shards_document(route)
         while True:
             found: Document | None = await self._board.get(name)
-            old = msgspec.json.decode(found.body, type=_Shards).count if found is not None else 0
+            before = msgspec.json.decode(found.body, type=_Shards) if found is not None else _Shards(1, 0)
+            old = before.count
+            unfenced = tuple(sorted({*before.unfenced, old} - {0, count}))
             try:
                 await self._board.put(
-                    name, msgspec.json.encode(_Shards(1, count)), found.version if found is not None else 0
+                    name,
+                    msgspec.json.encode(_Shards(1, count, unfenced)),
+                    found.version if found is not None else 0,
                 )
             except VersionConflict:
                 continue
             return old
+
+    async def split(self, route: str) -> tuple[int, tuple[int, ...]]:
+        """The published number of shards (0 = none), and earlier ones whose writers may not all be fenced."""
+        found = await self._board.get(names.shards_document(route))
+        if found is None:
+            return 0, ()
+        shards = msgspec.json.decode(found.body, type=_Shards)
+        return shards.count, shards.unfenced
+
+    async def note_fenced(self, route: str) -> None:
+        """The writers of all earlier splits are fenced. Raises VersionConflict where the split changed meanwhile."""
+        name = names.shards_document(route)
+        found = await self._board.get(name)
+        if found is not None:
+            count = msgspec.json.decode(found.body, type=_Shards).count
+            await self._board.put(name, msgspec.json.encode(_Shards(1, count)), found.version)
