@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossfade.brokers.redis import packing
-from crossfade.brokers.redis.packing import VALUES_MAX, between, chunks, pack_call, refuse, tag
+from crossfade.brokers.redis.packing import VALUES_MAX, between, chunks, lay_out, pack_call, refuse
 from crossfade.model.position import Place
 from crossfade.model.record import Reject, Shape
 
@@ -27,26 +27,28 @@ def cut(positions, rows, rejects=(), place=None, counted_from=-1):
 def arguments(chunk, keys=(b"stream", b"state")):
     """The command of a chunk, parsed as the server does."""
     reader = hiredis.Reader()
-    reader.feed(pack_call("0" * 40, list(keys), b"ask", tag(chunk.positions, chunk.times), chunk))
+    reader.feed(pack_call("0" * 40, list(keys), b"ask", lay_out(chunk), chunk))
     found = reader.gets()
     assert reader.gets() is False, "the command has exactly the arguments that it announces"
     return found
 
 
-def unpack(found, width, *, number=True, rejects=0):
+def unpack(chunk, *, number=True, rejects=0):
     """Positions and rows as `append.lua` takes them apart."""
+    found, width, names = arguments(chunk), chunk.width, lay_out(chunk).names
     widths = msgspec.msgpack.decode(found[6]) if not width else None
     times = msgspec.msgpack.decode(found[7]) if found[7] else None
-    left, positions, rows = found[8 + 4 * rejects :], [], []
+    left, positions, rows = found[8 + len(names) + 4 * rejects :], [], []
     while left:
-        name, size = left[0], width or widths[len(rows)]
+        name, size = left[0], len(names) if names else width or widths[len(rows)]
         if times is not None:
             time_ms = times[len(rows)]
         else:
             time, _, after = name.partition(b"-")
             time_ms, name = int(time), after if number else name
         positions.append(int(name) if number else name)
-        rows.append((left[1 : 1 + size], time_ms))
+        values = left[1 : 1 + size]
+        rows.append(([part for pair in zip(names, values, strict=True) for part in pair] if names else values, time_ms))
         left = left[1 + size :]
     return positions, rows
 
@@ -58,7 +60,7 @@ _VALUE = st.binary(max_size=6) | st.sampled_from([b"%", b"%d", b"%%b", b"\r\n", 
 def test_any_bytes_arrive_as_they_are(lists):
     rows = [(fields, 1000 + number) for number, fields in enumerate(lists)]
     (chunk,) = cut(range(len(rows)), rows)
-    assert unpack(arguments(chunk), chunk.width) == (list(range(len(rows))), rows)
+    assert unpack(chunk) == (list(range(len(rows))), rows)
 
 
 @pytest.mark.parametrize("widths", [[4, 4, 4], [2, 4, 8], [2]])
@@ -68,22 +70,22 @@ def test_the_script_gets_exactly_the_rows(widths):
     found = arguments(chunk)
     assert found[:6] == [b"EVALSHA", b"0" * 40, b"2", b"stream", b"state", b"ask"]
     assert chunk.width == (widths[0] if len(set(widths)) == 1 else 0)
-    assert unpack(found, chunk.width) == (list(range(len(rows))), rows)
+    assert unpack(chunk) == (list(range(len(rows))), rows)
 
 
 def test_entry_ids_travel_as_they_are():
     rows = [([b"a", b"1"], 5), ([b"a", b"2"], 5)]
     (chunk,) = cut([b"5-1", b"5-2"], rows)
-    assert unpack(arguments(chunk), 2, number=False) == ([b"5-1", b"5-2"], rows)
+    assert unpack(chunk, number=False) == ([b"5-1", b"5-2"], rows)
 
 
 def test_times_that_the_ids_do_not_tell_travel_beside_them():
     rows = [([b"a", b"1"], 5), ([b"a", b"2"], 4)]
     (chunk,) = cut([b"5-1", b"5-2"], rows)
-    assert tag(chunk.positions, chunk.times).top_ms == -1
-    assert unpack(arguments(chunk), 2, number=False) == ([b"5-1", b"5-2"], rows)
+    assert lay_out(chunk).top_ms == -1
+    assert unpack(chunk, number=False) == ([b"5-1", b"5-2"], rows)
     (chunk,) = cut([8, 9], [([b"a", b"1"], 5), ([b"a", b"2"], -1)])
-    assert unpack(arguments(chunk), 2) == ([8, 9], [([b"a", b"1"], 5), ([b"a", b"2"], -1)])
+    assert unpack(chunk) == ([8, 9], [([b"a", b"1"], 5), ([b"a", b"2"], -1)])
 
 
 _SMALL = st.integers(0, 12)
@@ -94,7 +96,8 @@ def test_direct_tags_are_entry_ids_that_rise(pairs, number):
     """A refused id in the middle of a script would tear records from their marker."""
     times = [time_ms for time_ms, _ in pairs]
     places = [low if number else b"%d-%d" % (time_ms, low) for time_ms, low in pairs]
-    tags = tag(places, times)
+    (chunk,) = cut(places, [([b"a", b"b"], time_ms) for time_ms in times])
+    tags = lay_out(chunk)
     ids = [(time_ms, low) for time_ms, low in pairs]
     rises = all(left < right for left, right in pairwise(ids))
     if tags.top_ms >= 0:
@@ -107,23 +110,28 @@ def test_direct_tags_are_entry_ids_that_rise(pairs, number):
 
 
 def test_ids_that_rise_are_direct():
-    assert tag([3, 4, 9], [10, 10, 12]).top_ms == 12
-    assert tag([b"9-9", b"9-10", b"10-0"], [9, 9, 10]).top_ms == 10
-    assert tag([3, 4], [10, 9]).top_ms == -1
+    def top_ms(places, times):
+        (chunk,) = cut(places, [([b"a", b"b"], time_ms) for time_ms in times])
+        return lay_out(chunk).top_ms
+
+    assert top_ms([3, 4, 9], [10, 10, 12]) == 12
+    assert top_ms([b"9-9", b"9-10", b"10-0"], [9, 9, 10]) == 10
+    assert top_ms([3, 4], [10, 9]) == -1
 
 
 def test_a_write_without_rows_is_one_call_that_moves_the_marker():
     (chunk,) = cut([], [], place=Place("7", 8))
     assert (chunk.positions, chunk.place, chunk.last_position) == ([], Place("7", 8), "")
-    assert unpack(arguments(chunk), chunk.width) == ([], [])
+    assert unpack(chunk) == ([], [])
 
 
 def test_rejects_come_before_the_rows():
     reject = Reject(3, row(3), "no good: ü", Shape.ENTRY)
     (chunk,) = cut([1, 2], [row(1), row(2)], [reject])
     found = arguments(chunk, (b"stream", b"state", b"quarantine"))
-    assert found[9:12] == [b"3", "no good: ü".encode(), b"entry"]
-    assert msgspec.msgpack.decode(found[12]) == [row(3)[0], row(3)[1]]
+    assert found[9:11] == lay_out(chunk).names == [b"f0", b"f1"]
+    assert found[11:14] == [b"3", "no good: ü".encode(), b"entry"]
+    assert msgspec.msgpack.decode(found[14]) == [row(3)[0], row(3)[1]]
 
 
 def test_calls_are_bounded_by_records_and_cover_the_write_in_order():

@@ -4,19 +4,22 @@
 -- KEYS[1]  stream  the target lane
 -- KEYS[2]  hash    state of the lane (see claim.lua)
 -- KEYS[3]  stream  quarantine; given only when there is something for it
--- ARGV[1]  msgpack: {route, claim, lane, expect, marker, ordinal, number, prefix, suffix, rejects, count, width, top}
+-- ARGV[1]  msgpack: {route, claim, lane, expect, marker, ordinal, number, prefix, suffix, rejects, count, width, names,
+--          top}
 --            expect, marker  the marker's text before and after, without target
 --            ordinal         of the last record relayed before this call
 --            number          true where source positions are numbers: they may become the sequence of entry ids
 --            prefix, suffix  what stands in `xf` before the position and behind the ordinal
 --            rejects, count  how many records go to quarantine, and to the stream
 --            width           how many names and values each record has, 0 = see ARGV[2]
+--            names           how many names all records have in common, in the same order; 0 = see below
 --            top             -1, or: the tags rise strictly and are good as entry ids; the highest time in them
 -- ARGV[2]  msgpack: how many names and values each record has, where they differ
 -- ARGV[3]  msgpack: time of each record in ms since the epoch, -1 = none; empty where the tags tell it
--- ARGV[4...]  for each reject: position, reason, shape, row
--- then        for each record: its tag, names and values. A tag is the source position; for a number, where ARGV[3] is
---             empty, it is <time>-<position>
+-- ARGV[4...]  those names
+-- then        for each reject: position, reason, shape, row
+-- then        for each record: its tag, then names and values, or the values alone where the names are given above. A tag
+--             is the source position; for a number, where ARGV[3] is empty, it is <time>-<position>
 --
 -- A script that fails half-way leaves half of its writes behind. So everything that can be refused is refused before
 -- the first write: rights, type, claim, predecessor, counts, ids.
@@ -83,7 +86,7 @@ end
 -- Append the records.
 local id = ''
 if count > 0 then
-  local argv, at = ARGV, 4 + 4 * ask.rejects
+  local argv, at = ARGV, 4 + ask.names + 4 * ask.rejects
   local same = ask.width > 0 and ask.width or nil
   local widths = same or cmsgpack.unpack(argv[2])
   local clock = call('TIME')
@@ -95,18 +98,39 @@ if count > 0 then
     local ms, seq = split(argv[at])
     direct = ms > last_ms or (ms == last_ms and seq > last_seq)
   end
-  if direct and same == 4 then
-    for i = 1, count do
-      call('XADD', stream, argv[at], argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4])
-      at = at + 5
+  local names = ask.names > 0 and {unpack(argv, 4, 3 + ask.names)} or nil
+  local first, second = argv[4], argv[5]
+  local is_plain = names and same == 4
+  local function add(id, at, width, origin)
+    if is_plain then
+      if origin then
+        call('XADD', stream, id, first, argv[at + 1], second, argv[at + 2], 'xf', origin)
+      else
+        call('XADD', stream, id, first, argv[at + 1], second, argv[at + 2])
+      end
+      return at + 3
     end
-    id = argv[at - 5]
+    local fields, after = nil, at + 1 + width
+    if names then
+      fields, after = {}, at + 1 + width / 2
+      for j = 1, width / 2 do fields[2 * j - 1], fields[2 * j] = names[j], argv[at + j] end
+    else
+      fields = {unpack(argv, at + 1, at + width)}
+    end
+    if origin then fields[width + 1], fields[width + 2] = 'xf', origin end
+    call('XADD', stream, id, unpack(fields, 1, origin and width + 2 or width))
+    return after
+  end
+  if direct and is_plain then
+    for i = 1, count do
+      call('XADD', stream, argv[at], first, argv[at + 1], second, argv[at + 2])
+      at = at + 3
+    end
+    id = argv[at - 3]
   elseif direct then
     for i = 1, count do
-      local width = same or widths[i]
-      call('XADD', stream, unpack(argv, at, at + width))
       id = argv[at]
-      at = at + width + 1
+      at = add(id, at, same or widths[i], nil)
     end
   else
     exact = exact and ask.number
@@ -150,24 +174,12 @@ if count > 0 then
       last_ms, last_seq = ms, seq
       id = text(ms) .. '-' .. text(seq)
 
-      local width = same or widths[i]
       local origin = nil
       if not is_exact or ms ~= time then
         origin = prefix .. position .. '#' .. text(ordinal + i) .. suffix
         if ms ~= time then origin = origin .. ';t=' .. text(time) end
       end
-      if not origin then
-        call('XADD', stream, id, unpack(argv, at + 1, at + width))
-      elseif width == 4 then
-        call('XADD', stream, id, argv[at + 1], argv[at + 2], argv[at + 3], argv[at + 4], 'xf', origin)
-      elseif width == 2 then
-        call('XADD', stream, id, argv[at + 1], argv[at + 2], 'xf', origin)
-      else
-        local fields = {unpack(argv, at + 1, at + width)}
-        fields[width + 1], fields[width + 2] = 'xf', origin
-        call('XADD', stream, id, unpack(fields, 1, width + 2))
-      end
-      at = at + width + 1
+      at = add(id, at, same or widths[i], origin)
     end
   end
   last_id = id
@@ -176,7 +188,7 @@ end
 
 -- Put the rejects into quarantine.
 for i = 0, ask.rejects - 1 do
-  local j = 4 + 4 * i
+  local j = 4 + ask.names + 4 * i
   call('XADD', KEYS[3], '*', 'v', '1', 'lane', lane, 'position', ARGV[j], 'reason', ARGV[j + 1],
     'shape', ARGV[j + 2], 'row', ARGV[j + 3])
 end

@@ -31,7 +31,7 @@ from .claims import ClaimedPath, RedisClaim, reset_error, torn_error
 from .keys import quarantine_key, state_key
 from .link import Link
 from .nodes import Nodes
-from .packing import Chunk, Rows, chunks, pack_call, tag
+from .packing import Chunk, Rows, chunks, lay_out, pack_call
 from .replies import as_error, code_of, is_error
 from .scripts import script
 from .settings import Address
@@ -89,7 +89,7 @@ class Job:
             quarantined=before.quarantined + len(chunk.rejects),
         )
         text = encode_marker(marker)
-        tags = tag(chunk.positions, chunk.times)
+        layout = lay_out(chunk)
         ask = {
             "route": claim.owner.route,
             "claim": claim.claim_id,
@@ -103,13 +103,14 @@ class Job:
             "rejects": len(chunk.rejects),
             "count": len(chunk.positions),
             "width": chunk.width,
-            "top": tags.top_ms,
+            "names": len(layout.names),
+            "top": layout.top_ms,
         }
         keys = [self.key, state_key(self.key)]
         if chunk.rejects:
             # named only when needed: a key that does not exist makes a Cluster refuse the call while it moves the slot
             keys.append(quarantine_key(self.key, claim.owner.route))
-        packed = pack_call(script("append").digest, keys, msgspec.msgpack.encode(ask), tags, chunk)
+        packed = pack_call(script("append").digest, keys, msgspec.msgpack.encode(ask), layout, chunk)
         return Call(marker, text, packed)
 
     def take(self, call: Call, reply: Any, link: Link, nodes: Nodes, name: str) -> None:

@@ -9,9 +9,9 @@ in Lua's numbers), and direct ids rise strictly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter, lt
 from typing import Any
 
@@ -56,14 +56,19 @@ class Rows:
 
 
 @dataclass(slots=True)
-class Tags:
-    """What stands before the names and values of each record: its source position, with its time where that fits."""
+class Layout:
+    """How the records of a call are told to the script."""
 
+    #: what stands before the fields of each record: its source position, with its time where that fits
     tags: list[bytes]
     #: msgpack of the times; empty where the tags tell them
     times: bytes = b""
     #: the tags are good as entry ids; this is the highest time in them, -1 = they are not
     top_ms: int = -1
+    #: the names of every record, where all have the same in the same order: then the values travel alone
+    names: list[bytes] = field(default_factory=list)
+    #: what travels behind the tags, column by column; None where the records have different widths
+    columns: list[tuple[bytes, ...]] | None = None
 
 
 @dataclass(slots=True)
@@ -155,68 +160,66 @@ def chunks(taken: Rows, rejects: list[Reject], place: Place, *, counted_from: in
         first = stop
 
 
-def tag(positions: list[Any], times: list[int]) -> Tags:
-    """The tags of some records, in order."""
+def lay_out(chunk: Chunk) -> Layout:
+    """The layout of one call. Its tags are `direct` (see above) where `top_ms` is not -1."""
+    positions, times = chunk.positions, chunk.times
     if not positions:
-        return Tags([])
-    if isinstance(positions[0], int):
-        return _tag_offsets(positions, times)
-    return _tag_ids([position_text(position).encode() for position in positions], times)
+        return Layout([])
+    layout = _tag_offsets(positions, times) if isinstance(positions[0], int) else _tag_ids(positions, times)
+    if chunk.width:
+        columns = list(zip(*chunk.fields, strict=True))
+        names = [column[0] for column in columns[::2]]
+        if all(column.count(name) == len(column) for name, column in zip(names, columns[::2], strict=True)):
+            layout.names, columns = names, columns[1::2]
+        layout.columns = columns
+    return layout
 
 
-def _tag_offsets(offsets: list[int], times: list[int]) -> Tags:
+def _tag_offsets(offsets: list[int], times: list[int]) -> Layout:
     if min(times) < 0:
-        return Tags([b"%d" % offset for offset in offsets], _pack(times))
+        return Layout([b"%d" % offset for offset in offsets], _pack(times))
     tags = [b"%d-%d" % both for both in zip(times, offsets, strict=True)]
     rises = times == sorted(times) and all(map(lt, offsets, offsets[1:]))
-    return Tags(tags, top_ms=times[-1] if rises else -1)
+    return Layout(tags, top_ms=times[-1] if rises else -1)
 
 
-def _tag_ids(ids: list[bytes], times: list[int]) -> Tags:
+def _tag_ids(ids: list[bytes], times: list[int]) -> Layout:
     """Entry ids of the source. They tell the time, unless an older hop carried another one."""
-    known, prefix = -1, b""
+    known, prefix, sequence = -1, b"", b""
+    rises = True
     for entry_id, time_ms in zip(ids, times, strict=True):
         if time_ms != known:
-            known, prefix = time_ms, b"%d-" % time_ms
+            rises = rises and time_ms > known
+            known, prefix, sequence = time_ms, b"%d-" % time_ms, b""
         if not entry_id.startswith(prefix):
-            return Tags(ids, _pack(times))
-    # Within a millisecond the ids differ in the sequence alone: a longer one is higher, then bytes decide.
-    rises = all(
-        left[0] < right[0] or (left[0] == right[0] and (len(left[1]), left[1]) < (len(right[1]), right[1]))
-        for left, right in pairwise(zip(times, ids, strict=True))
-    )
-    return Tags(ids, top_ms=times[-1] if rises else -1)
+            return Layout(ids, _pack(times))
+        # Within a millisecond a longer id is higher; among equally long ones the bytes decide.
+        if sequence and (len(entry_id), entry_id) <= (len(sequence), sequence):
+            rises = False
+        sequence = entry_id
+    return Layout(ids, top_ms=times[-1] if rises else -1)
 
 
-def pack_call(digest: str, keys: list[bytes], ask: bytes, tags: Tags, chunk: Chunk) -> bytes:
+def pack_call(digest: str, keys: list[bytes], ask: bytes, layout: Layout, chunk: Chunk) -> bytes:
     """The whole EVALSHA, as the server reads it."""
     rejects = [part for reject in chunk.rejects for part in pack_reject(reject)]
     widths = b"" if chunk.width else _pack(chunk.widths)
-    head = ["EVALSHA", digest, len(keys), *keys, ask, widths, tags.times, *rejects]
-    if not chunk.width:
-        head += chain.from_iterable(chain.from_iterable(zip(zip(tags.tags, strict=True), chunk.fields, strict=True)))
+    head = ["EVALSHA", digest, len(keys), *keys, ask, widths, layout.times, *layout.names, *rejects]
+    if layout.columns is None:
+        head += chain.from_iterable(chain.from_iterable(zip(zip(layout.tags, strict=True), chunk.fields, strict=True)))
         packed: bytes = hiredis.pack_command(tuple(head))  # type: ignore[arg-type]  # its stub knows one-tuples only
         return packed
-    announced = b"*%d\r\n" % (len(head) + len(chunk.fields) * (chunk.width + 1))
+    announced = b"*%d\r\n" % (len(head) + len(layout.tags) * (1 + len(layout.columns)))
     # The head as a command, with the number of all arguments in place of its own.
     packed = hiredis.pack_command(tuple(head))  # type: ignore[arg-type]
-    return announced + packed[packed.index(b"\n") + 1 :] + _pack_columns(tags.tags, chunk.fields)
+    return announced + packed[packed.index(b"\n") + 1 :] + _pack_columns(layout.tags, *layout.columns)
 
 
-def _pack_columns(tags: list[bytes], fields: list[list[bytes]]) -> bytes:
-    """Tag, names and values of records that have as many each, in one formatting: a fifth of the time of one by one.
-
-    A column that is the same throughout, as names are, becomes a part of the format.
-    """
-    form = b"$%d\r\n%b\r\n"
-    columns: list[Iterable[Any]] = [map(len, tags), tags]
-    for column in zip(*fields, strict=True):
-        if column.count(column[0]) == len(column):
-            form += (b"$%d\r\n%b\r\n" % (len(column[0]), column[0])).replace(b"%", b"%%")
-        else:
-            form += b"$%d\r\n%b\r\n"
-            columns += (map(len, column), column)
-    return form * len(tags) % tuple(chain.from_iterable(zip(*columns, strict=True)))
+def _pack_columns(*columns: Collection[bytes]) -> bytes:
+    """One of each column after the other, in one formatting: a fifth of the time that one by one takes."""
+    form = b"$%d\r\n%b\r\n" * len(columns) * len(columns[0])
+    with_sizes = chain.from_iterable((map(len, column), column) for column in columns)
+    return form % tuple(chain.from_iterable(zip(*with_sizes, strict=True)))
 
 
 def between(place: Place, position: Any, uncounted: int | None) -> Place:
