@@ -126,16 +126,19 @@ async def open_route(
             first_lanes=await routes_board.first_lanes(),
             pair=config.routes[pair].id if (pair := config.pair_of(name)) else "",
         )
+        new_lanes = tuple(lane for lane in range(route.source_lanes) if started and lane not in started)
         yield OpenRoute(
             route=route,
             source=source,
             target=target,
             mapping=mapping,
             board=routes_board,
-            new_lanes=tuple(lane for lane in range(route.source_lanes) if started and lane not in started),
+            new_lanes=new_lanes,
             start=Start(From(stream.from_.where), stream.from_.value),
             limits=_limits(settings, has_gaps=stream.deleted == "count"),
-            assignment=lambda: _make_assignment(config, settings, route, shard, instance),
+            assignment=lambda: _make_assignment(
+                config, settings, route, shard, instance, has_new_lanes=bool(new_lanes)
+            ),
         )
 
 
@@ -289,7 +292,13 @@ def _make_board(at: Broker) -> Board:
 
 
 def _make_assignment(
-    config: Config, settings: RouteSettings, route: Route, shard: tuple[int, int] | None, instance: str
+    config: Config,
+    settings: RouteSettings,
+    route: Route,
+    shard: tuple[int, int] | None,
+    instance: str,
+    *,
+    has_new_lanes: bool,
 ) -> Assignment:
     """Lanes by hand where asked; else a Kafka group in the target cluster, else in the source's, else Redis leases."""
     if shard is not None:
@@ -299,13 +308,20 @@ def _make_assignment(
     if isinstance(target, KafkaBroker):
         from .brokers.kafka.group import KafkaGroup
 
-        return KafkaGroup(_kafka(target), route=route.id, lanes=route.source_lanes, instance=instance)
+        return KafkaGroup(
+            _kafka(target), route=route.id, lanes=route.source_lanes, instance=instance, has_new_lanes=has_new_lanes
+        )
     if isinstance(source, KafkaBroker):
         from .brokers.kafka.group import KafkaGroup
 
         side = stream.sides[settings.source]
         return KafkaGroup(
-            _kafka(source), route=route.id, lanes=route.source_lanes, instance=instance, topic=_kafka_side(side).topic
+            _kafka(source),
+            route=route.id,
+            lanes=route.source_lanes,
+            instance=instance,
+            topic=_kafka_side(side).topic,
+            has_new_lanes=has_new_lanes,
         )
     from .brokers.redis.lease import RedisLease
 

@@ -29,6 +29,8 @@ from .threads import HandleThread
 #: the broker's own minimum (group.min.session.timeout.ms)
 SESSION_TIMEOUT_MS = 6000
 _HEARTBEAT_MS = 2000
+#: after this long without a member, its session has ended
+_AWAY_S = SESSION_TIMEOUT_MS / 1000 + 1.5
 _TOPIC_LOOK_MS = 3000
 #: a rebalance waits this long for the listener; then the lanes count as lost
 _LISTENER_S = 5.0
@@ -40,16 +42,27 @@ _MAX_POLL_MS = 30_000
 
 
 class KafkaGroup:
-    """One member of a route's group. `topic`: subscribe to this one instead of the route's lanes topic."""
+    """One member of a route's group. `topic`: subscribe to this one instead of the route's lanes topic.
+
+    `has_new_lanes`: lanes came since the group last handed them out.
+    """
 
     def __init__(
-        self, settings: KafkaSettings, *, route: str, lanes: int, instance: str, topic: str | None = None
+        self,
+        settings: KafkaSettings,
+        *,
+        route: str,
+        lanes: int,
+        instance: str,
+        topic: str | None = None,
+        has_new_lanes: bool = False,
     ) -> None:
         self._settings = settings
         self._route = route
         self._lanes = lanes
         self._instance = instance
         self._own_topic = topic is None
+        self._has_new_lanes = has_new_lanes
         self._topic = topic or names.lanes_topic(route)
         self.health = HandleHealth(f"group {names.group(route)}")
         self._log = structlog.get_logger("kafka.group").bind(group=names.group(route), instance=instance)
@@ -57,6 +70,11 @@ class KafkaGroup:
     async def run(self, listener: Listener) -> None:
         """Be a member until cancelled (see `Assignment.run`). Raises Fenced, Unreachable, AccessRefused."""
         await self._prepare()
+        if self._has_new_lanes:
+            # A member that comes back under its name gets the lanes that it had, and nobody hands out the new ones. So
+            # it stays away until its session has ended.
+            self._log.info("waiting for the session to end, so that new lanes are handed out", wait_s=_AWAY_S)
+            await asyncio.sleep(_AWAY_S)
         for left in reversed(range(_TRIES)):
             try:
                 await self._be_member(listener)
