@@ -20,7 +20,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, AdminClient, ResourcePatternType
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 from confluent_kafka.admin import ResourceType as Resource
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
@@ -237,6 +246,36 @@ def test_tokens_of_an_identity_provider_are_renewed_while_the_relay_runs(
     assert made.check().source_records == 2 * _RECORDS
     assert relay.stop() == 0
     endpoint.stop()
+
+
+@pytest.mark.long
+def test_a_password_changes_while_the_relay_runs(
+    workshop: Any, lab: Lab, tmp_path: Path, properties: Callable[[str], dict[str, str]]
+) -> None:
+    """The new password into the file, then to the brokers; every connection logs in anew, and nothing is restarted."""
+    made = workshop.copy(SecureRedis(lab, tmp_path), SecureKafka(lab, properties("scram")), allow_weak=True)
+    workshop.sides += [made.source, made.target]
+    made.source.write_numbers(0, range(_RECORDS))
+    relay = made.run("--start")
+    made.wait_drained()
+    old, new = (tmp_path / "sasl.password").read_text().strip(), secrets.token_hex(12)
+    admin = AdminClient(lab.kafka_properties(direct=True))
+
+    def change(password: str) -> None:
+        (tmp_path / "sasl.password").write_text(password + "\n")
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        update = UserScramCredentialUpsertion(APP, info, password.encode())
+        admin.alter_user_scram_credentials([update])[APP].result()
+
+    try:
+        change(new)
+        assert lab.faults.reset("kafka-1").observed["connections_reset"]
+        made.source.write_numbers(1, range(_RECORDS))
+        made.wait_drained()
+        assert made.check().source_records == 2 * _RECORDS
+        assert relay.stop() == 0
+    finally:
+        change(old)
 
 
 # -- the least rights -------------------------------------------------------------------------------------------------

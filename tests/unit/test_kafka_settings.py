@@ -88,6 +88,44 @@ def test_new_credentials_reach_live_and_later_handles():
     assert made.principal == "User:user"
 
 
+def test_a_refused_password_is_read_anew_and_given_to_every_handle():
+    class Handle:
+        def __init__(self):
+            self.got = []
+
+        def set_sasl_credentials(self, username, password):
+            self.got.append((username, password))
+
+    password = ["old"]
+    made = KafkaSettings(AT | {"sasl.username": "relay", "sasl.password": lambda: password[0]})
+    health = HandleHealth("test")
+    made.consumer(health)
+    live = Handle()
+    made.track(live)
+    refused = KafkaError(KafkaError._AUTHENTICATION, "bad password")
+    health.on_error(refused)
+    assert health.refusal() is refused
+    assert live.got == []
+    # Changed meanwhile: the refusal was of the old one.
+    second = HandleHealth("test")
+    made.producer(second)
+    password[0] = "new"
+    second.on_error(refused)
+    assert second.refusal() is None
+    assert live.got == [("relay", "new")]
+    second.on_error(refused)  # of another connection that still used the old one
+    assert second.refusal() is None
+    assert live.got == [("relay", "new")]
+
+
+def test_a_password_that_cannot_change_is_refused_at_once():
+    made = KafkaSettings(AT | {"sasl.username": "relay", "sasl.password": "old"})
+    health = HandleHealth("test")
+    made.consumer(health)
+    health.on_error(KafkaError(KafkaError._AUTHENTICATION, "bad password"))
+    assert health.refusal() is not None
+
+
 _SECURITY = {
     "security.protocol": "SASL_SSL",
     "sasl.mechanism": "OAUTHBEARER",

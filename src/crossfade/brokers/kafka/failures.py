@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException
@@ -64,6 +65,8 @@ class HandleHealth:
 
     def __init__(self, what: str) -> None:
         self.what = what
+        #: reads the credentials anew; True where they have just changed, and a refusal was of the old ones
+        self.renew_login: Callable[[], bool] = lambda: False
         #: the error after which the handle is of no use
         self.fatal: KafkaError | None = None
         self._refused: KafkaError | None = None
@@ -73,7 +76,8 @@ class HandleHealth:
 
     def on_error(self, error: KafkaError) -> None:
         """librdkafka's error_cb."""
-        if error.code() in _AUTHENTICATION or _ALERT.search(error.str().lower()):
+        is_refusal = error.code() in _AUTHENTICATION or _ALERT.search(error.str().lower())
+        if is_refusal and not self.renew_login():
             self._refused, self._refused_at = error, time.monotonic()
         if error.code() == _E._TRANSPORT:
             self._heard, self._heard_at = error, time.monotonic()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -57,6 +58,8 @@ REFUSED: dict[str, str] = {
     "queuing.strategy": "memory would not be bounded",
 }
 
+#: a changed password is known to all brokers, and used by all connections, by then
+_LOGIN_TAKES_S = 20.0
 #: one line of librdkafka's log of each kind in this time
 _QUIET_S = 10.0
 
@@ -174,6 +177,10 @@ class KafkaSettings:
             raise UsageError("no Kafka address is given", hint="set bootstrap.servers: host:port[,host:port]")
         self._properties = dict(properties)
         self._handles: dict[int, _Rotatable] = {}
+        #: user and password that the handles have now, and since when
+        self._login: tuple[str, str] | None = None
+        self._login_at = -_LOGIN_TAKES_S
+        self._login_lock = threading.Lock()
         self._logger = _client_logger()
 
     @property
@@ -222,6 +229,29 @@ class KafkaSettings:
         for handle in list(self._handles.values()):
             handle.set_sasl_credentials(username, password)
 
+    def renew_login(self) -> bool:
+        """Read user and password anew and give them to all handles; called when a broker has refused them.
+
+        True where they have changed a moment ago: then the refusal was of the old ones, and the next try decides.
+        """
+        if not callable(self._properties.get("sasl.password")):
+            return False
+        try:
+            self._use_login(self._text("sasl.username"), self._text("sasl.password"))
+        except UsageError:  # the file is just being replaced: the next refusal looks again
+            return False
+        return time.monotonic() - self._login_at < _LOGIN_TAKES_S
+
+    def _use_login(self, username: str, password: str) -> None:
+        with self._login_lock:
+            known, self._login = self._login, (username, password)
+            if known is None or known == self._login:
+                return
+            self._login_at = time.monotonic()
+            handles = list(self._handles.values())
+        for handle in handles:
+            handle.set_sasl_credentials(username, password)
+
     def _build(self, unwanted: frozenset[str], health: HandleHealth, overrides: Mapping[str, Any]) -> dict[str, Any]:
         built: dict[str, Any] = dict(_EVERYWHERE)
         for name, value in overrides.items():
@@ -230,6 +260,9 @@ class KafkaSettings:
             if name in unwanted:
                 continue
             built[name] = value() if callable(value) and name != "oauth_cb" else value
+        if "sasl.password" in built:
+            self._use_login(str(built.get("sasl.username", "")), str(built["sasl.password"]))
+        health.renew_login = self.renew_login
         built["error_cb"] = health.on_error
         built["logger"] = self._logger
         return built
