@@ -214,7 +214,7 @@ def test_a_sample_of_faults(direction):
     chance = random.Random(f"echoes {direction}")
     faults = [outcome for outcome in Outcome if outcome is not Outcome.OK]
     steps = replay(direction, {}, lanes=2).steps
-    for seed in range(25):
+    for seed in range(10):
         plan = {chance.randrange(steps): chance.choice(faults) for _ in range(chance.choice([1, 2, 5]))}
         replay(direction, plan, seed, lanes=2)
 

@@ -48,7 +48,7 @@ def test_new_stream_keys_are_discovered_and_wait_for_a_partition(workshop) -> No
     redis.client.delete(redis.key(2))
     redis.write_numbers(1, range(50, 100))
     copy.start()
-    relay = copy.run()  # in a group, as in production
+    relay = copy.run(by_hand=True)
     copy.wait_drained()
 
     redis.lanes = 3
@@ -72,7 +72,7 @@ def test_new_stream_keys_are_discovered_and_wait_for_a_partition(workshop) -> No
     copy.check(250)
 
 
-@pytest.mark.parametrize("way", ["kk", "kr"])
+@pytest.mark.parametrize("way", ["kr", pytest.param("kk", marks=pytest.mark.long)])
 def test_a_new_partition_of_a_source_is_followed(workshop, way: str) -> None:
     source = workshop.kafka(2)
     copy = _discovering(workshop.copy(source, workshop.side(way[1], 3)))
@@ -93,6 +93,7 @@ def test_a_new_partition_of_a_source_is_followed(workshop, way: str) -> None:
     copy.check(140)
 
 
+@pytest.mark.long
 def test_two_processes_of_a_group_follow_a_new_lane_once(workshop) -> None:
     redis, kafka = workshop.redis(2), workshop.kafka(3)
     copy = _discovering(workshop.copy(redis, kafka), count="discover")
