@@ -39,7 +39,7 @@ matrix: setup ## also on Kafka 3.9, Kafka 3.5 as a source, Redis 8, Sentinel, Cl
 	run CROSSFADE_TEST_REDIS=cluster $(BIN)/pytest -q tests/contract -k valkey; \
 	run CROSSFADE_TEST_KAFKA=3.9.2 $(BIN)/pytest -q tests/contract -k kafka; \
 	run CROSSFADE_TEST_KAFKA=3.9.2 CROSSFADE_TEST_REDIS=redis8 $(BIN)/pytest -q tests/system/test_directions.py; \
-	run $(BIN)/pytest -q tests/system/test_old_source.py
+	run $(BIN)/pytest -q tests/system/test_old_source.py tests/system/test_redis_shapes.py
 
 demo: setup ## copy live streams both ways under faults, and prove it; SABOTAGE=drop|dup|swap|alter|invent damages one record
 	$(BIN)/python -m demo $(if $(SABOTAGE),--sabotage $(SABOTAGE))
