@@ -100,3 +100,5 @@ class Write:
     #: on a route that is one of a pair: (order of a source position, echo, echoes) for the place before the first row
     #: and behind each echo that was left out, for targets that store markers in mid-write; None = no pair
     passed: list[tuple[tuple[int, int], int, int]] | None = None
+    #: payload bytes of the rows as they were read, 0 = not known
+    size_bytes: int = 0

@@ -28,7 +28,9 @@ def plan_writes(
     """The writes that bring all paths of `batch.lane` to `batch.place`."""
     if route.lane_map is LaneMap.ONE_TO_ONE:
         path = (batch.lane, batch.lane)
-        return [Write(path, mapped.positions, mapped.rows, batch.place, mapped.rejects, quarantine_left)]
+        write = Write(path, mapped.positions, mapped.rows, batch.place, mapped.rejects, quarantine_left)
+        write.size_bytes = batch.size_bytes
+        return [write]
     # After a crash the paths of a lane are ragged, and the resumed batches end elsewhere than the first ones did. A
     # path that is ahead of this batch's end gets no write: its marker would go back, and a second crash copy twice.
     end = reached(batch.place)

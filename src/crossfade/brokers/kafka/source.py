@@ -251,10 +251,13 @@ class SourceReader:
             if lot is None:
                 lot = taken[lane] = Taken()
             mine = list(run)
+            keys, headers = list(map(_key_of, mine)), list(map(_headers_of, mine))
             times = [time_ms for _, time_ms in map(_time_of, mine)]
-            lot.rows += zip(map(_key_of, mine), map(_value_of, mine), map(_headers_of, mine), times, strict=True)
+            lot.rows += zip(keys, map(_value_of, mine), headers, times, strict=True)
             lot.positions += map(_offset_of, mine)
-            lot.size_bytes += sum(map(len, mine))
+            beside = sum(map(len, filter(None, keys))) + sum(map(_headers_bytes, filter(None, headers)))
+            size += beside  # a message counts its value alone
+            lot.size_bytes += sum(map(len, mine)) + beside
             lot.last = mine[-1]
         return len(messages), size
 
@@ -298,3 +301,7 @@ class SourceReader:
         elif lot.next_offset < 0:
             lot.next_offset = cursor.next_offset
         cursor.next_offset = lot.next_offset
+
+
+def _headers_bytes(headers: list[tuple[str, bytes | None]]) -> int:
+    return sum(len(name) + len(content or b"") for name, content in headers)

@@ -64,7 +64,7 @@ class Job:
         self.redirect: Address | None = None
         self.again = ""  # why the rest is to be sent again
         counted_from = path.marker.place.count if path.text else -1
-        self._chunks = list(chunks(taken, rejects, write.place, counted_from=counted_from))
+        self._chunks = list(chunks(taken, rejects, write.place, counted_from=counted_from, size_bytes=write.size_bytes))
         self._before = path.marker
         self._next = 0  # index of the first chunk that is not known to be done
 

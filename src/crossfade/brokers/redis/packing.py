@@ -27,8 +27,8 @@ VALUES_MAX = 7_800
 NUMBER_MAX = 2**53 - 1
 #: records in one call: larger ones block other clients for longer and are not faster
 CALL_RECORDS_MAX = 500
-#: bytes in one call, unless a single record is larger
-CALL_BYTES_MAX = 1 << 20
+#: bytes in one call, unless a single record is larger; most calls have a few hundred thousand
+CALL_BYTES_MAX = 2 << 20
 #: names and values in one call, unless a single record has more
 CALL_VALUES_MAX = 100_000
 
@@ -129,10 +129,13 @@ def pack_reject(reject: Reject) -> tuple[bytes, bytes, bytes, bytes]:
     return position.encode(), reason.encode(errors="replace"), shape.encode(), _pack(reject.row)
 
 
-def chunks(taken: Rows, rejects: list[Reject], place: Place, *, counted_from: int) -> Iterator[Chunk]:
+def chunks(
+    taken: Rows, rejects: list[Reject], place: Place, *, counted_from: int, size_bytes: int = 0
+) -> Iterator[Chunk]:
     """Cut one write into calls; each moves the marker to its own last record, the last one to `place`.
 
-    `counted_from` is `place.count` of the marker before the write, see `between`.
+    `counted_from` is `place.count` of the marker before the write, see `between`; `size_bytes` is what is known of the
+    whole write (0 = nothing): one that fits into a call needs no look at every value.
     """
     rejects = sorted(rejects, key=_order_of)
     total = left = len(taken.rows) + len(rejects)
@@ -142,8 +145,10 @@ def chunks(taken: Rows, rejects: list[Reject], place: Place, *, counted_from: in
     while True:
         stop = min(first + records_max, len(taken.rows))
         fields = taken.fields[first:stop]
+        is_small = 0 < size_bytes <= CALL_BYTES_MAX
         over = max(
-            sum(map(len, chain.from_iterable(fields))) / CALL_BYTES_MAX, sum(taken.widths[first:stop]) / CALL_VALUES_MAX
+            0 if is_small else sum(map(len, chain.from_iterable(fields))) / CALL_BYTES_MAX,
+            sum(taken.widths[first:stop]) / CALL_VALUES_MAX,
         )
         if over > 1 and stop - first > 1:
             records_max = max(1, int((stop - first) / (2 * over)))
