@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import CrossfadeError
+from .runtime import share_one_arena
 from .verify_scope import SAVE_EVERY_S, Scope
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Part:
     sets: dict[str, str]
     route: str
     lanes: list[int]
+    #: how many processes there are
+    parts: int
     scope: Scope
     state: Any
     is_kept: bool
@@ -87,7 +90,7 @@ async def audit_in_parts(
 
     try:
         async with asyncio.TaskGroup() as group:
-            here = group.create_task(audit_opened(opened, mine, scope, state, tell_all))
+            here = group.create_task(audit_opened(opened, mine, scope, state, tell_all, len(told)))
             there = [group.create_task(_audit_there(part, told, at + 1)) for at, part in enumerate(others)]
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
@@ -155,6 +158,7 @@ def _together(reports: Sequence[AuditReport], seconds: float) -> AuditReport:
 
 def main() -> None:
     """Audit the part that stands on stdin, and send what becomes of it."""
+    share_one_arena()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
     with os.fdopen(os.dup(1), "wb") as pipe:
         os.dup2(2, 1)  # nothing else may come between the messages
@@ -189,4 +193,4 @@ async def _audit_here(part: Part, pipe: BinaryIO) -> AuditReport:
         _send(pipe, "progress", told)
 
     async with wiring.open_route(config, part.route, instance="verify") as opened:
-        return await audit_opened(opened, part.lanes, part.scope, part.state, tell)
+        return await audit_opened(opened, part.lanes, part.scope, part.state, tell, part.parts)

@@ -61,7 +61,7 @@ async def audit_route(
                 from .verify_parts import Part, audit_in_parts
 
                 others = [
-                    Part(output.config_path, dict(output.sets), name, part, scope, state, store.is_kept)
+                    Part(output.config_path, dict(output.sets), name, part, len(parts), scope, state, store.is_kept)
                     for part in parts[1:]
                 ]
                 report = await audit_in_parts(opened, parts[0], others, scope, state, tell)
@@ -70,9 +70,14 @@ async def audit_route(
 
 
 async def audit_opened(
-    opened: OpenRoute, lanes: Sequence[int], scope: Scope, state: Any, tell: Callable[[Progress], None]
+    opened: OpenRoute,
+    lanes: Sequence[int],
+    scope: Scope,
+    state: Any,
+    tell: Callable[[Progress], None],
+    parts: int = 1,
 ) -> AuditReport:
-    """Audit lanes of an open route in this process. Raises UsageError, Unreachable, AccessRefused."""
+    """Audit lanes of an open route in this process, one of `parts`. Raises UsageError, Unreachable, AccessRefused."""
     from ..model.route import LaneMap
     from ..verify.audit import audit
     from ..verify.by_key import audit_by_key
@@ -113,6 +118,7 @@ async def audit_opened(
         quarantined=quarantined,
         extents=extents,
         keep=scope.keep,
+        parts=parts,
     )
     for lane, count in echoes.items():
         report.lanes[lane].quarantined += count

@@ -64,6 +64,7 @@ async def audit(
     quarantined: Mapping[Lane, Collection[str]] | None = None,
     extents: Mapping[Lane, Extent] | None = None,
     keep: Keeping | None = None,
+    parts: int = 1,
 ) -> AuditReport:
     """Compare the lanes of an open source and target, one to one.
 
@@ -71,7 +72,8 @@ async def audit(
     `is_settled`: nothing is on its way any more, so what the target's end lacks is missing, not pending.
     `quarantined`: source positions that the route quarantined, by lane. `resume`: the `state` of an earlier audit.
     `extents`: the part of each source lane to compare, see `extents_of`; such an audit leaves no state to go on from.
-    `keep`: how many differences are kept by name, and whether with their rows.
+    `keep`: how many differences are kept by name, and whether with their rows. `parts`: this is one of so many audits
+    that run side by side; together they hold as many rows as one alone.
     Raises Unreachable, AccessRefused.
     """
     started_s = time.monotonic()
@@ -79,7 +81,7 @@ async def audit(
     source_bounds = await source.bounds(lanes)
     is_earliest = start is None or start.where is From.EARLIEST
     report = AuditReport(source.name, target.name, {}, **(keep or {}))
-    run = _Run(source, target, on_progress)
+    run = _Run(source, target, on_progress, max(1, parts))
     known = (resume or {}).get("lanes", {})
     for lane in lanes:
         one = LaneAudit(
@@ -160,7 +162,9 @@ class Watch:
 class _Run:
     """Reads whatever side any lane is waiting for, until all lanes are at their ends."""
 
-    def __init__(self, source: Log, target: Log, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, source: Log, target: Log, on_progress: Callable[[Progress], None] | None, parts: int) -> None:
+        self._limits = max(1, READ_RECORDS_MAX // parts), max(1, READ_BYTES_MAX // parts), READ_WAIT_S
+        self._buffered_max = BUFFERED_ROWS_MAX // parts
         self.lanes: dict[Lane, LaneAudit] = {}
         self._source = source
         self._target = target
@@ -192,8 +196,8 @@ class _Run:
         source = [one.lane for one in lanes if one.wants_source]
         target = [one.lane for one in lanes if one.wants_target]
         # A side that has run ahead waits for the other: its lanes may come in large uneven pieces.
-        source_is_full = sum(one.source_rows_waiting for one in lanes) > BUFFERED_ROWS_MAX
-        target_is_full = sum(one.target_rows_waiting for one in lanes) > BUFFERED_ROWS_MAX
+        source_is_full = sum(one.source_rows_waiting for one in lanes) > self._buffered_max
+        target_is_full = sum(one.target_rows_waiting for one in lanes) > self._buffered_max
         if source_is_full and target and not target_is_full:
             return [], target
         if target_is_full and source and not source_is_full:
@@ -209,7 +213,7 @@ class _Run:
         if not lanes:
             return False
         places = {lane: self.lanes[lane].source.place for lane in lanes}
-        outcomes = await self._source.read(places, READ_RECORDS_MAX, READ_BYTES_MAX, READ_WAIT_S)
+        outcomes = await self._source.read(places, *self._limits)
         for lane, outcome in outcomes.items():
             if isinstance(outcome, SourceTrimmed | SourceDeleted):
                 bounds = await self._source.bounds([lane])
@@ -222,7 +226,7 @@ class _Run:
         if not lanes:
             return False
         places = {lane: self.lanes[lane].target.place for lane in lanes}
-        outcomes = await self._target.read(places, READ_RECORDS_MAX, READ_BYTES_MAX, READ_WAIT_S)
+        outcomes = await self._target.read(places, *self._limits)
         for lane, outcome in outcomes.items():
             self.lanes[lane].take_target(outcome)
         return bool(outcomes)

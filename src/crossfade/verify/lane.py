@@ -26,6 +26,8 @@ from .report import AuditReport, LaneReport, Range
 
 _BEFORE_ALL = (-2, 0)
 _AFTER_ALL = (1 << 80, 0)
+#: places of batches that are remembered before those that are dealt with are let go
+_PLACES_MAX = 64
 
 
 class Translates(Protocol):
@@ -81,10 +83,19 @@ class Reading:
         self.place = Place("", bounds.count - bounds.length)
         self.is_ended = bounds.length <= 0
 
-    def save(self, after: Any) -> dict[str, Any]:
+    def forget(self, after: Any) -> tuple[int, int] | None:
+        """Let go of the places of batches that are compared whole; `after`: the last row that is. Gives its order."""
         done = self.done_until if after is None else _order(after)
         while self._batches and done is not None and self._batches[0][1] <= done:
             self._batches.popleft()
+        return done
+
+    @property
+    def has_many_places(self) -> bool:
+        return len(self._batches) > _PLACES_MAX
+
+    def save(self, after: Any) -> dict[str, Any]:
+        done = self.forget(after)
         place = self._batches[0][0] if self._batches else self.place
         return {"place": msgspec.to_builtins(place), "after": None if done is None else list(done)}
 
@@ -243,6 +254,9 @@ class LaneAudit:
             self._floor = _AFTER_ALL  # nothing of the copy is there
         diff.expected.is_ended, diff.actual.is_ended = self.source.is_ended, self.target.is_ended
         diff.advance()
+        if self.source.has_many_places or self.target.has_many_places:
+            for side, after in zip((self.source, self.target), diff.resume_after(), strict=True):
+                side.forget(after)
         self._mine.matched = self._matched_before + diff.matched
         self.is_done = self.source.is_ended and self.target.is_ended and not diff.expected and not diff.actual
         return self.is_done or before != (len(diff.expected), len(diff.actual))
