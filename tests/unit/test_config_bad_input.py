@@ -191,7 +191,11 @@ ONE_MISTAKE = [
         'F:4: brokers.new.properties.bootstrap.servers: found no "bootstrap.servers" (but "bootstrap.server"), '
         "expected HOST:PORT[,HOST:PORT]",
     ),
-    (", count: 16", "", "F:7: streams.messages.old.count: found nothing, expected how many lanes the pattern has, or discover"),
+    (
+        ", count: 16",
+        "",
+        "F:7: streams.messages.old.count: found nothing, expected how many lanes the pattern has, or discover",
+    ),
     (
         'lanes: "msg:stream:<lane>", ',
         "",
