@@ -18,6 +18,7 @@ from crossfade.model.record import Batch, Shape, Write
 from crossfade.verify.audit import Progress, audit
 from crossfade.verify.by_key import audit_by_key
 from crossfade.verify.extent import extents_of
+from crossfade.verify.lane import Reading
 from crossfade.verify.report import AuditReport
 
 LANES = 3
@@ -609,3 +610,28 @@ async def test_a_spread_by_key_within_a_time() -> None:
     assert (await world.audit(extents=extents)).ok
     del world.stored(2)[-1]
     assert found(await world.audit(extents=extents, is_settled=True)) == {"missing": 1}
+
+
+async def test_places_of_compared_batches_are_let_go() -> None:
+    world = await copied(RECORD, ENTRY)
+    seen: list[int] = []
+
+    def look(progress: Progress) -> None:
+        seen.append(max(len(one._batches) for one in readings))
+
+    readings: list[Reading] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 9)
+        patch.setattr("crossfade.verify.audit.PROGRESS_EVERY_S", 0.0)
+        made = Reading.__init__
+
+        def remember(self: Reading, *arguments: Any) -> None:
+            made(self, *arguments)
+            readings.append(self)
+
+        patch.setattr(Reading, "__init__", remember)
+        report = await world.audit(on_progress=look, window_records=4)
+    assert report.ok
+    assert report.is_complete
+    assert len(seen) > 100, "reads were small"
+    assert max(seen) <= 70

@@ -157,7 +157,7 @@ def test_exact_copy_is_silent(records: int, window: int, chunks: list[int]) -> N
 
 @pytest.mark.parametrize(("damage", "kind"), DAMAGES)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_one_damage_is_named(damage: Callable[[list[Marked], int], None], kind: Kind, data: st.DataObject) -> None:
     records = data.draw(st.integers(3, 150))
     at = data.draw(st.integers(1, records - 2))
@@ -178,7 +178,7 @@ def test_one_damage_is_named(damage: Callable[[list[Marked], int], None], kind: 
 
 
 @given(data=st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_every_record_is_accounted_for(data: st.DataObject) -> None:
     """Whatever is done to the target, each expected and each actual record is in exactly one count."""
     records = data.draw(st.integers(0, 60))
