@@ -21,6 +21,8 @@ USERS = (ADMIN, APP, NOBODY)
 #: the proxied listeners of a secured broker besides CLIENT (SASL_SSL with SCRAM-SHA-512 or PLAIN)
 EXTRA_LISTENERS = ("SASLPLAIN", "MTLS", "OAUTH", "OIDC")
 _TOKEN_ISSUER, _TOKEN_AUDIENCE = "https://127.0.0.1/lab", "kafka"
+#: older ones call what Java 24 has taken away
+_VERSION_MIN = (3, 9)
 _SECURITY = "org.apache.kafka.common.security"
 
 
@@ -99,6 +101,11 @@ class Security:
 
 def check(options: Options) -> None:
     """Refuse what cannot be secured.  Raises LabUsage."""
+    version = tuple(int(part) for part in options.kafka_version.split("."))
+    if options.secure and options.brokers and version < _VERSION_MIN:
+        raise LabUsage(
+            f"Kafka {options.kafka_version} cannot log in on the lab's Java", hint="--secure needs Kafka 3.9 or newer"
+        )
     if options.secure and options.redis != "none" and options.redis_flavour == "valkey":
         raise LabUsage("the packaged Valkey has no TLS", hint="use the flavour redis7 with --secure")
 
