@@ -101,8 +101,8 @@ class Security:
 
 def check(options: Options) -> None:
     """Refuse what cannot be secured.  Raises LabUsage."""
-    version = tuple(int(part) for part in options.kafka_version.split("."))
-    if options.secure and options.brokers and version < _VERSION_MIN:
+    needs_login = options.secure and options.brokers > 0
+    if needs_login and tuple(int(part) for part in options.kafka_version.split(".")) < _VERSION_MIN:
         raise LabUsage(
             f"Kafka {options.kafka_version} cannot log in on the lab's Java", hint="--secure needs Kafka 3.9 or newer"
         )
