@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Sequence
 
 #: mallopt's names: see mallopt(3)
 _M_TRIM_THRESHOLD = -1
@@ -23,22 +22,17 @@ _LARGE_BYTES = 16 << 20
 _ARENAS = 2
 
 
-def keep_freed_memory() -> None:
-    """Reuse freed memory instead of giving it back. Call it before threads start: arenas are made for them."""
-    _set(((_M_ARENA_MAX, _ARENAS), (_M_MMAP_THRESHOLD, _LARGE_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES)))
+def keep_freed_memory(arenas: int = _ARENAS) -> None:
+    """Reuse freed memory instead of giving it back. Call it before threads start: arenas are made for them.
 
-
-def share_one_arena() -> None:
-    """Let no thread keep a peak of its own: less memory, more waiting. Call it before threads start."""
-    _set(((_M_ARENA_MAX, 1),))
-
-
-def _set(options: Sequence[tuple[int, int]]) -> None:
+    `arenas`: 1 lets no thread keep a peak of its own, for several processes side by side.
+    """
     # glibc alone has it; elsewhere the allocator stays as it is.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for name, value in options:
-            mallopt(name, value)
+        mallopt(_M_ARENA_MAX, arenas)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def calm_collector() -> None:

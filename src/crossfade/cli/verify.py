@@ -13,7 +13,7 @@ import typer
 
 from .doctor import routes_of
 from .output import complete_routes, output_of
-from .runtime import share_one_arena
+from .runtime import keep_freed_memory
 from .verify_repair import Repair, check_choice, repair_routes
 from .verify_run import audit_route
 from .verify_scope import Scope, Store, parse_limit
@@ -92,7 +92,7 @@ def verify(
       crossfade verify forward --repair list
       crossfade verify --watch 10 --metrics-port 9188
     """
-    share_one_arena()
+    keep_freed_memory(arenas=1)
     output = output_of(context)
     config = output.config()
     names = routes_of(config, route)

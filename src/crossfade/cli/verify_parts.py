@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import CrossfadeError
-from .runtime import share_one_arena
+from .runtime import keep_freed_memory
 from .verify_scope import SAVE_EVERY_S, Scope
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _together(reports: Sequence[AuditReport], seconds: float) -> AuditReport:
 
 def main() -> None:
     """Audit the part that stands on stdin, and send what becomes of it."""
-    share_one_arena()
+    keep_freed_memory(arenas=1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
     with os.fdopen(os.dup(1), "wb") as pipe:
         os.dup2(2, 1)  # nothing else may come between the messages
