@@ -136,7 +136,7 @@ def properties(lab: Lab, certificates: Path, tmp_path: Path) -> Callable[[str], 
     ("writing", "reading"),
     [
         ("scram", "oauth"),
-        ("plain", "mtls"),
+        ("plain", "mtls-sealed"),
         pytest.param("oauth", "scram", marks=pytest.mark.long),
         pytest.param("mtls", "plain", marks=pytest.mark.long),
     ],
@@ -163,7 +163,7 @@ def test_redis_over_tls_to_kafka_and_back(
 @pytest.mark.parametrize(
     ("here", "there"),
     [
-        ("mtls-sealed", "oauth"),
+        pytest.param("mtls-sealed", "oauth", marks=pytest.mark.long),
         pytest.param("oauth", "mtls-pem", marks=pytest.mark.long),
         pytest.param("scram", "mtls-keystore", marks=pytest.mark.long),
         pytest.param("plain", "scram", marks=pytest.mark.long),
