@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 
@@ -44,6 +45,14 @@ from .pace import BatchSize, Limits, RateLimit
 
 _BACKOFF_MAX_S = 5.0
 _START_TRIES = 6
+
+
+class _Taken(NamedTuple):
+    """What one read gave for a lane, and where the echoes lay that are left out of it (None = no pair)."""
+
+    state: LaneState
+    batch: Batch
+    passed: list[tuple[tuple[int, int], int, int]] | None
 
 
 class Copier:
@@ -245,13 +254,16 @@ class Copier:
                     if reading is None:
                         continue
                 batches, reading = await reading, None
-                writes = self._translate(batches)
-                if not writes:
+                taken = self._take(batches)
+                if not taken:
                     self.progress_s = self._now()
                     continue
-                self._rate.spend(sum(len(write.rows) for write in writes))
+                self._rate.spend(sum(len(one.batch.rows) for one in taken))
                 reading = await self._start_read()
-                await self._append(claim, generation, writes)
+                await asyncio.sleep(0)  # the next read is under way before this one is translated
+                writes = self._translate(taken)
+                if writes:
+                    await self._append(claim, generation, writes)
         finally:
             if reading is not None:
                 reading.cancel()
@@ -291,10 +303,10 @@ class Copier:
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
-    def _translate(self, batches: dict[Lane, Batch | LaneError]) -> list[Write]:
-        """Turn what was read into writes; halts lanes whose source check failed."""
+    def _take(self, batches: dict[Lane, Batch | LaneError]) -> list[_Taken]:
+        """Move the lanes to the end of what was read; halts those whose source check failed."""
         now_s = self._now()
-        writes: list[Write] = []
+        taken: list[_Taken] = []
         for lane, batch in batches.items():
             state = self.lanes[lane]
             if isinstance(batch, LaneError):
@@ -305,10 +317,19 @@ class Copier:
             passed = None
             if self.route.pair:
                 batch, passed = self._without_echoes(state, batch)
+            state.place = batch.place
             if not batch.rows and not self._marker_due(state, batch, now_s):
                 state.state = State.IDLE
-                state.place = batch.place
                 continue
+            state.state = State.COPYING
+            state.retries = 0 if batch.rows else state.retries
+            taken.append(_Taken(state, batch, passed))
+        return taken
+
+    def _translate(self, taken: list[_Taken]) -> list[Write]:
+        """Turn what was read into writes."""
+        writes: list[Write] = []
+        for state, batch, passed in taken:
             mapped = self.mapping.translate(batch, self.target.shape)
             left = self.limits.quarantine_records_max - state.quarantined
             markers = state.markers_behind_loss()
@@ -316,8 +337,6 @@ class Copier:
             if passed is not None:
                 planned[0].passed = passed
             writes += planned
-            state.place, state.state = batch.place, State.COPYING
-            state.retries = 0 if batch.rows else state.retries
         return writes
 
     def _without_echoes(self, state: LaneState, batch: Batch) -> tuple[Batch, list[tuple[tuple[int, int], int, int]]]:

@@ -33,7 +33,7 @@ from ...model.wire import decode_marker
 from ...telemetry import step
 from ..protocol import Claim, Owner
 from .keys import state_key
-from .link import Command, Link, LinkLost, pack
+from .link import Command, Link, LinkLost, Replies, pack
 from .nodes import Nodes, call_key
 from .replies import as_error, check, code_of, is_error
 from .scripts import script
@@ -126,7 +126,7 @@ class Claims:
     async def _run_once(self, name: str, asks: dict[Lane, bytes]) -> dict[Lane, Any]:
         lanes = list(asks)
         groups = await self._nodes.by_link([self._keys[lane] for lane in lanes])
-        futures: list[tuple[Link, list[Lane], int, asyncio.Future[list[Any]]]] = []
+        futures: list[tuple[Link, list[Lane], int, asyncio.Future[Replies]]] = []
         for link, indexes in groups.items():
             mine = [lanes[index] for index in indexes]
             commands = script(name).ensure(link)

@@ -41,6 +41,14 @@ def pack_one(command: Command) -> bytes:
     return packed
 
 
+class Replies(list[Any]):
+    """The replies to one `send`, and about how many bytes each was (up to a kilobyte more or less)."""
+
+    def __init__(self, replies: Iterable[Any] = (), sizes_bytes: Iterable[int] = ()) -> None:
+        super().__init__(replies)
+        self.sizes_bytes = list(sizes_bytes)
+
+
 class Link(asyncio.Protocol):
     """A connection; make one with `connect`."""
 
@@ -50,7 +58,9 @@ class Link(asyncio.Protocol):
         #: digests of the scripts that were loaded on this connection
         self.scripts: set[str] = set()
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
-        self._waiting: deque[tuple[asyncio.Future[list[Any]], int, list[Any]]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Replies], int, Replies]] = deque()
+        #: bytes that came behind the last whole reply
+        self._unparsed_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._can_send = asyncio.Event()
         self._can_send.set()
@@ -61,14 +71,14 @@ class Link(asyncio.Protocol):
         """False for ever after the connection ended."""
         return self._transport is not None and not self._lost
 
-    def send(self, packed: bytes, replies: int) -> asyncio.Future[list[Any]]:
+    def send(self, packed: bytes, replies: int) -> asyncio.Future[Replies]:
         """Send packed commands at once; the future gives their `replies` or raises LinkLost."""
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
         if not self.is_open or self._transport is None:
             future.set_exception(LinkLost(self._lost or "not connected"))
             future.exception()  # a caller may give up before it looks
             return future
-        self._waiting.append((future, replies, []))
+        self._waiting.append((future, replies, Replies()))
         self._transport.write(packed)
         return future
 
@@ -83,7 +93,7 @@ class Link(asyncio.Protocol):
             self.abort(f"{self.address} took no data for {self.timeout_s:g} s")
             raise LinkLost(self._lost) from None
 
-    async def wait(self, future: asyncio.Future[list[Any]], extra_s: float = 0.0) -> list[Any]:
+    async def wait(self, future: asyncio.Future[Replies], extra_s: float = 0.0) -> Replies:
         """The replies of `send`. Raises LinkLost, also when they take longer than `timeout_s` + `extra_s`."""
         try:
             async with asyncio.timeout(self.timeout_s + extra_s):
@@ -114,12 +124,16 @@ class Link(asyncio.Protocol):
         reader, waiting = self._reader, self._waiting
         try:
             reader.feed(data)
+            self._unparsed_bytes += len(data)
             while waiting:
                 reply = reader.gets()
                 if reply is _NOT_YET:
                     return
                 future, expected, got = waiting[0]
                 got.append(reply)
+                unread = reader.len()
+                got.sizes_bytes.append(self._unparsed_bytes - unread)
+                self._unparsed_bytes = unread
                 if len(got) == expected:
                     waiting.popleft()
                     if not future.done():

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import Unreachable
 from ...model.record import Lane
 from .keys import BIRTH_PREFIX
-from .link import Command, Link, LinkLost, pack_one
+from .link import Command, Link, LinkLost, Replies, pack_one
 from .nodes import Nodes, unreachable
 from .reckoning import Look
 from .replies import as_error, check, code_of, info_fields, is_error, pairs
@@ -36,8 +36,13 @@ class Looker:
         self._nodes = nodes
         self._keys = stream_keys
 
-    async def look(self, lanes: Sequence[Lane], ranges: Mapping[Lane, Range]) -> dict[Lane, tuple[Look, list[Any]]]:
-        """One atomic look at each lane, and the entries of the asked range. Raises Unreachable, AccessRefused."""
+    async def look(
+        self, lanes: Sequence[Lane], ranges: Mapping[Lane, Range]
+    ) -> dict[Lane, tuple[Look, list[Any], int]]:
+        """One atomic look at each lane, the entries of the asked range, and about how many bytes came for them.
+
+        Raises Unreachable, AccessRefused.
+        """
         commands: dict[Lane, list[Command]] = {}
         for lane in lanes:
             key, asked = self._keys[lane], ranges[lane]
@@ -50,7 +55,9 @@ class Looker:
                 ("EXEC",),
             ]
         replies, histories = await self.call(commands, "reading")
-        return {lane: self._parse(lane, replies[lane], histories[lane]) for lane in lanes}
+        return {
+            lane: (*self._parse(lane, replies[lane], histories[lane]), sum(replies[lane].sizes_bytes)) for lane in lanes
+        }
 
     def _parse(self, lane: Lane, replies: list[Any], history: str) -> tuple[Look, list[Any]]:
         doing = f"reading {self._name(lane)}"
@@ -82,17 +89,17 @@ class Looker:
 
     async def call(
         self, commands: Mapping[Lane, Sequence[Command]], doing: str
-    ) -> tuple[dict[Lane, list[Any]], dict[Lane, str]]:
+    ) -> tuple[dict[Lane, Replies], dict[Lane, str]]:
         """Commands of several lanes, one pipeline a node; and each node's history. Raises Unreachable."""
         lanes = list(commands)
         groups = await self._nodes.by_link([self._keys[lane] for lane in lanes])
-        flights: list[tuple[Link, list[Lane], asyncio.Future[list[Any]]]] = []
+        flights: list[tuple[Link, list[Lane], asyncio.Future[Replies]]] = []
         for link, indexes in groups.items():
             mine = [lanes[index] for index in indexes]
             packed = [pack_one(("INFO", "replication"))]
             packed += [pack_one(command) for lane in mine for command in commands[lane]]
             flights.append((link, mine, link.send(b"".join(packed), len(packed))))
-        replies: dict[Lane, list[Any]] = {}
+        replies: dict[Lane, Replies] = {}
         histories: dict[Lane, str] = {}
         for link, mine, future in flights:
             try:
@@ -103,9 +110,10 @@ class Looker:
             history = self._history(link, got[0])
             at = 1
             for lane in mine:
-                replies[lane] = got[at : at + len(commands[lane])]
+                end = at + len(commands[lane])
+                replies[lane] = Replies(got[at:end], got.sizes_bytes[at:end])
                 self._follow(replies[lane])
-                at += len(commands[lane])
+                at = end
                 histories[lane] = history
         return replies, histories
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ...errors import (
     AccessRefused,
@@ -29,7 +28,7 @@ from ...telemetry import step
 from ..protocol import Appended
 from .claims import ROUND_PAUSE_S, ROUNDS_MAX, RedisClaim
 from .jobs import Call, Job, in_turn
-from .link import Link, LinkLost, pack
+from .link import Link, LinkLost, Replies, pack
 from .nodes import Nodes, unreachable
 from .packing import refuse
 from .replies import as_error, check, info_fields, is_error
@@ -180,4 +179,4 @@ class _Flight:
     link: Link
     job: Job | None
     call: Call | None
-    replies: asyncio.Future[list[Any]]
+    replies: asyncio.Future[Replies]
