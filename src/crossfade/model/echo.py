@@ -8,6 +8,7 @@ marks are older, so their records are native and are copied. Called by the relay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .position import Place, position_order, position_text
@@ -81,7 +82,7 @@ def bare(place: Place) -> Place:
     return with_echoes(place, 0, 0) if place.echo or place.echoes else place
 
 
-def _replaced(batch: Batch, positions: list[Any], rows: list[Row], place: Place) -> Batch:
+def _replaced(batch: Batch, positions: list[Any], rows: Sequence[Row], place: Place) -> Batch:
     return Batch(batch.lane, batch.shape, positions, rows, place, batch.at_end, batch.size_bytes)
 
 

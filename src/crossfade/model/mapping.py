@@ -9,7 +9,8 @@ and positions stay with their rows. Called by the relay on the hot path, and by 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import Any, Protocol
 
 from ..errors import UsageError
@@ -24,7 +25,7 @@ from .lossless import (
     without_origin_entry,
     without_origin_record,
 )
-from .record import Batch, Mapped, Reject, Row, Shape
+from .record import Batch, EntryColumns, Mapped, RecordColumns, Reject, Row, Shape
 from .wire import XF, XF_FIELD, decode_origin
 
 
@@ -102,11 +103,11 @@ class _Translation:
         rows = self._records(batch.rows) if target is Shape.RECORD else self._entries(batch.rows)
         return _sorted_out(batch, rows)
 
-    def _records(self, rows: list[Row]) -> list[Row]:
+    def _records(self, rows: Sequence[Row]) -> Sequence[Row]:
         """One record per entry; a text where it cannot be carried: the reason."""
         return [_tried(self._record, without_origin_entry(row)) for row in rows]
 
-    def _entries(self, rows: list[Row]) -> list[Row]:
+    def _entries(self, rows: Sequence[Row]) -> Sequence[Row]:
         """One entry per record; a text where it cannot be carried: the reason."""
         return [_tried(self._entry, without_origin_record(row)) for row in rows]
 
@@ -128,22 +129,26 @@ def _tried(convert: Callable[..., Row], row: Row) -> Row:
         return "the value is nested too deeply"
 
 
-def _sorted_out(batch: Batch, rows: list[Row]) -> Mapped:
+def _sorted_out(batch: Batch, rows: Sequence[Row]) -> Mapped:
     """Part the carried rows from the refused ones (texts)."""
-    if str not in set(map(type, rows)):
+    if isinstance(rows, EntryColumns) or str not in set(map(type, rows)):
         return Mapped(batch.positions, rows, [])
-    mapped = Mapped([], [], [])
+    positions: list[Any] = []
+    carried: list[Row] = []
+    rejects: list[Reject] = []
     for position, source_row, row in zip(batch.positions, batch.rows, rows, strict=True):
         if isinstance(row, str):
-            mapped.rejects.append(Reject(position, source_row, row, batch.shape))
+            rejects.append(Reject(position, source_row, row, batch.shape))
         else:
-            mapped.positions.append(position)
-            mapped.rows.append(row)
-    return mapped
+            positions.append(position)
+            carried.append(row)
+    return Mapped(positions, carried, rejects)
 
 
-def _strip_records(rows: list[Row]) -> list[Row]:
-    """The rows without origins: the list itself where there are none."""
+def _strip_records(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows without origins: the very same where there are none."""
+    if isinstance(rows, RecordColumns) and not any(rows.headers):
+        return rows
     for row in rows:
         if row[2]:
             for name, content in row[2]:
@@ -152,8 +157,8 @@ def _strip_records(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _strip_entries(rows: list[Row]) -> list[Row]:
-    """The rows without origins: the list itself where there are none."""
+def _strip_entries(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows without origins: the very same where there are none."""
     for row in rows:
         if has_origin(row[0]):
             return [without_origin_entry(row) for row in rows]
@@ -161,6 +166,8 @@ def _strip_entries(rows: list[Row]) -> list[Row]:
 
 
 # ------------------------------------------------------------------------------------------------ the mappings
+
+_begins_packed = methodcaller("startswith", MAGIC)
 
 
 class _Lossless(_Translation):
@@ -177,7 +184,7 @@ class _Lossless(_Translation):
                 return key
         return super().key_of(row, shape)
 
-    def _records(self, rows: list[Row]) -> list[Row]:
+    def _records(self, rows: Sequence[Row]) -> Sequence[Row]:
         # Canonical entries with key and value alone are what our client and our relay write.
         slow = self._slow_record
         return [
@@ -187,7 +194,9 @@ class _Lossless(_Translation):
             for fields, time_ms in rows
         ]
 
-    def _entries(self, rows: list[Row]) -> list[Row]:
+    def _entries(self, rows: Sequence[Row]) -> Sequence[Row]:
+        if isinstance(rows, RecordColumns) and (plain := _plain_entries(rows)) is not None:
+            return plain
         slow = self._slow_entry
         return [
             ([KEY, key, VALUE, value], time_ms)
@@ -208,6 +217,16 @@ class _Lossless(_Translation):
 
     def _entry(self, key: bytes | None, value: bytes | None, headers: Any, time_ms: int) -> Row:
         return entry_of(key, value, headers, time_ms, self._key_field)
+
+
+def _plain_entries(rows: RecordColumns) -> EntryColumns | None:
+    """Records that have nothing but values, all with a key or all without, as canonical entries; else None."""
+    keys, values = rows.keys, rows.values
+    if any(rows.headers) or None in values or True in map(_begins_packed, values):
+        return None
+    if None not in keys:
+        return EntryColumns([KEY, VALUE], [keys, values], rows.times)
+    return EntryColumns([VALUE], [values], rows.times) if keys.count(None) == len(keys) else None
 
 
 class _Chosen(_Translation):

@@ -6,8 +6,11 @@ a *record* is Kafka-shaped, an *entry* is Redis-shaped. `model.mapping` turns on
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeAlias
 
 from .position import NativePosition, Place
@@ -45,6 +48,65 @@ class Entry(NamedTuple):
 Row: TypeAlias = Any
 
 
+class _Columns(Sequence[Row]):
+    """Rows that lie column by column: what moves them as columns need not make a row for each."""
+
+    @abstractmethod
+    def _rows(self) -> Iterator[Row]:
+        """All rows, one by one."""
+
+    @abstractmethod
+    def _part(self, part: slice) -> _Columns:
+        """Some neighbours, as columns."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._rows()
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return self._part(at)
+        at = range(len(self))[at]
+        return next(self._part(slice(at, at + 1))._rows())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class RecordColumns(_Columns):
+    """Records as columns."""
+
+    def __init__(self, keys: list[Any], values: list[Any], headers: list[Any], times: list[int]) -> None:
+        self.keys, self.values, self.headers, self.times = keys, values, headers, times
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def _rows(self) -> Iterator[Row]:
+        return zip(self.keys, self.values, self.headers, self.times, strict=True)
+
+    def _part(self, part: slice) -> RecordColumns:
+        return RecordColumns(self.keys[part], self.values[part], self.headers[part], self.times[part])
+
+
+class EntryColumns(_Columns):
+    """Entries that all have the same names in the same order; `values` has one column for each name."""
+
+    def __init__(self, names: list[bytes], values: list[list[bytes]], times: list[int]) -> None:
+        self.names, self.values, self.times = names, values, times
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def _rows(self) -> Iterator[Row]:
+        parts = chain.from_iterable(zip(map(repeat, self.names), self.values, strict=True))
+        return zip(map(list, zip(*parts, strict=False)), self.times, strict=True)
+
+    def _part(self, part: slice) -> EntryColumns:
+        return EntryColumns(self.names, [column[part] for column in self.values], self.times[part])
+
+
 @dataclass(slots=True)
 class Batch:
     """What one read gives for one source lane.
@@ -56,7 +118,7 @@ class Batch:
     lane: Lane
     shape: Shape
     positions: list[Any]
-    rows: list[Row]
+    rows: Sequence[Row]
     place: Place
     #: True when the read saw the end of the lane: nothing more was there at that moment
     at_end: bool = False
@@ -77,7 +139,7 @@ class Mapped(NamedTuple):
     """A batch in the target's shape: `positions[i]` belongs to `rows[i]`, source order kept."""
 
     positions: list[Any]
-    rows: list[Row]
+    rows: Sequence[Row]
     rejects: list[Reject]
 
 
@@ -92,7 +154,7 @@ class Write:
 
     path: Path
     positions: list[Any]
-    rows: list[Row]
+    rows: Sequence[Row]
     place: Place
     rejects: list[Reject] = field(default_factory=list)
     #: how many more records this path may still quarantine before the lane halts

@@ -11,7 +11,7 @@ from collections.abc import Mapping as Dict
 from ..model.mapping import Mapping
 from ..model.partitioner import partition_many
 from ..model.position import Marker, NativePosition, position_order, position_text
-from ..model.record import Batch, Mapped, Path, Shape, Write
+from ..model.record import Batch, Mapped, Path, Row, Shape, Write
 from ..model.route import LaneMap, Route
 from .lanes import reached
 
@@ -34,8 +34,9 @@ def plan_writes(
     # After a crash the paths of a lane are ragged, and the resumed batches end elsewhere than the first ones did. A
     # path that is ahead of this batch's end gets no write: its marker would go back, and a second crash copy twice.
     end = reached(batch.place)
+    rows: dict[Path, list[Row]] = {path: [] for path in route.paths_of(batch.lane)}
     writes = {
-        path: Write(path, [], [], batch.place, [], quarantine_left)
+        path: Write(path, [], rows[path], batch.place, [], quarantine_left)
         for path in route.paths_of(batch.lane)
         if reached(markers[path].place) <= end
     }
@@ -48,9 +49,8 @@ def plan_writes(
         path = (batch.lane, lane)
         if ragged and _order(position) <= covered[path]:
             continue
-        write = writes[path]
-        write.positions.append(position)
-        write.rows.append(row)
+        writes[path].positions.append(position)
+        rows[path].append(row)
     home = writes.get((batch.lane, keyless_lane))
     if home is not None:
         home.rejects += [r for r in mapped.rejects if not ragged or _order(r.position) > covered[home.path]]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..errors import invariant
 from ..model.position import position_order, position_text
-from ..model.record import Row
+from ..model.record import RecordColumns, Row
 from .columns import Columns, columns_of
 from .describe import describe
 from .extent import Extent
@@ -69,7 +69,7 @@ class _Side:
     """Rows not compared yet: two parallel lists and how much of them is done."""
 
     positions: list[Any] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: Sequence[Row] = field(default_factory=list)
     head: int = 0
     is_ended: bool = False
 
@@ -83,10 +83,11 @@ class _Side:
             self.positions = [*self.positions[waiting], *positions]
             self.rows = [*self.rows[waiting], *rows]
         else:
-            self.positions, self.rows = _list_of(positions), _list_of(rows)
+            self.positions = positions if isinstance(positions, list) else list(positions)
+            self.rows = rows if isinstance(rows, list | RecordColumns) else list(rows)
         self.head = 0
 
-    def first(self, count: int) -> tuple[list[Any], list[Row]]:
+    def first(self, count: int) -> tuple[list[Any], Sequence[Row]]:
         if not self.head and count == len(self.rows):
             return self.positions, self.rows
         stretch = slice(self.head, self.head + count)
@@ -96,10 +97,6 @@ class _Side:
         self.head += count
         if self.head == len(self.rows):
             self.positions, self.rows, self.head = [], [], 0
-
-
-def _list_of(items: Sequence[Any]) -> list[Any]:
-    return items if isinstance(items, list) else list(items)
 
 
 class LaneDiff:

@@ -336,7 +336,7 @@ class LaneAudit:
         """
         if not batch.rows:
             return batch
-        ends = self._codec.normal(batch.positions[:1] + batch.positions[-1:], batch.rows[:1] + batch.rows[-1:])
+        ends = self._codec.normal([batch.positions[0], batch.positions[-1]], [batch.rows[0], batch.rows[-1]])
         if all(copy.origin is not None and _order(copy.origin) in extent for copy in ends):
             self._is_inside = True
             return batch
@@ -376,7 +376,7 @@ class LaneAudit:
         self._mine.before_target += first
         return positions[first:], rows[first:]
 
-    def _without_quarantined(self, positions: list[Any], rows: list[Row]) -> tuple[list[Any], list[Row]]:
+    def _without_quarantined(self, positions: list[Any], rows: Sequence[Row]) -> tuple[list[Any], Sequence[Row]]:
         if not self._quarantined:
             return positions, rows
         kept = [at for at, position in enumerate(positions) if position_text(position) not in self._quarantined]

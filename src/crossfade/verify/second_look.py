@@ -7,7 +7,7 @@ costs one more read of the source, and only where there are strays. Called by `a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from ..brokers.protocol import Bounds, Log
@@ -52,7 +52,7 @@ async def second_look(
 
 def _seek(
     positions: list[Any],
-    rows: list[Row],
+    rows: Sequence[Row],
     content_of: Callable[[Row], Hashable],
     contents: set[Hashable],
     wanted: dict[Hashable, str],

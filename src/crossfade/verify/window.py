@@ -21,7 +21,7 @@ class Window:
     """Two stretches that differ somewhere, matched by source position."""
 
     def __init__(
-        self, positions: list[SourcePosition], rows: list[Row], targets: list[Any], copies: list[Copy]
+        self, positions: list[SourcePosition], rows: Sequence[Row], targets: list[Any], copies: list[Copy]
     ) -> None:
         self.positions, self.rows, self.targets, self.copies = positions, rows, targets, copies
         index = {position: at for at, position in enumerate(positions)}

@@ -16,7 +16,7 @@ import structlog
 
 from ...errors import LaneError, SourceRegressed, SourceReset, SourceTrimmed, Unreachable, UsageError
 from ...model.position import Marker, Place
-from ...model.record import Batch, Lane, Path, Shape, Write
+from ...model.record import Batch, Lane, Path, RecordColumns, Shape, Write
 from ...telemetry import step
 from ..protocol import Appended, Bounds, Claim, From, Owner, Start
 from . import markers, names
@@ -387,13 +387,13 @@ class KafkaLog:
 
 
 def _batch(lane: Lane, lot: Taken, place: Place, incarnation: str) -> Batch:
-    is_moved = bool(lot.rows)
+    is_moved = bool(lot.positions)
     witness = str(lot.leader_epoch) if is_moved and lot.leader_epoch >= 0 else ("" if is_moved else place.witness)
     return Batch(
         lane,
         Shape.RECORD,
         lot.positions,
-        lot.rows,
+        RecordColumns(lot.keys, lot.values, lot.headers, lot.times),
         Place(
             position=str(lot.positions[-1]) if is_moved else place.position,
             count=lot.next_offset,

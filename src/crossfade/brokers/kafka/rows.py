@@ -7,6 +7,7 @@ Invariant: what `prepare` lets through, `produce()` and the broker take.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ class Limits:
 class Prepared:
     """One write, ready to be produced: `rows[i]` has the text position `positions[i]`."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     positions: list[Any]
     #: index -> the record's own time, where the row carries the time of the copy
     own_times: dict[int, int] = field(default_factory=dict)

@@ -43,10 +43,13 @@ _key_of, _value_of, _headers_of, _time_of = _message.key, _message.value, _messa
 
 @dataclass(slots=True)
 class Taken:
-    """What was taken of one lane: rows, and where the reader stands behind them."""
+    """What was taken of one lane: the columns of its rows, and where the reader stands behind them."""
 
     positions: list[int] = field(default_factory=list)
-    rows: list[Any] = field(default_factory=list)
+    keys: list[Any] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+    headers: list[Any] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
     next_offset: int = -1
     leader_epoch: int = -1
     at_end: bool = False
@@ -252,8 +255,10 @@ class SourceReader:
                 lot = taken[lane] = Taken()
             mine = list(run)
             keys, headers = list(map(_key_of, mine)), list(map(_headers_of, mine))
-            times = [time_ms for _, time_ms in map(_time_of, mine)]
-            lot.rows += zip(keys, map(_value_of, mine), headers, times, strict=True)
+            lot.keys += keys
+            lot.values += map(_value_of, mine)
+            lot.headers += headers
+            lot.times += [time_ms for _, time_ms in map(_time_of, mine)]
             lot.positions += map(_offset_of, mine)
             beside = sum(map(len, filter(None, keys))) + sum(map(_headers_bytes, filter(None, headers)))
             size += beside  # a message counts its value alone

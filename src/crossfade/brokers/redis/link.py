@@ -23,6 +23,8 @@ Command: TypeAlias = tuple[Argument, ...]
 
 #: bytes that may wait in the process before `drain` makes a sender wait
 _UNSENT_BYTES_MAX = 1 << 20
+#: room for unparsed replies that is kept; at the default of 16 KiB it would be made anew for every reply
+_KEPT_BYTES = 4 << 20
 _NOT_YET = object()
 
 
@@ -58,6 +60,7 @@ class Link(asyncio.Protocol):
         #: digests of the scripts that were loaded on this connection
         self.scripts: set[str] = set()
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
+        self._reader.setmaxbuf(_KEPT_BYTES)
         self._waiting: deque[tuple[asyncio.Future[Replies], int, Replies]] = deque()
         #: bytes that came behind the last whole reply
         self._unparsed_bytes = 0
