@@ -8,6 +8,7 @@ from rig import Copy, Writer
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 
+@pytest.mark.long
 def test_the_split_is_changed_under_running_shards(workshop) -> None:
     copy: Copy = workshop.copy("r", "k")
     copy.start()
