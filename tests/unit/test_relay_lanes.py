@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crossfade.brokers.protocol import Bounds
-from crossfade.errors import SourceTrimmed, TargetFull, UsageError
+from crossfade.errors import SourceReset, SourceTrimmed, TargetFull, UsageError
 from crossfade.model.mapping import mapping_named
 from crossfade.model.partitioner import partition
 from crossfade.model.position import Marker, Place
@@ -166,3 +166,17 @@ def test_by_key_a_path_that_was_ahead_drops_what_it_has() -> None:
     assert all(int(position.split(b"-")[0]) > 150 for position in writes[ahead].positions)
     others = [w for path, w in writes.items() if path != ahead]
     assert min(int(w.positions[0].split(b"-")[0]) for w in others) < 150
+
+
+def test_paths_that_went_on_behind_a_reset_stay_and_the_others_are_resumed_first() -> None:
+    """A crash between the appends of two paths, behind a reset that an operator accepted."""
+    old, new = Place("60", 61, "before"), Place("4", 5, "now")
+    state = LaneState(0, "lane-0", {(0, 0): Marker(new), (0, 1): Marker(old)}, new)
+    assert state.is_split
+    state.incarnation = "now"
+    assert state.settled == old
+    state.fail(SourceReset(0, "made anew"), 0.0)
+    begin = Place("", 0, "now")
+    state.jump(begin)
+    assert state.jumps == {(0, 0): new, (0, 1): begin}
+    assert state.settled == begin

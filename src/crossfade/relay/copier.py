@@ -211,6 +211,10 @@ class Copier:
             else:
                 state.place = state.settled
             lanes[lane] = state
+        split = [lane for lane, state in lanes.items() if state.is_split]
+        for lane, bounds in (await self.source.bounds(split)).items() if split else ():
+            lanes[lane].incarnation = bounds.incarnation
+            lanes[lane].place = lanes[lane].settled
         self.lanes = lanes | self._lanes_without_target()
 
     def _lanes_without_target(self) -> dict[Lane, LaneState]:

@@ -12,7 +12,7 @@ from enum import Enum
 import msgspec
 
 from ..brokers.protocol import Bounds
-from ..errors import Kind, LaneError, SourceDeleted, SourceTrimmed
+from ..errors import Kind, LaneError, SourceDeleted, SourceReset, SourceTrimmed
 from ..model.position import Marker, Place, position_order
 from ..model.record import Lane, Path
 
@@ -50,6 +50,8 @@ class LaneState:
     has_told_echo: bool = False
     #: where paths go on behind a loss that was accepted, until an append has stored it
     jumps: dict[Path, Place] = field(default_factory=dict)
+    #: the source's present incarnation, where the paths' markers disagree about it; else ""
+    incarnation: str = ""
 
     @property
     def settled(self) -> Place:
@@ -57,7 +59,12 @@ class LaneState:
 
         A lane that was taken out by its claim may have no marker at all.
         """
-        return resume_place(list(self.markers.values())) if self.markers else Place()
+        return resume_place(list(self.markers_behind_loss().values()), self.incarnation) if self.markers else Place()
+
+    @property
+    def is_split(self) -> bool:
+        """Some paths went on behind a reset of the source, others did not: a crash came between their appends."""
+        return len({marker.place.incarnation for marker in self.markers.values()} - {""}) > 1
 
     @property
     def ordinal(self) -> int:
@@ -93,12 +100,16 @@ class LaneState:
         """Go on from `place`, behind a loss that an operator accepted.
 
         A path that is ahead of it stays: what it has must not be copied again. Not so where the source's positions
-        start anew or were given out twice: there they cannot be compared, and all that comes is new.
+        start anew or were given out twice: there they cannot be compared, and all that comes is new. (A path that has
+        already gone on in the new incarnation can be compared again.)
         """
         is_comparable = isinstance(self.error, SourceTrimmed | SourceDeleted)
+        is_reset = isinstance(self.error, SourceReset) and place.incarnation != ""
         self.jumps = {
-            path: marker.place if is_comparable and reached(marker.place) > reached(place) else place
-            for path, marker in self.markers.items()
+            path: at
+            if (is_comparable or (is_reset and at.incarnation == place.incarnation)) and reached(at) > reached(place)
+            else place
+            for path, at in ((path, marker.place) for path, marker in self.markers.items())
         }
         self.error, self.state, self.place = None, State.COPYING, place
 
@@ -152,6 +163,11 @@ def reached(place: Place) -> tuple[tuple[int, int], int]:
     return position_order(place.position), place.count
 
 
-def resume_place(markers: list[Marker]) -> Place:
-    """The smallest place of a lane's paths: what lies behind it is in every target lane that it belongs to."""
-    return min((marker.place for marker in markers), key=reached)
+def resume_place(markers: list[Marker], incarnation: str = "") -> Place:
+    """The smallest place of a lane's paths: what lies behind it is in every target lane that it belongs to.
+
+    Where the markers disagree, places of another than the present `incarnation` come first: they are behind a reset,
+    and positions of two incarnations cannot be compared.
+    """
+    places = [marker.place for marker in markers]
+    return min([place for place in places if incarnation and place.incarnation != incarnation] or places, key=reached)
