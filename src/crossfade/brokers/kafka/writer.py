@@ -31,7 +31,7 @@ _DELIVERY_S = 0.8 * TRANSACTION_TIMEOUT_MS / 1000
 _CALL_S = 2.0
 #: librdkafka does not always keep to the limit above: where the group's coordinator dies while markers are stored, its
 #: call never returns. After this long the producer is given up, thread and all.
-_STUCK_S = 5.0
+_STUCK_S = 3.0
 _LOOK_S = 0.5
 _CHUNK = 2000
 _BATCH_BYTES = 1_000_000
