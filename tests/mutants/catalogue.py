@@ -129,8 +129,8 @@ MUTANTS = [
     Mutant(
         "rejected-record-shifts-positions",
         "model/mapping.py",
-        "            mapped.positions.append(position)\n",
-        "            mapped.positions.append(batch.positions[len(mapped.positions)])\n",
+        "            positions.append(position)\n",
+        "            positions.append(batch.positions[len(positions)])\n",
         f"{MAPPING}::test_a_row_that_cannot_be_carried_leaves_the_batch_with_its_reason",
     ),
     Mutant(
@@ -201,8 +201,8 @@ MUTANTS = [
     Mutant(
         "resumes-from-the-largest-marker",
         "relay/lanes.py",
-        "    return min((marker.place for marker in markers)",
-        "    return max((marker.place for marker in markers)",
+        "    return min([place for place",
+        "    return max([place for place",
         f"{LANES}::test_a_lane_resumes_from_its_smallest_marker",
     ),
     Mutant(
@@ -246,9 +246,30 @@ MUTANTS = [
     Mutant(
         "path-ahead-of-an-accepted-loss-goes-back",
         "relay/lanes.py",
-        "marker.place if is_comparable and reached(marker.place) > reached(place) else place",
-        "place",
+        "if (is_comparable or (is_reset and at.incarnation == place.incarnation)) and reached(at) > reached(place)",
+        "if False",
         "tests/model/test_regress.py",
+    ),
+    Mutant(
+        "path-behind-a-reset-goes-back",
+        "relay/lanes.py",
+        "(is_comparable or (is_reset and at.incarnation == place.incarnation))",
+        "is_comparable",
+        "tests/unit/test_relay_lanes.py",
+    ),
+    Mutant(
+        "places-of-two-incarnations-compared",
+        "relay/lanes.py",
+        "[place for place in places if incarnation and place.incarnation != incarnation] or places",
+        "places",
+        "tests/unit/test_relay_lanes.py",
+    ),
+    Mutant(
+        "echo-of-any-ordinal-passed-over",
+        "model/echo.py",
+        "origin.ordinal == last + 1",
+        "True",
+        "tests/unit/test_echo.py",
     ),
     # -- brokers -------------------------------------------------------------------------------------------------------
     Mutant(
@@ -370,6 +391,20 @@ MUTANTS = [
         "    if missing is None or missing == 0:\n",
         "    if missing is None or missing >= 0:\n",
         RECKONING,
+    ),
+    Mutant(
+        "redis-ids-that-fall-are-proposed",
+        "brokers/redis/packing.py",
+        "times == sorted(times) and all(map(lt, offsets, offsets[1:]))",
+        "True",
+        "tests/unit/test_redis_packing.py",
+    ),
+    Mutant(
+        "record-without-value-packed-as-a-column",
+        "model/mapping.py",
+        "if any(rows.headers) or None in values or",
+        "if any(rows.headers) or",
+        "tests/unit/test_columns.py",
     ),
     Mutant(
         "redis-birth-not-compared",
