@@ -189,7 +189,7 @@ MUTANTS = [
         "relay/lanes.py",
         "        self.state = State.COPYING\n        self.place = self.settled\n",
         "        self.state = State.COPYING\n",
-        f"{SIMULATION}[paused]",
+        f"{LANES}::test_a_lane_comes_back_where_it_settled_not_where_it_stood_when_it_was_paused",
     ),
     Mutant(
         "halted-lane-goes-on",

@@ -180,3 +180,11 @@ def test_paths_that_went_on_behind_a_reset_stay_and_the_others_are_resumed_first
     state.jump(begin)
     assert state.jumps == {(0, 0): new, (0, 1): begin}
     assert state.settled == begin
+
+
+def test_a_lane_comes_back_where_it_settled_not_where_it_stood_when_it_was_paused() -> None:
+    state = lane("10-0")
+    state.state, state.place = State.PAUSED, state.settled
+    state.markers[0, 0] = Marker(Place("12-0", count=12))  # an append that was under way has ended
+    state.revive()
+    assert state.place.position == "12-0"
