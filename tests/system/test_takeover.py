@@ -65,7 +65,7 @@ def _finish(copy: Copy, writer: Writer) -> None:
             assert all(a[2] <= b[2] for a, b in itertools.pairwise(origins)), f"lane {lane}: an older epoch follows"
 
 
-@pytest.mark.parametrize("way", _ways("rk", "kr", "rr"))
+@pytest.mark.parametrize("way", _ways("rk", "kr"))
 def test_others_take_over_from_a_killed_process(shared: Callable[[str], Copy], way: str) -> None:
     copy = shared(way)
     relays = {name: copy.run(instance=name) for name in ("a", "b", "c")}
@@ -79,7 +79,7 @@ def test_others_take_over_from_a_killed_process(shared: Callable[[str], Copy], w
     assert [relays[name].stop() for name in ("a", "c")] == [0, 0]
 
 
-@pytest.mark.parametrize("way", _ways("rk", "kr"))
+@pytest.mark.parametrize("way", _ways("rk"))
 def test_a_zombie_writes_nothing_more_and_says_that_it_was_fenced(shared: Callable[[str], Copy], way: str) -> None:
     copy = shared(way)
     zombie, other = copy.run(instance="a"), copy.run(instance="b")
