@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Limits:
     """Bounds that the user can see and set. All are per process and route."""
 
-    batch_records_max: int = 20_000
+    batch_records_max: int = 16_000
     batch_size_bytes_max: int = 64 * 1024 * 1024
     commit_interval_s: float = 0.15  # what one append should take under load
     quarantine_records_max: int = 100
