@@ -52,10 +52,13 @@ def _by_key(rows: dict[int, list[tuple[bytes, ...]]]) -> dict[bytes, list[tuple[
 
 _DAILY = [("rk", 2, 5), ("kr", 5, 2), ("kk", 5, 2), ("rr", 2, 5)]
 _TURNED = [(way, target, source) for way, source, target in _DAILY]
+#: one source lane alone: entry ids stand for the marks
+_ALONE = [("rr", 1, 3), ("kr", 1, 3)]
 
 
 @pytest.mark.parametrize(
-    ("way", "source_lanes", "target_lanes"), _DAILY + [pytest.param(*case, marks=pytest.mark.long) for case in _TURNED]
+    ("way", "source_lanes", "target_lanes"),
+    [*_DAILY, _ALONE[0], *[pytest.param(*case, marks=pytest.mark.long) for case in [*_TURNED, _ALONE[1]]]],
 )
 def test_n_to_m_by_key_keeps_the_order_of_each_key(workshop, way: str, source_lanes: int, target_lanes: int) -> None:
     source: Side = workshop.side(way[0], source_lanes)
@@ -84,6 +87,8 @@ def test_n_to_m_by_key_keeps_the_order_of_each_key(workshop, way: str, source_la
     for key in keys:
         assert [row for _, row in there[key]] == [row for _, row in here[key]], key
         assert {lane for lane, _ in there[key]} == {(murmur2(key) & 0x7FFFFFFF) % target_lanes}, key
+    verdict = made.cli("verify")
+    assert verdict.code == 0, verdict.out
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class _Run:
         self._partitioner = partitioner
         self._watch = Watch(on_progress)
         #: entry ids may stand for marks where one source lane alone comes to the target lanes
-        self._ids_may_mark = source.lanes == 1 and target.shape is Shape.ENTRY and source.shape is Shape.RECORD
+        self._ids_may_mark = source.lanes == 1 and target.shape is Shape.ENTRY
 
     def add_paths(self, lane: Lane, route_id: str, window_rows: int, is_earliest: bool) -> None:
         bounds = self.sources[lane].bounds

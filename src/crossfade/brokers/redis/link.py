@@ -192,7 +192,7 @@ async def connect(settings: RedisSettings, address: Address, *, sentinel: bool =
 
 def _hint(settings: RedisSettings, reason: str) -> str:
     if "CERTIFICATE" in reason or "certificate" in reason:
-        return "check tls.ca_file, and that the certificate names this host"
+        return "check tls.ca, and that the certificate names this host"
     if settings.tls is None and "closed" in reason:
         return "does the server expect TLS? then the url starts with rediss://"
     return "check host, port, TLS and firewall; is the server running?"

@@ -55,7 +55,7 @@ class TlsSettings:
         except (OSError, ssl.SSLError) as error:
             raise UsageError(
                 f"the TLS files of a Redis broker cannot be used: {error}",
-                hint="check tls.ca_file, tls.cert_file and tls.key_file: PEM, readable by this user",
+                hint="check tls.ca, tls.cert and tls.key: PEM, readable by this user",
             ) from error
         if not self.verify:
             context.check_hostname = False
