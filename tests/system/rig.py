@@ -291,8 +291,12 @@ class Writer(threading.Thread):
             self.error = error
             raise
 
-    def stop(self) -> int:
-        """Stop writing; the number of records that were acknowledged."""
+    def stop(self, records_min: int = 100) -> int:
+        """Stop writing as soon as so many records are acknowledged; their number."""
+        wait_for(
+            lambda: self.written >= records_min or not self.is_alive(),
+            lambda: f"{records_min} records written, there are {self.written}",
+        )
         self._stopping.set()
         self.join(LIMIT_S)
         assert not self.is_alive()
@@ -468,7 +472,7 @@ class Copy:
         """The oracle finds an exact copy of at least so many records."""
         result = self.judge()
         assert result.differences == 0, f"{result.as_dict()}\n{self.said()}"
-        assert result.source_records == result.records >= records_min
+        assert result.source_records == result.records >= records_min, f"{records_min} wanted: {result.as_dict()}"
         return result
 
     def clean(self) -> None:
