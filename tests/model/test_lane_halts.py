@@ -8,6 +8,7 @@ from world import ENTRY, RECORD, ROUTE, World
 
 from crossfade.brokers.memory import MemoryLog
 from crossfade.errors import QuarantineFull, TargetReset, TargetTorn
+from crossfade.model.position import Place
 from crossfade.relay.documents import AcceptedLoss, Desired
 from crossfade.relay.lanes import State
 from crossfade.relay.pace import Limits
@@ -95,3 +96,23 @@ def test_a_full_quarantine_halts_and_accepting_a_loss_does_not_copy_twice(shapes
 
     run_virtual(main())
     world.check_step()
+
+
+def test_a_read_from_where_the_lane_no_longer_stands_is_not_taken():
+    """A read lasts up to `idle_wait_s`; an operator may send the lane elsewhere meanwhile."""
+    world = World(ENTRY, RECORD, lanes=1)
+
+    async def main():
+        copier, task = await copying(world, 3)
+        await stopped(copier, task)
+        state = copier.lanes[0]
+        began = state.place
+        world.write(0, 2)
+        read = await copier.source.read({0: began}, 10, 1000, 0.1)
+        state.place = elsewhere = Place("1-7", count=2)
+        assert copier._take(read, {0: began}) == []
+        assert state.place is elsewhere
+        state.place = began
+        assert [len(one.batch.rows) for one in copier._take(read, {0: began})] == [2]
+
+    run_virtual(main())

@@ -47,6 +47,13 @@ _BACKOFF_MAX_S = 5.0
 _START_TRIES = 6
 
 
+class _Reading(NamedTuple):
+    """A read under way, and the places behind which it reads: the very objects of the lane states."""
+
+    task: asyncio.Task[dict[Lane, Batch | LaneError]]
+    after: dict[Lane, Place]
+
+
 class _Taken(NamedTuple):
     """What one read gave for a lane, and where the echoes lay that are left out of it (None = no pair)."""
 
@@ -250,15 +257,15 @@ class Copier:
         )
 
     async def _copy(self, claim: Claim, generation: int) -> None:
-        reading: asyncio.Task[dict[Lane, Batch | LaneError]] | None = None
+        reading: _Reading | None = None
         try:
             while not self._stop.is_set() and generation == self._generation:
                 if reading is None:
                     reading = await self._start_read()
                     if reading is None:
                         continue
-                batches, reading = await reading, None
-                taken = self._take(batches)
+                batches, after, reading = await reading.task, reading.after, None
+                taken = self._take(batches, after)
                 if not taken:
                     self.progress_s = self._now()
                     continue
@@ -270,11 +277,11 @@ class Copier:
                     await self._append(claim, generation, writes)
         finally:
             if reading is not None:
-                reading.cancel()
+                reading.task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, CrossfadeError):
-                    await reading
+                    await reading.task
 
-    async def _start_read(self) -> asyncio.Task[dict[Lane, Batch | LaneError]] | None:
+    async def _start_read(self) -> _Reading | None:
         """Begin the next read of all working lanes, or None after a pause when none may be read now."""
         now_s = self._now()
         after: dict[Lane, Place] = {}
@@ -289,7 +296,7 @@ class Copier:
                 continue
             if state.state is State.PAUSED:
                 state.revive()
-            after[lane] = bare(state.place) if self.route.pair else state.place
+            after[lane] = state.place
         allowed = self._rate.allowance(self._batch.records, now_s)
         self.throttle = "" if allowed >= self._batch.records else f"rate limit {self._rate.rate_records_per_s:g}/s"
         if not after or allowed == 0:
@@ -297,9 +304,10 @@ class Copier:
                 self.progress_s = now_s
             await self._nap(0.1 if not after else self._rate.wait_s())
             return None
-        return asyncio.create_task(
-            self.source.read(after, allowed, self.limits.batch_size_bytes_max, self.limits.idle_wait_s)
-        )
+        known = {lane: bare(place) for lane, place in after.items()} if self.route.pair else after
+        size_bytes = self.limits.batch_size_bytes_max
+        task = asyncio.create_task(self.source.read(known, allowed, size_bytes, self.limits.idle_wait_s))
+        return _Reading(task, after)
 
     async def _nap(self, wait_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -307,12 +315,14 @@ class Copier:
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
-    def _take(self, batches: dict[Lane, Batch | LaneError]) -> list[_Taken]:
+    def _take(self, batches: dict[Lane, Batch | LaneError], after: dict[Lane, Place]) -> list[_Taken]:
         """Move the lanes to the end of what was read; halts those whose source check failed."""
         now_s = self._now()
         taken: list[_Taken] = []
         for lane, batch in batches.items():
             state = self.lanes[lane]
+            if state.place is not after[lane]:
+                continue  # it goes on from elsewhere since: an append failed, or a loss was accepted meanwhile
             if isinstance(batch, LaneError):
                 self._fail(state, batch)
                 continue
