@@ -16,7 +16,7 @@ from .brokers.removal import Remover
 from .config import Broker, Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, RouteSettings, Secret, Side
 from .errors import GuaranteeRefused, InvariantBroken, UsageError
 from .model.mapping import Mapping, mapping_named
-from .model.record import Lane
+from .model.record import Lane, Shape
 from .model.route import LaneMap, Route, make_route
 from .relay.documents import RouteBoard
 from .relay.pace import Limits
@@ -135,7 +135,7 @@ async def open_route(
             board=routes_board,
             new_lanes=new_lanes,
             start=Start(From(stream.from_.where), stream.from_.value),
-            limits=_limits(settings, has_gaps=stream.deleted == "count"),
+            limits=_limits(settings, target.shape, has_gaps=stream.deleted == "count"),
             assignment=lambda: _make_assignment(
                 config, settings, route, shard, instance, has_new_lanes=bool(new_lanes)
             ),
@@ -369,11 +369,15 @@ def _secret(value: Secret | None) -> Callable[[], str] | str:
     return value.get if value is not None else ""
 
 
-def _limits(settings: RouteSettings, *, has_gaps: bool) -> Limits:
+#: a transaction costs the brokers something whatever its size, an append to Redis next to nothing
+_BATCH_RECORDS = {Shape.RECORD: 32_000, Shape.ENTRY: 16_000}
+
+
+def _limits(settings: RouteSettings, target: Shape, *, has_gaps: bool) -> Limits:
     return Limits(
         source_has_gaps=has_gaps,
         discover_s=settings.discover_s,
-        batch_records_max=settings.batch_records,
+        batch_records_max=settings.batch_records or _BATCH_RECORDS[target],
         batch_size_bytes_max=settings.batch_size_bytes_max,
         commit_interval_s=settings.commit_interval_ms / 1000,
         quarantine_records_max=settings.quarantine_records_max,

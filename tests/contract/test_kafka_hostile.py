@@ -340,6 +340,43 @@ async def test_what_the_broker_refuses_for_its_size_is_isolated(backend):
     assert [(lane, position) for lane, position, _ in await backend.quarantined(log, copy.route)] == [(0, "12")]
 
 
+async def test_lanes_of_any_length_arrive_whole_when_batches_take_turns(backend):
+    counts = [4001, 0, 1, 1500, 1501, 3000]
+    paths = [(lane, lane) for lane in range(len(counts))]
+    log = await backend.log(len(counts))
+    copy = Copy(log, paths=paths)
+    await copy.take()
+    writes = [copy.write(0, count, path) for path, count in zip(paths, counts, strict=True) if count]
+    for number in range(2000, 2020):  # what the first records tell of the size is wrong for these
+        writes[0].rows[number] = (b"%d" % number, os.urandom(30_000), None, NOW)
+    outcomes = await log.append(copy.claim, writes)
+    assert {path[0]: outcome.records for path, outcome in outcomes.items()} == {
+        0: 4001,
+        2: 1,
+        3: 1500,
+        4: 1501,
+        5: 3000,
+    }
+    for lane, count in enumerate(counts):
+        assert await keys(backend, log, lane) == list(range(count))
+
+
+async def test_what_is_refused_in_the_middle_of_a_lane_does_not_hold_up_the_others(backend):
+    paths = [(lane, lane) for lane in range(5)]
+    log = await backend.log(len(paths))
+    copy = Copy(log, paths=paths)
+    await copy.take()
+    writes = [copy.write(0, 3200, path) for path in paths]
+    writes[1].rows[1700] = (b"1700", os.urandom(70_000), None, NOW)
+    with pytest.raises(Indeterminate):
+        await log.append(copy.claim, writes)
+    await copy.take()
+    outcomes = await log.append(copy.claim, writes)
+    assert [outcomes[path].quarantined for path in paths] == [0, 1, 0, 0, 0]
+    for lane, _ in paths:
+        assert await keys(backend, log, lane) == [n for n in range(3200) if (lane, n) != (1, 1700)]
+
+
 async def test_a_header_name_that_would_crash_the_client_is_quarantined(backend):
     log = await backend.log(1)
     copy = Copy(log)
