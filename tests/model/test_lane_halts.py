@@ -116,3 +116,28 @@ def test_a_read_from_where_the_lane_no_longer_stands_is_not_taken():
         assert [len(one.batch.rows) for one in copier._take(read, {0: began})] == [2]
 
     run_virtual(main())
+
+
+def test_a_lane_paused_and_resumed_under_its_own_append_is_not_copied_twice():
+    world = World(RECORD, ENTRY, lanes=2)
+
+    async def main():
+        copier, task = await copying(world, 3)
+        append = copier.target.append
+
+        async def interrupted(claim, writes, on_sent):
+            copier.desired = Desired(paused=True)
+            on_sent()
+            copier.desired = Desired()
+            on_sent()
+            return await append(claim, writes, on_sent)
+
+        copier.target.append = interrupted
+        for _ in range(3):
+            world.write(0, 4)
+            world.write(1, 2)
+            await asyncio.sleep(5)
+        await stopped(copier, task)
+
+    run_virtual(main())
+    world.check_end()

@@ -9,7 +9,7 @@ a lane's trouble is that lane's value in the returned dict (`LaneError`), and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -105,6 +105,8 @@ class Log(Protocol):
     lanes: int
     #: what the stream is called to people: topic, or the pattern of its stream keys
     name: str
+    #: the broker's client fetches in the background, so that a read is work of this process and no waiting
+    reads_ahead: bool
     #: what tells this stream from every other one (cluster id and topic; run-id-independent Redis identity and pattern)
     identity: str
 
@@ -156,10 +158,15 @@ class Log(Protocol):
         """
         ...
 
-    async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+    async def append(
+        self, claim: Claim, writes: Sequence[Write], on_sent: Callable[[], None] | None = None
+    ) -> dict[Path, Appended | LaneError]:
         """Write rows, quarantined records and marker of each path in one atomic step (Kafka: of the claim; Redis: of
         the lane). Paths are distinct. A returned outcome is final; after Indeterminate (nothing is known) or Fenced
         (nothing was written) the claim is dead.
+
+        `on_sent` is called in the event loop, once or more, when everything was handed to the broker and only its
+        answers are waited for; not if it comes to nothing before.
 
         Raises Fenced, Indeterminate, Unreachable, AccessRefused.
         """

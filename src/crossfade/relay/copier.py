@@ -44,6 +44,8 @@ from .lanes import LaneState, State
 from .pace import BatchSize, Limits, RateLimit
 
 _BACKOFF_MAX_S = 5.0
+#: between two looks whether a lane may be read again
+_PAUSE_S = 0.1
 _START_TRIES = 6
 
 
@@ -258,31 +260,44 @@ class Copier:
 
     async def _copy(self, claim: Claim, generation: int) -> None:
         reading: _Reading | None = None
+        may_read_on = True
+
+        def read_on() -> None:
+            # Once a round: while an append is under way, its lanes must not go back to their markers a second time.
+            nonlocal reading, may_read_on
+            if may_read_on:
+                may_read_on, reading = False, self._start_read()
+
         try:
             while not self._stop.is_set() and generation == self._generation:
                 if reading is None:
-                    reading = await self._start_read()
+                    may_read_on = True
+                    read_on()
                     if reading is None:
+                        await self._pause()
                         continue
                 batches, after, reading = await reading.task, reading.after, None
+                may_read_on = True
                 taken = self._take(batches, after)
                 if not taken:
                     self.progress_s = self._now()
                     continue
                 self._rate.spend(sum(len(one.batch.rows) for one in taken))
-                reading = await self._start_read()
-                await asyncio.sleep(0)  # the next read is under way before this one is translated
+                if not self.source.reads_ahead:
+                    read_on()
+                    await asyncio.sleep(0)  # the next read is under way before this one is translated
                 writes = self._translate(taken)
                 if writes:
-                    await self._append(claim, generation, writes)
+                    await self._append(claim, generation, writes, read_on)
         finally:
+            may_read_on = False  # a producer that was given up may still call
             if reading is not None:
                 reading.task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, CrossfadeError):
                     await reading.task
 
-    async def _start_read(self) -> _Reading | None:
-        """Begin the next read of all working lanes, or None after a pause when none may be read now."""
+    def _start_read(self) -> _Reading | None:
+        """Begin the next read of all working lanes; None when none may be read now."""
         now_s = self._now()
         after: dict[Lane, Place] = {}
         for lane, state in self.lanes.items():
@@ -299,19 +314,19 @@ class Copier:
             after[lane] = state.place
         allowed = self._rate.allowance(self._batch.records, now_s)
         self.throttle = "" if allowed >= self._batch.records else f"rate limit {self._rate.rate_records_per_s:g}/s"
+        if not after:
+            self.progress_s = now_s
         if not after or allowed == 0:
-            if not after:
-                self.progress_s = now_s
-            await self._nap(0.1 if not after else self._rate.wait_s())
             return None
         known = {lane: bare(place) for lane, place in after.items()} if self.route.pair else after
         size_bytes = self.limits.batch_size_bytes_max
         task = asyncio.create_task(self.source.read(known, allowed, size_bytes, self.limits.idle_wait_s))
         return _Reading(task, after)
 
-    async def _nap(self, wait_s: float) -> None:
+    async def _pause(self) -> None:
+        """Wait until a lane may be read again, or for a moment."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), wait_s)
+            await asyncio.wait_for(self._stop.wait(), self._rate.wait_s() or _PAUSE_S)
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
@@ -375,13 +390,13 @@ class Copier:
             return age_s >= min(self.limits.marker_echo_s, self.limits.marker_refresh_s)
         return age_s >= (self.limits.marker_refresh_s if moved else self.limits.marker_keepalive_s)
 
-    async def _append(self, claim: Claim, generation: int, writes: list[Write]) -> None:
+    async def _append(self, claim: Claim, generation: int, writes: list[Write], on_sent: Callable[[], None]) -> None:
         async with self._appending:
             if generation != self._generation:
                 return  # lanes changed hands while we read: claim anew, resume from the markers
             started_s = self._now()
             step("relay.append.before")
-            outcomes = await self.target.append(claim, writes)
+            outcomes = await self.target.append(claim, writes, on_sent)
             step("relay.append.after")
         now_s = self._now()
         records = 0

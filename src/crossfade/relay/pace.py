@@ -67,11 +67,11 @@ class RateLimit:
             self._tokens -= records
 
     def wait_s(self) -> float:
-        """Until a tenth of a second's worth of records may be read."""
+        """Until a tenth of a second's worth of records may be read; 0 = now, else at least a millisecond."""
         if self.rate_records_per_s <= 0:
             return 0.0
         need = max(1.0, self.rate_records_per_s / 10) - self._tokens
-        return max(0.0, need / self.rate_records_per_s)
+        return max(0.001, need / self.rate_records_per_s) if need > 0 else 0.0
 
     def _refill(self, now_s: float) -> None:
         self._tokens = min(self.rate_records_per_s, self._tokens + (now_s - self._at_s) * self.rate_records_per_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -52,6 +52,7 @@ class KafkaLog:
 
     kind = "kafka"
     shape = Shape.RECORD
+    reads_ahead = True
 
     def __init__(
         self,
@@ -304,9 +305,11 @@ class KafkaLog:
         """Fence every older claim on these paths, then read and check their markers (see `Log.claim`)."""
         return await self._target.claim(owner, paths)
 
-    async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+    async def append(
+        self, claim: Claim, writes: Sequence[Write], on_sent: Callable[[], None] | None = None
+    ) -> dict[Path, Appended | LaneError]:
         """One transaction with the records and markers of all writes (see `Log.append`)."""
-        return await self._target.append(claim, writes)
+        return await self._target.append(claim, writes, on_sent)
 
     async def guarantee(self) -> list[str]:
         """Which guarantee holds on this target, and why. Raises GuaranteeRefused, Unreachable, AccessRefused."""

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -275,7 +275,9 @@ class KafkaTarget:
 
     # --- append -------------------------------------------------------------------------------------------------------
 
-    async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+    async def append(
+        self, claim: Claim, writes: Sequence[Write], on_sent: Callable[[], None] | None = None
+    ) -> dict[Path, Appended | LaneError]:
         """One transaction for all writes. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
         invariant(isinstance(claim, KafkaClaim), "a claim of this log")
         assert isinstance(claim, KafkaClaim)
@@ -305,12 +307,19 @@ class KafkaTarget:
             await self._prepare_quarantine()
         if not lots and not notes:
             notes.append(self._door(writes[0].path[0]))
-        await self._commit(claim, lots, notes, plans)
+        await self._commit(claim, lots, notes, plans, on_sent)
         for path, plan in plans.items():
             outcome[path] = Appended(claim.markers[path], len(plan.lot.rows), plan.quarantined)
         return outcome
 
-    async def _commit(self, claim: KafkaClaim, lots: list[Lot], notes: list[Note], plans: Mapping[Path, Plan]) -> None:
+    async def _commit(
+        self,
+        claim: KafkaClaim,
+        lots: list[Lot],
+        notes: list[Note],
+        plans: Mapping[Path, Plan],
+        on_sent: Callable[[], None] | None,
+    ) -> None:
         after = dict(claim.markers)
         lanes = {source for source, _ in plans}
 
@@ -324,7 +333,7 @@ class KafkaTarget:
             invariant(writer is not None, "a claim has a writer")
             assert writer is not None
             try:
-                await writer.commit(lots, notes, offsets, claim.group)
+                await writer.commit(lots, notes, offsets, claim.group, on_sent)
                 break
             except NotCommitted as doubt:
                 if left == 0:

@@ -126,16 +126,28 @@ class Writer:
         await self._thread.call(self._open)
 
     async def commit(
-        self, lots: Sequence[Lot], notes: Sequence[Note], offsets: Offsets | None, group: Any
+        self,
+        lots: Sequence[Lot],
+        notes: Sequence[Note],
+        offsets: Offsets | None,
+        group: Any,
+        on_sent: Callable[[], None] | None = None,
     ) -> dict[Any, int]:
         """Write everything in one transaction; the offset of each path's last record, and of each note by its index.
 
-        `offsets` gives the group offsets that belong to those (None = none).
+        `offsets` gives the group offsets that belong to those (None = none). `on_sent` is called in the event loop when
+        all is produced.
 
         Raises Fenced, Indeterminate, AccessRefused; after
         any of them the writer is dead.
         """
-        call = asyncio.ensure_future(self._thread.call(self._commit, lots, notes, offsets, group))
+        loop = asyncio.get_running_loop()
+
+        def produced() -> None:
+            if on_sent is not None:
+                loop.call_soon_threadsafe(on_sent)
+
+        call = asyncio.ensure_future(self._thread.call(self._commit, lots, notes, offsets, group, produced))
         try:
             while not call.done():
                 await asyncio.wait([call], timeout=_LOOK_S)
@@ -180,7 +192,12 @@ class Writer:
         step("kafka.claim.initialised")
 
     def _commit(
-        self, lots: Sequence[Lot], notes: Sequence[Note], offsets: Offsets | None, group: Any
+        self,
+        lots: Sequence[Lot],
+        notes: Sequence[Note],
+        offsets: Offsets | None,
+        group: Any,
+        produced: Callable[[], None],
     ) -> dict[Any, int]:
         producer = self._producer
         doing = "beginning a transaction"
@@ -194,6 +211,7 @@ class Writer:
             for index, note in enumerate(notes):
                 self._produce_note(note, index, delivered, failed)
             step("kafka.append.produced")
+            produced()
             # Within a path the broker keeps the order, so the last record of each tells of all.
             self._await(lambda: len(delivered) == len(lots) + len(notes), failed)
             step("kafka.append.delivered")

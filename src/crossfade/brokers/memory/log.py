@@ -62,6 +62,7 @@ class MemoryLog:
         record_bytes_max: int | None = None,
     ) -> None:
         self.shape = shape
+        self.reads_ahead = shape is Shape.RECORD  # as where the shape comes from
         self.lanes = lanes
         self.name = stream
         self.identity = ""
@@ -306,10 +307,14 @@ class MemoryLog:
 
     # -- as target: append -------------------------------------------------------------------------------------------
 
-    async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+    async def append(
+        self, claim: Claim, writes: Sequence[Write], on_sent: Callable[[], None] | None = None
+    ) -> dict[Path, Appended | LaneError]:
         claim = cast(MemoryClaim, claim)
         invariant(all(write.path in claim.paths for write in writes), "an append goes to claimed paths")
         invariant(len({write.path for write in writes}) == len(writes), "the paths of one append are distinct")
+        if on_sent is not None:
+            on_sent()
         done = await (self._transact if self.shape is Shape.RECORD else self._run_scripts)(claim, writes)
         for path, outcome in done.items():
             if isinstance(outcome, Appended):

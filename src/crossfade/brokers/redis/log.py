@@ -32,6 +32,7 @@ class RedisLog:
     """One stream (a list of stream keys) on one Redis or Valkey service."""
 
     kind: str = "redis"
+    reads_ahead: bool = False
     shape: Shape = Shape.ENTRY
 
     def __init__(
@@ -113,13 +114,15 @@ class RedisLog:
         """See `Log.claim`. Raises RouteConflict, Fenced, Indeterminate, Unreachable, AccessRefused."""
         return await self.claims.claim(owner, paths)
 
-    async def append(self, claim: Claim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+    async def append(
+        self, claim: Claim, writes: Sequence[Write], on_sent: Callable[[], None] | None = None
+    ) -> dict[Path, Appended | LaneError]:
         """See `Log.append`. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
         if not isinstance(claim, RedisClaim):
             raise InvariantBroken("a claim is used with the log that gave it")
         if claim.owner.pair:
-            return await append_in_pieces(self.target, claim, writes)
-        return await self.target.append(claim, writes)
+            return await append_in_pieces(self.target, claim, writes, on_sent)
+        return await self.target.append(claim, writes, on_sent)
 
     async def markers(self, paths: Sequence[Path]) -> dict[Path, Marker]:
         """The markers as they stand, without claiming anything. Raises Unreachable, AccessRefused."""

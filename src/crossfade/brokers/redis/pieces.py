@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...errors import Indeterminate, LaneError
 from ...model.echo import with_echoes
@@ -25,7 +25,7 @@ _VALUES_MAX = 50_000
 
 
 async def append_in_pieces(
-    target: Target, claim: RedisClaim, writes: Sequence[Write]
+    target: Target, claim: RedisClaim, writes: Sequence[Write], on_sent: Callable[[], None] | None = None
 ) -> dict[Path, Appended | LaneError]:
     """See `Log.append`; the first pieces of all lanes go together, then the second ones, and so on.
 
@@ -40,7 +40,7 @@ async def append_in_pieces(
             piece = pieces.popleft()
             piece.quarantine_left = left[path]
             turn.append(piece)
-        for path, outcome in (await target.append(claim, turn)).items():
+        for path, outcome in (await target.append(claim, turn, on_sent)).items():
             before = done.get(path)
             if isinstance(outcome, LaneError):
                 if before is not None:  # half of the write is in: only a new claim knows where the lane stands

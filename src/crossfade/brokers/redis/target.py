@@ -8,7 +8,7 @@ without our knowing raises Indeterminate. Called by `log`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...errors import (
@@ -43,7 +43,9 @@ class Target:
         self._keys = stream_keys
         self._memory_bytes_max = memory_bytes_max
 
-    async def append(self, claim: RedisClaim, writes: Sequence[Write]) -> dict[Path, Appended | LaneError]:
+    async def append(
+        self, claim: RedisClaim, writes: Sequence[Write], on_sent: Callable[[], None] | None = None
+    ) -> dict[Path, Appended | LaneError]:
         """See `Log.append`. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
         if claim.is_dead:
             raise Fenced("this claim ended with an earlier append", hint="claim anew")
@@ -58,7 +60,7 @@ class Target:
                 jobs.append(job)
         if jobs:
             try:
-                await self._send_all(jobs)
+                await self._send_all(jobs, on_sent)
             except (Fenced, Indeterminate):
                 claim.is_dead = True
                 raise
@@ -86,13 +88,13 @@ class Target:
             )
         return Job(self._keys[write.path[1]], claim, path, write, taken, rejects)
 
-    async def _send_all(self, jobs: list[Job]) -> None:
+    async def _send_all(self, jobs: list[Job], on_sent: Callable[[], None] | None) -> None:
         """Send the chunks of all jobs, lane by lane in turn, and read the outcomes; again where the server refused
         unseen (a moved slot, a forgotten script)."""
         try:
             left = jobs
             for _ in range(ROUNDS_MAX):
-                await self._send_round(left)
+                await self._send_round(left, on_sent)
                 left = [job for job in jobs if not job.is_done]
                 if not left:
                     break
@@ -109,7 +111,7 @@ class Target:
         if half is not None:
             raise Indeterminate(f"a part of the records went in; then: {half.error}", hint="the relay claims anew")
 
-    async def _send_round(self, jobs: list[Job]) -> None:
+    async def _send_round(self, jobs: list[Job], on_sent: Callable[[], None] | None) -> None:
         links: dict[Link, list[Job]] = {}
         for job in jobs:
             at = job.redirect
@@ -129,6 +131,8 @@ class Target:
                     is_sent = True
                     await link.drain()
             step("redis.append.sent")
+            if on_sent is not None:
+                on_sent()
             await self._land(flights)
         except LinkLost as error:
             self._nodes.distrust()
