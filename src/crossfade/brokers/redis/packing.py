@@ -9,9 +9,9 @@ in Lua's numbers), and direct ids rise strictly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, repeat
 from operator import itemgetter, lt
 from typing import Any
 
@@ -224,14 +224,32 @@ def pack_call(digest: str, keys: list[bytes], ask: bytes, layout: Layout, chunk:
     announced = b"*%d\r\n" % (len(head) + len(layout.tags) * (1 + len(layout.columns)))
     # The head as a command, with the number of all arguments in place of its own.
     packed = hiredis.pack_command(tuple(head))  # type: ignore[arg-type]
-    return announced + packed[packed.index(b"\n") + 1 :] + _pack_columns(layout.tags, *layout.columns)
+    return _join_columns(announced + packed[packed.index(b"\n") + 1 : -2], [layout.tags, *layout.columns])
 
 
-def _pack_columns(*columns: Sequence[bytes]) -> bytes:
-    """One of each column after the other, in one formatting: a fifth of the time that one by one takes."""
-    form = b"$%d\r\n%b\r\n" * len(columns) * len(columns[0])
-    with_sizes = chain.from_iterable((map(len, column), column) for column in columns)
-    return form % tuple(chain.from_iterable(zip(*with_sizes, strict=True)))
+class _Announcements(dict[int, bytes]):
+    """The end of one argument and the size of the next, by that size: looked up faster than formatted."""
+
+    def __missing__(self, size_bytes: int) -> bytes:
+        if len(self) >= _ANNOUNCEMENTS_MAX:
+            self.clear()
+        announced = self[size_bytes] = b"\r\n$%d\r\n" % size_bytes
+        return announced
+
+
+_ANNOUNCEMENTS_MAX = 10_000
+_announcements = _Announcements()
+
+
+def _join_columns(head: bytes, columns: Iterable[Sequence[bytes]]) -> bytes:
+    """Arguments behind `head` (which lacks its last line end): one of each column after the other, in one join."""
+    parts: list[Iterable[bytes]] = []
+    for column in columns:
+        sizes = list(map(len, column))
+        is_even = sizes.count(sizes[0]) == len(sizes)
+        before = repeat(_announcements[sizes[0]], len(sizes)) if is_even else map(_announcements.__getitem__, sizes)
+        parts += (before, column)
+    return b"".join(chain((head,), chain.from_iterable(zip(*parts, strict=True)), (b"\r\n",)))
 
 
 def between(place: Place, position: Any, uncounted: int | None) -> Place:
