@@ -185,7 +185,10 @@ async def test_an_append_of_many_records_keeps_its_order(backend):
     log = await backend.log(2)
     relay = await Relay(log, 2).start()
     for start in (0, 2500):
-        await relay.append(relay.write((0, 0), range(start, start + 2500)), relay.write((1, 1), [start]))
+        told = []  # before the answer, when all is on its way
+        writes = relay.write((0, 0), range(start, start + 2500)), relay.write((1, 1), [start])
+        await log.append(relay.claim, writes, lambda told=told: told.append("sent"))
+        assert told == ["sent"]
     assert plain(await backend.read_all(log, 0)) == make_rows(log.shape, range(5000))
     claim = await relay.take()
     assert claim.markers[0, 0].ordinal == 5000

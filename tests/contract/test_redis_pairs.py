@@ -60,11 +60,11 @@ async def test_a_write_cut_between_two_calls_leaves_a_marker_that_knows_its_echo
     sent = log.target.append
     rounds = []
 
-    async def cut(claim, writes):
+    async def cut(claim, writes, *rest):
         rounds.append(writes)
         if len(rounds) == 2:
             await other.claim(owner(), [(0, 0)])  # a newer claim comes between the pieces
-        return await sent(claim, writes)
+        return await sent(claim, writes, *rest)
 
     other = await make_redis_log(server.settings, 1, log.name)
     log.target.append = cut

@@ -170,11 +170,26 @@ MUTANTS = [
         f"{ENUMERATION}[redis-to-kafka-1-append]",
     ),
     Mutant(
+        "lane-revived-under-its-own-append",
+        "relay/copier.py",
+        "            if may_read_on:\n",
+        "            if reading is None:\n",
+        "tests/model/test_lane_halts.py::test_a_lane_paused_and_resumed_under_its_own_append_is_not_copied_twice",
+    ),
+    Mutant(
+        "read-of-another-place-taken",
+        "relay/copier.py",
+        "            if state.place is not after[lane]:\n",
+        "            if False:\n",
+        "tests/model/test_lane_halts.py::test_a_read_from_where_the_lane_no_longer_stands_is_not_taken",
+    ),
+    Mutant(
         "append-repeated-after-a-doubt",
         "relay/copier.py",
-        "            outcomes = await self.target.append(claim, writes)\n",
-        "            try:\n                outcomes = await self.target.append(claim, writes)\n"
-        "            except BrokerError:\n                outcomes = await self.target.append(claim, writes)\n",
+        "            outcomes = await self.target.append(claim, writes, on_sent)\n",
+        "            try:\n                outcomes = await self.target.append(claim, writes, on_sent)\n"
+        "            except BrokerError:\n"
+        "                outcomes = await self.target.append(claim, writes, on_sent)\n",
         f"{ENUMERATION}[redis-to-kafka-1-append]",
     ),
     Mutant(

@@ -68,7 +68,8 @@ def part_echoes(batch: Batch, before: Place, pair: str, *, has_gaps: bool = Fals
     if len(kept) == len(batch.rows):
         return Parted(_replaced(batch, batch.positions, batch.rows, place), passed, out_of_turn)
     positions = [batch.positions[at] for at in kept]
-    rows = [batch.rows[at] for at in kept]
+    all_rows = list(batch.rows)
+    rows = [all_rows[at] for at in kept]
     return Parted(_replaced(batch, positions, rows, place), passed, out_of_turn)
 
 

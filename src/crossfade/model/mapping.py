@@ -131,7 +131,7 @@ def _tried(convert: Callable[..., Row], row: Row) -> Row:
 
 def _sorted_out(batch: Batch, rows: Sequence[Row]) -> Mapped:
     """Part the carried rows from the refused ones (texts)."""
-    if isinstance(rows, EntryColumns) or str not in set(map(type, rows)):
+    if isinstance(rows, EntryColumns | RecordColumns) or str not in set(map(type, rows)):
         return Mapped(batch.positions, rows, [])
     positions: list[Any] = []
     carried: list[Row] = []
@@ -159,6 +159,8 @@ def _strip_records(rows: Sequence[Row]) -> Sequence[Row]:
 
 def _strip_entries(rows: Sequence[Row]) -> Sequence[Row]:
     """The rows without origins: the very same where there are none."""
+    if isinstance(rows, EntryColumns) and XF_FIELD not in rows.names:
+        return rows
     for row in rows:
         if has_origin(row[0]):
             return [without_origin_entry(row) for row in rows]
@@ -186,6 +188,8 @@ class _Lossless(_Translation):
 
     def _records(self, rows: Sequence[Row]) -> Sequence[Row]:
         # Canonical entries with key and value alone are what our client and our relay write.
+        if isinstance(rows, EntryColumns) and (plain := _plain_records(rows)) is not None:
+            return plain
         slow = self._slow_record
         return [
             (fields[1], fields[3], None, time_ms)
@@ -227,6 +231,14 @@ def _plain_entries(rows: RecordColumns) -> EntryColumns | None:
     if None not in keys:
         return EntryColumns([KEY, VALUE], [keys, values], rows.times)
     return EntryColumns([VALUE], [values], rows.times) if keys.count(None) == len(keys) else None
+
+
+def _plain_records(rows: EntryColumns) -> RecordColumns | None:
+    """Canonical entries with key and value as records; None where they are others."""
+    if rows.names != [KEY, VALUE] or True in map(_begins_packed, rows.values[1]):
+        return None
+    keys, values = rows.values
+    return RecordColumns(list(keys), values, [None] * len(values), rows.times)
 
 
 class _Chosen(_Translation):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..errors import invariant
 from ..model.position import position_order, position_text
-from ..model.record import RecordColumns, Row
+from ..model.record import EntryColumns, RecordColumns, Row
 from .columns import Columns, columns_of
 from .describe import describe
 from .extent import Extent
@@ -84,7 +84,7 @@ class _Side:
             self.rows = [*self.rows[waiting], *rows]
         else:
             self.positions = positions if isinstance(positions, list) else list(positions)
-            self.rows = rows if isinstance(rows, list | RecordColumns) else list(rows)
+            self.rows = rows if isinstance(rows, list | RecordColumns | EntryColumns) else list(rows)
         self.head = 0
 
     def first(self, count: int) -> tuple[list[Any], Sequence[Row]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import structlog
@@ -260,7 +260,7 @@ class SourceReader:
             lot.headers += headers
             lot.times += [time_ms for _, time_ms in map(_time_of, mine)]
             lot.positions += map(_offset_of, mine)
-            beside = sum(map(len, filter(None, keys))) + sum(map(_headers_bytes, filter(None, headers)))
+            beside = sum(map(len, filter(None, keys))) + _headers_bytes(headers)
             size += beside  # a message counts its value alone
             lot.size_bytes += sum(map(len, mine)) + beside
             lot.last = mine[-1]
@@ -308,5 +308,6 @@ class SourceReader:
         cursor.next_offset = lot.next_offset
 
 
-def _headers_bytes(headers: list[tuple[str, bytes | None]]) -> int:
-    return sum(len(name) + len(content or b"") for name, content in headers)
+def _headers_bytes(headers: list[list[tuple[str, bytes | None]] | None]) -> int:
+    """Bytes of the headers of some messages."""
+    return sum(map(len, filter(None, chain.from_iterable(chain.from_iterable(filter(None, headers))))))

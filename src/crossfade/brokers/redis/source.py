@@ -27,7 +27,7 @@ from ...errors import (
     UsageError,
 )
 from ...model.position import Place, position_order
-from ...model.record import Batch, Lane, Shape
+from ...model.record import Batch, EntryColumns, Lane, Row, Shape
 from ...telemetry import step
 from ..protocol import Bounds, From, Start
 from .keys import BIRTH_PREFIX, quarantine_key
@@ -279,7 +279,7 @@ class Source:
         here = Place(
             last_id.decode(), verdict.count, place.incarnation, witness_text(digest_of(last_fields), look.history)
         )
-        return Batch(lane, Shape.ENTRY, ids, _rows(entries), here, at_end=at_end, size_bytes=size_bytes)
+        return Batch(lane, Shape.ENTRY, ids, _rows(ids, entries), here, at_end=at_end, size_bytes=size_bytes)
 
     def _error(self, lane: Lane, place: Place, verdict: Verdict) -> LaneError:
         kind, hint = _FAULTS[verdict.fault or Fault.RESET]
@@ -391,13 +391,26 @@ def _cut(entries: list[Any], read_bytes: int, bytes_max: int) -> tuple[list[Any]
     return entries[:kept], size_bytes, kept < len(entries)
 
 
-def _rows(entries: list[Any]) -> list[tuple[list[bytes], int]]:
-    """Entries as rows; neighbours often share their milliseconds, which are then read once."""
-    rows: list[tuple[list[bytes], int]] = []
-    add, known, time_ms = rows.append, b"", 0
-    for entry_id, fields in entries:
+def _rows(ids: list[bytes], entries: list[Any]) -> Sequence[Row]:
+    """Entries as rows: as columns where all have the same names, which one producer's entries do."""
+    times = _times(ids)
+    fields = [entry[1] for entry in entries]
+    width = len(fields[0])
+    if list(map(len, fields)).count(width) == len(fields):
+        columns = list(zip(*fields, strict=True))
+        names = [column[0] for column in columns[::2]]
+        if all(column.count(name) == len(column) for name, column in zip(names, columns[::2], strict=True)):
+            return EntryColumns(names, list(map(list, columns[1::2])), times)
+    return list(zip(fields, times, strict=True))
+
+
+def _times(ids: list[bytes]) -> list[int]:
+    """The milliseconds of entry ids; neighbours often share theirs, which are then read once."""
+    times: list[int] = []
+    add, known, time_ms = times.append, b"", 0
+    for entry_id in ids:
         if not known or not entry_id.startswith(known):
             head, dash, _ = entry_id.partition(b"-")
             known, time_ms = head + dash, int(head)
-        add((fields, time_ms))
-    return rows
+        add(time_ms)
+    return times
