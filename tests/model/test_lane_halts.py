@@ -7,7 +7,7 @@ from virtual import run_virtual
 from world import ENTRY, RECORD, ROUTE, World
 
 from crossfade.brokers.memory import MemoryLog
-from crossfade.errors import QuarantineFull, TargetReset, TargetTorn
+from crossfade.errors import QuarantineFull, TargetFull, TargetReset, TargetTorn
 from crossfade.model.position import Place
 from crossfade.relay.documents import AcceptedLoss, Desired
 from crossfade.relay.lanes import State
@@ -141,3 +141,76 @@ def test_a_lane_paused_and_resumed_under_its_own_append_is_not_copied_twice():
 
     run_virtual(main())
     world.check_end()
+
+
+class Slow:
+    """An append whose answer takes so long that the next read is planned meanwhile."""
+
+    def __init__(self, copier, on_answer=lambda: None):
+        self.copier, self.on_answer = copier, on_answer
+        self.append, copier.target.append = copier.target.append, self
+        #: how many of the next appends a full target refuses
+        self.refuses = 0
+
+    async def __call__(self, claim, writes, on_sent):
+        on_sent()
+        await asyncio.sleep(2)
+        if self.refuses:
+            self.refuses -= 1
+            outcomes = {write.path: TargetFull(write.path[0], "full") for write in writes}
+        else:
+            outcomes = await self.append(claim, writes)
+        self.on_answer()
+        return outcomes
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_what_was_planned_behind_a_refused_append_waits_for_it(shapes):
+    world = World(*shapes, lanes=2, limits=Limits(batch_records_max=4, idle_wait_s=0.2))
+
+    async def main():
+        copier, task = await copying(world, 3)
+        slow = Slow(copier)
+        for refuses in (1, 0, 2):
+            slow.refuses = refuses
+            world.write(0, 12)
+            world.write(1, 9)
+            await asyncio.sleep(120)
+        await stopped(copier, task)
+
+    run_virtual(main())
+    world.check_end()
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_the_quarantine_budget_counts_what_is_under_way(shapes):
+    world = World(*shapes, lanes=1, limits=Limits(batch_records_max=2, idle_wait_s=0.2, quarantine_records_max=3))
+
+    async def main():
+        copier, task = await copying(world, 3)
+        Slow(copier)
+        copier.target._record_bytes_max = 3
+        world.write(0, 6)
+        await asyncio.sleep(60)
+        state = copier.lanes[0]
+        assert isinstance(state.error, QuarantineFull)
+        assert state.quarantined == 2
+        await stopped(copier, task)
+
+    run_virtual(main())
+
+
+def test_a_lane_is_not_idle_while_its_append_is_under_way():
+    world = World(ENTRY, RECORD, lanes=1, limits=Limits(batch_records_max=4, idle_wait_s=0.2))
+
+    async def main():
+        copier, task = await copying(world, 3)
+        seen = []
+        Slow(copier, on_answer=lambda: seen.append(copier.lanes[0].state))
+        world.write(0, 2)
+        await asyncio.sleep(10)
+        assert set(seen) == {State.COPYING}
+        assert copier.lanes[0].state is State.IDLE
+        await stopped(copier, task)
+
+    run_virtual(main())

@@ -177,6 +177,27 @@ MUTANTS = [
         "tests/model/test_lane_halts.py::test_a_lane_paused_and_resumed_under_its_own_append_is_not_copied_twice",
     ),
     Mutant(
+        "plan-behind-a-failed-append-kept",
+        "relay/copier.py",
+        "for write in planned if self.lanes[write.path[0]].place is write.place]\n",
+        "for write in planned]\n",
+        "tests/model/test_lane_halts.py",
+    ),
+    Mutant(
+        "quarantine-budget-of-before-the-append",
+        "relay/copier.py",
+        "            write.quarantine_left = self.limits.quarantine_records_max",
+        "            _ = self.limits.quarantine_records_max",
+        "tests/model/test_lane_halts.py",
+    ),
+    Mutant(
+        "idle-while-an-append-is-under-way",
+        "relay/copier.py",
+        "                if lane in self._in_flight:\n",
+        "                if False:\n",
+        "tests/model/test_lane_halts.py",
+    ),
+    Mutant(
         "read-of-another-place-taken",
         "relay/copier.py",
         "            if state.place is not after[lane]:\n",
@@ -186,10 +207,10 @@ MUTANTS = [
     Mutant(
         "append-repeated-after-a-doubt",
         "relay/copier.py",
-        "            outcomes = await self.target.append(claim, writes, on_sent)\n",
-        "            try:\n                outcomes = await self.target.append(claim, writes, on_sent)\n"
+        "                outcomes = await self.target.append(claim, writes, on_sent)\n            finally:",
+        "                outcomes = await self.target.append(claim, writes, on_sent)\n"
         "            except BrokerError:\n"
-        "                outcomes = await self.target.append(claim, writes, on_sent)\n",
+        "                outcomes = await self.target.append(claim, writes, on_sent)\n            finally:",
         f"{ENUMERATION}[redis-to-kafka-1-append]",
     ),
     Mutant(

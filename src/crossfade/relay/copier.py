@@ -49,13 +49,6 @@ _PAUSE_S = 0.1
 _START_TRIES = 6
 
 
-class _Reading(NamedTuple):
-    """A read under way, and the places behind which it reads: the very objects of the lane states."""
-
-    task: asyncio.Task[dict[Lane, Batch | LaneError]]
-    after: dict[Lane, Place]
-
-
 class _Taken(NamedTuple):
     """What one read gave for a lane, and where the echoes lay that are left out of it (None = no pair)."""
 
@@ -109,6 +102,8 @@ class Copier:
         self._generation = 0
         self._ownership = asyncio.Event()
         self._appending = asyncio.Lock()
+        #: lanes of the append under way, which stand further on than their markers say -> idle when it has arrived
+        self._in_flight: dict[Lane, bool] = {}
         self._stop = asyncio.Event()
         self._log = structlog.get_logger().bind(route=route.name, instance=instance)
 
@@ -259,7 +254,7 @@ class Copier:
         )
 
     async def _copy(self, claim: Claim, generation: int) -> None:
-        reading: _Reading | None = None
+        reading: asyncio.Task[list[Write]] | None = None
         may_read_on = True
 
         def read_on() -> None:
@@ -276,28 +271,25 @@ class Copier:
                     if reading is None:
                         await self._pause()
                         continue
-                batches, after, reading = await reading.task, reading.after, None
+                planned, reading = await reading, None
                 may_read_on = True
-                taken = self._take(batches, after)
-                if not taken:
+                writes = self._still_due(planned)
+                if not writes:
                     self.progress_s = self._now()
                     continue
-                self._rate.spend(sum(len(one.batch.rows) for one in taken))
                 if not self.source.reads_ahead:
                     read_on()
-                    await asyncio.sleep(0)  # the next read is under way before this one is translated
-                writes = self._translate(taken)
-                if writes:
-                    await self._append(claim, generation, writes, read_on)
+                    await asyncio.sleep(0)  # the request is on its way before anything else is done
+                await self._append(claim, generation, writes, read_on)
         finally:
             may_read_on = False  # a producer that was given up may still call
             if reading is not None:
-                reading.task.cancel()
+                reading.cancel()
                 with contextlib.suppress(asyncio.CancelledError, CrossfadeError):
-                    await reading.task
+                    await reading
 
-    def _start_read(self) -> _Reading | None:
-        """Begin the next read of all working lanes; None when none may be read now."""
+    def _start_read(self) -> asyncio.Task[list[Write]] | None:
+        """Begin to read all working lanes and to plan what it gives; None when none may be read now."""
         now_s = self._now()
         after: dict[Lane, Place] = {}
         for lane, state in self.lanes.items():
@@ -318,10 +310,7 @@ class Copier:
             self.progress_s = now_s
         if not after or allowed == 0:
             return None
-        known = {lane: bare(place) for lane, place in after.items()} if self.route.pair else after
-        size_bytes = self.limits.batch_size_bytes_max
-        task = asyncio.create_task(self.source.read(known, allowed, size_bytes, self.limits.idle_wait_s))
-        return _Reading(task, after)
+        return asyncio.create_task(self._read(after, allowed))
 
     async def _pause(self) -> None:
         """Wait until a lane may be read again, or for a moment."""
@@ -329,6 +318,22 @@ class Copier:
             await asyncio.wait_for(self._stop.wait(), self._rate.wait_s() or _PAUSE_S)
 
     # -- one round ---------------------------------------------------------------------------------------------------
+
+    async def _read(self, after: dict[Lane, Place], records_max: int) -> list[Write]:
+        """What is to be appended next. Often the append before it is still under way: see `_still_due`."""
+        known = {lane: bare(place) for lane, place in after.items()} if self.route.pair else after
+        size_bytes_max = self.limits.batch_size_bytes_max
+        batches = await self.source.read(known, records_max, size_bytes_max, self.limits.idle_wait_s)
+        taken = self._take(batches, after)
+        self._rate.spend(sum(len(one.batch.rows) for one in taken))
+        return self._translate(taken)
+
+    def _still_due(self, planned: list[Write]) -> list[Write]:
+        """What of the planned still continues its lane, now that the append before it has ended."""
+        writes = [write for write in planned if self.lanes[write.path[0]].place is write.place]
+        for write in writes:
+            write.quarantine_left = self.limits.quarantine_records_max - self.lanes[write.path[0]].quarantined
+        return writes
 
     def _take(self, batches: dict[Lane, Batch | LaneError], after: dict[Lane, Place]) -> list[_Taken]:
         """Move the lanes to the end of what was read; halts those whose source check failed."""
@@ -348,7 +353,10 @@ class Copier:
                 batch, passed = self._without_echoes(state, batch)
             state.place = batch.place
             if not batch.rows and not self._marker_due(state, batch, now_s):
-                state.state = State.IDLE
+                if lane in self._in_flight:
+                    self._in_flight[lane] = True  # the source tells its end only once
+                else:
+                    state.state = State.IDLE
                 continue
             state.state = State.COPYING
             state.retries = 0 if batch.rows else state.retries
@@ -395,13 +403,19 @@ class Copier:
             if generation != self._generation:
                 return  # lanes changed hands while we read: claim anew, resume from the markers
             started_s = self._now()
+            copying = {write.path[0] for write in writes if write.rows}
+            self._in_flight = {write.path[0]: write.path[0] not in copying for write in writes}
             step("relay.append.before")
-            outcomes = await self.target.append(claim, writes, on_sent)
+            try:
+                outcomes = await self.target.append(claim, writes, on_sent)
+            finally:
+                flown, self._in_flight = self._in_flight, {}
             step("relay.append.after")
-        now_s = self._now()
-        records = 0
-        for write in writes:
-            records += self._settle(write, outcomes[write.path], now_s)
+            now_s = self._now()
+            records = sum(self._settle(write, outcomes[write.path], now_s) for write in writes)
+            for state in (self.lanes[lane] for lane, is_idle in flown.items() if is_idle):
+                if state.state is State.COPYING:
+                    state.state = State.IDLE
         self._batch.observe(records, now_s - started_s)
         self.records_total += records
         self.progress_s = now_s
@@ -443,11 +457,12 @@ class Copier:
         wanted = desired.rate_records_per_s
         self._rate.rate_records_per_s = self.limits.rate_records_per_s if wanted is None else wanted
         for lane, accepted in desired.accepted.items():
-            state = self.lanes.get(int(lane))
-            if state is None or state.error is None or state.state is not State.HALTED:
-                continue
-            if accepted.error == type(state.error).__name__ and accepted.position == state.settled.position:
-                await self._go_on_behind_loss(state)
+            async with self._appending:  # what is under way belongs before the loss
+                state = self.lanes.get(int(lane))
+                if state is None or state.error is None or state.state is not State.HALTED:
+                    continue
+                if accepted.error == type(state.error).__name__ and accepted.position == state.settled.position:
+                    await self._go_on_behind_loss(state)
 
     async def _go_on_behind_loss(self, state: LaneState) -> None:
         """Find the first place that still continues the lane; the markers move there with the next append."""
