@@ -207,9 +207,13 @@ class Writer:
             doing = "sending records"
             delivered: dict[Any, int] = {}
             failed: list[KafkaError] = []
-            self._produce_lots(lots, delivered, failed)
-            for index, note in enumerate(notes):
-                self._produce_note(note, index, delivered, failed)
+            try:
+                self._produce_lots(lots, delivered, failed)
+                for index, note in enumerate(notes):
+                    self._produce_note(note, index, delivered, failed)
+            except KafkaException:
+                self._probe()  # a refused batch makes the next record a call out of place: what refused it matters
+                raise
             step("kafka.append.produced")
             produced()
             # Within a path the broker keeps the order, so the last record of each tells of all.
