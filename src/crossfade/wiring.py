@@ -370,7 +370,7 @@ def _secret(value: Secret | None) -> Callable[[], str] | str:
 
 
 #: a transaction costs the brokers something whatever its size, an append to Redis next to nothing
-_BATCH_RECORDS = {Shape.RECORD: 32_000, Shape.ENTRY: 16_000}
+_BATCH_RECORDS = {Shape.RECORD: 48_000, Shape.ENTRY: 16_000}
 
 
 def _limits(settings: RouteSettings, target: Shape, *, has_gaps: bool) -> Limits:

@@ -229,9 +229,9 @@ MUTANTS = [
     ),
     Mutant(
         "halted-lane-goes-on",
-        "relay/copier.py",
-        "            if state.state is State.HALTED or state.state is State.WAITING:\n                continue\n",
-        "            if state.state is State.WAITING:\n                continue\n",
+        "relay/lanes.py",
+        "        else:\n            self.state = State.HALTED\n",
+        "        else:\n            self.state = State.COPYING\n",
         f"{SIMULATION}[source-trimmed]",
     ),
     Mutant(

@@ -188,7 +188,7 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, says("route that copies the same stream the other way; each of the two passes over what the other wrote")
     ] = ""
     batch_records: Annotated[
-        int, says("most records of one append; 0 chooses: 16,000 into Redis, 32,000 into Kafka", ge=0, le=1_000_000)
+        int, says("most records of one append; 0 chooses: 16,000 into Redis, 48,000 into Kafka", ge=0, le=1_000_000)
     ] = 0
     batch_size_bytes_max: Annotated[int, says("most payload bytes of one append", ge=1024)] = 32 * 1024 * 1024
     commit_interval_ms: Annotated[

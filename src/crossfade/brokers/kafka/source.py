@@ -32,9 +32,12 @@ _ANSWER_BYTES = 8 << 20
 _LANE_BYTES_MIN = 64 << 10
 _LANE_BYTES_MAX = 1 << 20
 #: records held ahead, over all lanes: a lane that has its share is not fetched
-_QUEUE_RECORDS = 40_000
+_QUEUE_RECORDS = 60_000
 _LANE_QUEUE_MIN = 100
 _MEET_S = 0.15
+#: where the first look gives this share of what may be read, the source is behind: more is gathered, for so long
+_BACKLOG_SHARE = 0.1
+_BACKLOG_GATHER_S = 0.05
 
 _message: Any = Message  # its stub allows None where a fetched message has none
 _error_of, _lane_of, _offset_of = _message.error, _message.partition, _message.offset
@@ -111,7 +114,8 @@ class SourceReader:
     ) -> tuple[dict[Lane, Taken], dict[Lane, KafkaError]]:
         """Records behind each place, and the lanes in trouble (a lane is in one of the two).
 
-        Waits up to `wait_s` for the first record, then gathers for `gather_s`. Raises Unreachable, AccessRefused.
+        Waits up to `wait_s` for the first record, then gathers for `gather_s`, and longer where there is a backlog: it
+        is under way already, and few large appends cost less than many small ones. Raises Unreachable, AccessRefused.
         """
         taken: dict[Lane, Taken] = {}
         try:
@@ -187,7 +191,7 @@ class SourceReader:
             held, self._held = self._held, []
             records, size = self._sort(held, taken, records_max, bytes_max)
             if taken:
-                until = min(until, clock() + gather_s)
+                until = min(until, clock() + _gather_s(records, records_max, gather_s))
         # What is held back comes before anything newer: nothing is fetched while there is some.
         while not self._held and records < records_max and size < bytes_max:
             # consume(n) waits for all n: ask for one while there is nothing, then for what is already there.
@@ -206,7 +210,7 @@ class SourceReader:
                 room = max(1, (bytes_max - size) // self._row_bytes)
                 messages = consume(min(records_max - records, _SLICE_MAX, room), 0)
             if taken and not had:
-                until = min(until, clock() + gather_s)
+                until = min(until, clock() + _gather_s(records, records_max, gather_s))
             if clock() >= until:
                 return
 
@@ -306,6 +310,11 @@ class SourceReader:
         elif lot.next_offset < 0:
             lot.next_offset = cursor.next_offset
         cursor.next_offset = lot.next_offset
+
+
+def _gather_s(records: int, records_max: int, gather_s: float) -> float:
+    """How long to gather behind a first look that gave so many records."""
+    return max(gather_s, _BACKLOG_GATHER_S) if records > _BACKLOG_SHARE * records_max else gather_s
 
 
 def _headers_bytes(headers: list[list[tuple[str, bytes | None]] | None]) -> int:
