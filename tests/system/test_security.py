@@ -186,6 +186,7 @@ class TokenEndpoint:
     """An identity provider of one grant: who shows the client's secret is given a token that holds for a while."""
 
     def __init__(self, lab: Lab, holds_s: float) -> None:
+        self._port = 0
         self.secret = secrets.token_hex(12)
         self.given = 0
         endpoint = self
@@ -207,8 +208,13 @@ class TokenEndpoint:
             def log_message(self, *_: object) -> None:
                 """Says nothing."""
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/token"
+        self._handler = Handler
+        self.start()
+        self.url = f"http://127.0.0.1:{self._port}/token"
+
+    def start(self) -> None:
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), self._handler)
+        self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -243,7 +249,16 @@ def test_tokens_of_an_identity_provider_are_renewed_while_the_relay_runs(
     lab.faults.reset("kafka-1-oidc")
     made.source.write_numbers(1, range(_RECORDS))
     made.wait_drained()
-    assert made.check().source_records == 2 * _RECORDS
+    # An identity provider that does not answer is no wrong password: the relay waits for it.
+    endpoint.stop()
+    time.sleep(_TOKEN_S + 1)
+    lab.faults.reset("kafka-1-oidc")
+    made.source.write_numbers(1, range(_RECORDS, 2 * _RECORDS))
+    time.sleep(_TOKEN_S)
+    assert relay.is_running, relay.said[-3000:]
+    endpoint.start()
+    made.wait_drained()
+    assert made.check().source_records == 3 * _RECORDS
     assert relay.stop() == 0
     endpoint.stop()
 

@@ -118,6 +118,37 @@ def test_a_refused_password_is_read_anew_and_given_to_every_handle():
     assert live.got == [("relay", "new")]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to connect to 127.0.0.1:1 after 0 ms: Could not connect to server",
+        "Could not resolve host: idp.example",
+        "Operation timed out after 5000 milliseconds with 0 bytes received",
+    ],
+)
+def test_an_identity_provider_that_does_not_answer_refuses_nothing(said):
+    health = HandleHealth("test")
+    health.on_error(KafkaError(KafkaError._AUTHENTICATION, f"Failed to acquire SASL OAUTHBEARER token: {said}"))
+    expired = KafkaError(KafkaError._AUTHENTICATION, '{"status":"invalid_token"}')
+    health.on_error(expired)  # what brokers say of the old token meanwhile
+    assert health.refusal() is None
+    for failure in (expired, KafkaError(KafkaError._TRANSPORT)):
+        found = translate(failure, "testing", health)
+        assert type(found) is Unreachable
+        assert said in found.message
+        assert "identity provider" in found.hint
+    assert type(translate(KafkaError(KafkaError._FENCED), "testing", health)) is Fenced
+
+
+@pytest.mark.parametrize("said", ['{"error":"invalid_client"}', 'Expected JSON response with "access_token" field'])
+def test_an_identity_provider_that_refuses_is_named(said):
+    health = HandleHealth("test")
+    health.on_error(KafkaError(KafkaError._AUTHENTICATION, f"Failed to acquire SASL OAUTHBEARER token: {said}"))
+    found = translate(KafkaError(KafkaError._TRANSPORT), "testing", health)
+    assert type(found) is AccessRefused
+    assert "sasl.oauthbearer" in found.hint
+
+
 def test_a_password_that_cannot_change_is_refused_at_once():
     made = KafkaSettings(AT | {"sasl.username": "relay", "sasl.password": "old"})
     health = HandleHealth("test")

@@ -37,6 +37,11 @@ _STALE_MEMBER = frozenset({_E.ILLEGAL_GENERATION, _E.UNKNOWN_MEMBER_ID, _E.FENCE
 
 #: what a broker says that does not take a client's certificate; librdkafka calls it a transport problem
 _ALERT = re.compile(r"alert (?:[a-z ]*certificate|unknown ca|access denied)")
+#: the identity provider gave no answer (what libcurl says): it may come back, unlike one that refuses
+_NO_ANSWER = re.compile(
+    "(?:connect to|connection refused|resolve host|timed out|timeout|empty reply|returned nothing|recv failure"
+    "|send failure|reset by peer|failure when|failed sending)"
+)
 #: (words in a refusal, what to do), the first that fits
 _FIXES: tuple[tuple[re.Pattern[str], str], ...] = (
     (
@@ -73,12 +78,19 @@ class HandleHealth:
         self._refused_at = 0.0
         self._heard: KafkaError | None = None
         self._heard_at = 0.0
+        self._no_token: KafkaError | None = None
+        self._no_token_at = 0.0
 
     def on_error(self, error: KafkaError) -> None:
         """librdkafka's error_cb."""
-        is_refusal = error.code() in _AUTHENTICATION or _ALERT.search(error.str().lower())
-        if is_refusal and not self.renew_login():
-            self._refused, self._refused_at = error, time.monotonic()
+        text = error.str().lower()
+        if "acquire sasl oauthbearer token" in text:  # told when it is another reason than the last time, then no more
+            self._no_token = error if _NO_ANSWER.search(text) else None
+        if error.code() in _AUTHENTICATION or _ALERT.search(text):
+            if self._no_token is not None:
+                self._no_token_at = time.monotonic()
+            elif not self.renew_login():
+                self._refused, self._refused_at = error, time.monotonic()
         if error.code() == _E._TRANSPORT:
             self._heard, self._heard_at = error, time.monotonic()
         if error.fatal():  # a producer's next call raises it too; a consumer says only "fatal"
@@ -89,6 +101,14 @@ class HandleHealth:
     def refusal(self) -> KafkaError | None:
         """The authentication failure that explains a transport error now, if any."""
         return self._refused if time.monotonic() - self._refused_at < _EXPLAINS_S else None
+
+    def no_token(self) -> str:
+        """What kept the identity provider from answering, where that explains a failure to log in just now, else "".
+
+        Brokers refuse an expired token; while there can be no new one, that is no refusal of the credentials.
+        """
+        recent = self._no_token is not None and time.monotonic() - self._no_token_at < _EXPLAINS_S
+        return self._no_token.str() if recent and self._no_token is not None else ""
 
     def heard(self) -> str:
         """What the client said about its connections last, "" where it said nothing for a while."""
@@ -120,7 +140,8 @@ def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHe
     error = _plain(failure)
     code, text = error.code(), error.str()
     refusal = health.refusal() if health is not None else None
-    if code in _AUTHENTICATION or refusal is not None:
+    no_token = health.no_token() if health is not None else ""
+    if (code in _AUTHENTICATION and not no_token) or refusal is not None:
         said = (refusal or error).str()
         fixes = (fix for words, fix in _FIXES if words.search(said.lower()))
         return AccessRefused(
@@ -133,6 +154,11 @@ def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHe
         return Fenced(f"the group handed the lanes to another process while {doing}: {text}")
     if code in _ACCESS:
         return AccessRefused(f"Kafka refused while {doing}: {text}", hint=_ACCESS[code])
+    if no_token:
+        return Unreachable(
+            f"Kafka failed while {doing}: {text} ({no_token})",
+            hint="check that the identity provider at sasl.oauthbearer.token.endpoint.url runs and can be reached",
+        )
     heard = health.heard() if health is not None else ""
     hint = "check that the brokers run and can be reached"
     if not heard:  # of a connection that was closed at once the client says nothing
