@@ -19,7 +19,8 @@ from crossfade.model.mapping import mapping_named
 from crossfade.model.position import Place
 from crossfade.model.record import Batch, Shape
 from crossfade.model.route import LaneMap, make_route
-from crossfade.relay.copier import Copier, start_lanes
+from crossfade.relay.beginning import start_lanes
+from crossfade.relay.copier import Copier
 from crossfade.relay.documents import RouteBoard
 from crossfade.relay.pace import Limits
 

@@ -15,7 +15,7 @@ from crossfade.errors import RouteConflict, TargetTooNarrow, UsageError
 from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Shape
 from crossfade.model.route import LaneMap, make_route
-from crossfade.relay.copier import start_lanes
+from crossfade.relay.beginning import start_lanes
 from crossfade.relay.documents import RouteBoard
 from crossfade.relay.lanes import State
 from crossfade.relay.pace import Limits

@@ -21,7 +21,8 @@ from crossfade.model.position import Place, position_order
 from crossfade.model.record import Batch, Shape
 from crossfade.model.route import LaneMap, make_route
 from crossfade.model.wire import XF, XF_FIELD, decode_origin
-from crossfade.relay.copier import Copier, start_lanes
+from crossfade.relay.beginning import start_lanes
+from crossfade.relay.copier import Copier
 from crossfade.relay.documents import RouteBoard
 from crossfade.relay.pace import Limits
 

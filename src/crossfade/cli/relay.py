@@ -23,7 +23,7 @@ from .. import wiring
 from ..brokers.protocol import From, Start, VersionConflict
 from ..config import Config
 from ..errors import RefusedByRail, UsageError
-from ..relay.copier import start_lanes
+from ..relay.beginning import start_lanes
 from ..relay.documents import AcceptedLoss, Desired, LaneReport, Report
 from ..relay.reporter import HealthServer
 from ..telemetry import setup_logging

@@ -15,7 +15,8 @@ import structlog
 from .. import wiring
 from ..brokers.protocol import From, Start
 from ..config import Config
-from ..relay.copier import Copier, start_lanes
+from ..relay.beginning import start_lanes
+from ..relay.copier import Copier
 from ..relay.reporter import Metrics
 from ..relay.service import RelayService
 from ..wiring import OpenRoute

@@ -1,4 +1,4 @@
-"""Where the first start of a lane begins; on a paired route with the echoes that lie before it.
+"""The first start of a lane: where it begins, on a paired route with the echoes that lie before it; its first marker.
 
 An echo is known by its ordinal, so a start must know the ordinal of the last echo before it. The paired route's own
 marker, which lies beside the source, says it where the start is at or behind that marker's record; a start before it
@@ -9,17 +9,72 @@ from __future__ import annotations
 
 import asyncio
 
-from ..brokers.protocol import From, Log, Start
-from ..errors import GuaranteeRefused, LaneError, Unreachable
+import structlog
+
+from ..brokers.protocol import From, Log, Owner, Start
+from ..errors import BrokerError, GuaranteeRefused, Kind, LaneError, Unreachable
 from ..model.echo import bare, part_echoes, with_echoes
 from ..model.position import Marker, Place, position_order
-from ..model.record import Lane
+from ..model.record import Lane, Write
+from ..model.route import Route
+from .documents import RouteBoard
 
+_START_TRIES = 6
 _TRIES = 10
 _READ_RECORDS = 20_000
 _READ_BYTES = 16 << 20
 _READ_WAIT_S = 0.5
 _STALL_S = 60.0
+
+
+async def start_lanes(
+    route: Route, source: Log, target: Log, board: RouteBoard, start: Start, lanes: list[Lane]
+) -> dict[Lane, Place]:
+    """Write the first marker of lanes that have none: the explicit beginning of a copy.
+
+    Lanes that already have a marker keep it (starting twice changes nothing), so a doubtful outcome is settled as in
+    the relay: claim anew, read back, go on. Returns the places of the lanes that were started now.
+    Raises RouteConflict, MarkerLost, Indeterminate, Unreachable, AccessRefused, LaneError.
+    """
+    places: dict[Lane, Place] = {}
+    for left in reversed(range(_START_TRIES)):
+        try:
+            await _start_once(route, source, target, start, lanes, places)
+            break
+        except BrokerError as error:
+            if error.kind is Kind.HALT or left == 0:
+                raise
+            structlog.get_logger().warning("starting again", route=route.name, reason=error.message)
+            await asyncio.sleep(0.2 * (_START_TRIES - left))
+    await board.add_started(set(lanes))
+    return places
+
+
+async def _start_once(
+    route: Route, source: Log, target: Log, start: Start, lanes: list[Lane], places: dict[Lane, Place]
+) -> None:
+    """One claim and one append; `places` takes what was tried, as it may have been written."""
+    paths = [path for lane in lanes for path in route.paths_of(lane)]
+    owner = Owner(route.id, "start", route.source, paths=tuple(paths), starting=True, pair=route.pair)
+    claim = await target.claim(owner, paths)
+    for error in claim.errors.values():
+        raise error
+    fresh = [lane for lane in lanes if not all(path in claim.markers for path in route.paths_of(lane))]
+    if not fresh:
+        return
+    if route.pair:
+        places |= await begin_with_echoes(source, route.pair, fresh, start)
+    else:
+        places |= await begin(source, fresh, start)
+    writes = [
+        Write(path, [], [], places[lane])
+        for lane in fresh
+        for path in route.paths_of(lane)
+        if path not in claim.markers
+    ]
+    for outcome in (await target.append(claim, writes)).values():
+        if isinstance(outcome, LaneError):
+            raise outcome
 
 
 async def begin(source: Log, lanes: list[Lane], start: Start) -> dict[Lane, Place]:

@@ -18,7 +18,6 @@ import structlog
 
 from ..brokers.protocol import Appended, Claim, From, Log, Owner, Start
 from ..errors import (
-    BrokerError,
     CrossfadeError,
     Kind,
     LaneError,
@@ -37,7 +36,6 @@ from ..model.position import Place, position_order
 from ..model.record import Batch, Lane, Path, Shape, Write
 from ..model.route import Route
 from ..telemetry import step
-from .beginning import begin, begin_with_echoes
 from .documents import Desired, RouteBoard
 from .fanout import plan_writes
 from .lanes import LaneState, State
@@ -46,7 +44,6 @@ from .pace import BatchSize, Limits, RateLimit
 _BACKOFF_MAX_S = 5.0
 #: between two looks whether a lane may be read again
 _PAUSE_S = 0.1
-_START_TRIES = 6
 
 
 class _Taken(NamedTuple):
@@ -504,53 +501,3 @@ def _start_behind(state: LaneState) -> Start | None:
         cut = settled.count - state.error.lost_records
         return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)
     return None
-
-
-async def start_lanes(
-    route: Route, source: Log, target: Log, board: RouteBoard, start: Start, lanes: list[Lane]
-) -> dict[Lane, Place]:
-    """Write the first marker of lanes that have none: the explicit beginning of a copy.
-
-    Lanes that already have a marker keep it (starting twice changes nothing), so a doubtful outcome is settled as in
-    the relay: claim anew, read back, go on. Returns the places of the lanes that were started now.
-    Raises RouteConflict, MarkerLost, Indeterminate, Unreachable, AccessRefused, LaneError.
-    """
-    places: dict[Lane, Place] = {}
-    for left in reversed(range(_START_TRIES)):
-        try:
-            await _start_once(route, source, target, start, lanes, places)
-            break
-        except BrokerError as error:
-            if error.kind is Kind.HALT or left == 0:
-                raise
-            structlog.get_logger().warning("starting again", route=route.name, reason=error.message)
-            await asyncio.sleep(0.2 * (_START_TRIES - left))
-    await board.add_started(set(lanes))
-    return places
-
-
-async def _start_once(
-    route: Route, source: Log, target: Log, start: Start, lanes: list[Lane], places: dict[Lane, Place]
-) -> None:
-    """One claim and one append; `places` takes what was tried, as it may have been written."""
-    paths = [path for lane in lanes for path in route.paths_of(lane)]
-    owner = Owner(route.id, "start", route.source, paths=tuple(paths), starting=True, pair=route.pair)
-    claim = await target.claim(owner, paths)
-    for error in claim.errors.values():
-        raise error
-    fresh = [lane for lane in lanes if not all(path in claim.markers for path in route.paths_of(lane))]
-    if not fresh:
-        return
-    if route.pair:
-        places |= await begin_with_echoes(source, route.pair, fresh, start)
-    else:
-        places |= await begin(source, fresh, start)
-    writes = [
-        Write(path, [], [], places[lane])
-        for lane in fresh
-        for path in route.paths_of(lane)
-        if path not in claim.markers
-    ]
-    for outcome in (await target.append(claim, writes)).values():
-        if isinstance(outcome, LaneError):
-            raise outcome
