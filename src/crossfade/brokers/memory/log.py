@@ -181,6 +181,7 @@ class MemoryLog:
 
     def _is_news(self, lane: Lane, batch: Batch | LaneError, after: Place) -> bool:
         if isinstance(batch, LaneError) or batch.rows or batch.place != after:
+            self._told_end.pop(lane, None)
             return True
         told = self._told_end.get(lane) == after
         if batch.at_end:

@@ -84,7 +84,7 @@ class Source:
         self._replicated = read == "replicated"
         self._paces: dict[Lane, _Pace] = {}
         self._turn = 0
-        #: places that were reported as the end, so that it is news once
+        #: places that were reported as the end, so that it is news once behind the same rows
         self._told_end: dict[Lane, Place] = {}
         #: when a lane's birth group may move next, and to where
         self._vouching: dict[Lane, tuple[float, Place]] = {}
@@ -273,6 +273,7 @@ class Source:
                 return None
             self._told_end[lane] = moved
             return Batch(lane, Shape.ENTRY, [], [], moved, at_end=at_end)
+        self._told_end.pop(lane, None)
         pace.entry_bytes = max(pace.entry_bytes * 0.5, size_bytes / len(entries), 1.0)
         last_id, last_fields = entries[-1]
         ids = [entry[0] for entry in entries]
