@@ -35,8 +35,9 @@ _LANE_BYTES_MAX = 1 << 20
 _QUEUE_RECORDS = 60_000
 _LANE_QUEUE_MIN = 100
 _MEET_S = 0.15
-#: where the first look gives this share of what may be read, the source is behind: more is gathered, for so long
-_BACKLOG_SHARE = 0.1
+#: where the first look gives more than this, the source is behind: more is gathered, for so long
+#: (with a smaller number, a live stream that was held up once would be gathered, and so held up, for ever)
+_BACKLOG_RECORDS = 4_000
 _BACKLOG_GATHER_S = 0.05
 
 _message: Any = Message  # its stub allows None where a fetched message has none
@@ -191,7 +192,7 @@ class SourceReader:
             held, self._held = self._held, []
             records, size = self._sort(held, taken, records_max, bytes_max)
             if taken:
-                until = min(until, clock() + _gather_s(records, records_max, gather_s))
+                until = min(until, clock() + _gather_s(records, gather_s))
         # What is held back comes before anything newer: nothing is fetched while there is some.
         while not self._held and records < records_max and size < bytes_max:
             # consume(n) waits for all n: ask for one while there is nothing, then for what is already there.
@@ -210,7 +211,7 @@ class SourceReader:
                 room = max(1, (bytes_max - size) // self._row_bytes)
                 messages = consume(min(records_max - records, _SLICE_MAX, room), 0)
             if taken and not had:
-                until = min(until, clock() + _gather_s(records, records_max, gather_s))
+                until = min(until, clock() + _gather_s(records, gather_s))
             if clock() >= until:
                 return
 
@@ -312,9 +313,9 @@ class SourceReader:
         cursor.next_offset = lot.next_offset
 
 
-def _gather_s(records: int, records_max: int, gather_s: float) -> float:
+def _gather_s(records: int, gather_s: float) -> float:
     """How long to gather behind a first look that gave so many records."""
-    return max(gather_s, _BACKLOG_GATHER_S) if records > _BACKLOG_SHARE * records_max else gather_s
+    return max(gather_s, _BACKLOG_GATHER_S) if records > _BACKLOG_RECORDS else gather_s
 
 
 def _headers_bytes(headers: list[list[tuple[str, bytes | None]] | None]) -> int:
