@@ -124,6 +124,7 @@ def test_a_refused_password_is_read_anew_and_given_to_every_handle():
         "Failed to connect to 127.0.0.1:1 after 0 ms: Could not connect to server",
         "Could not resolve host: idp.example",
         "Operation timed out after 5000 milliseconds with 0 bytes received",
+        "<html><head><title>503 Service Temporarily Unavailable</title></head></html>",
     ],
 )
 def test_an_identity_provider_that_does_not_answer_refuses_nothing(said):

@@ -37,10 +37,11 @@ _STALE_MEMBER = frozenset({_E.ILLEGAL_GENERATION, _E.UNKNOWN_MEMBER_ID, _E.FENCE
 
 #: what a broker says that does not take a client's certificate; librdkafka calls it a transport problem
 _ALERT = re.compile(r"alert (?:[a-z ]*certificate|unknown ca|access denied)")
-#: the identity provider gave no answer (what libcurl says): it may come back, unlike one that refuses
+#: the identity provider gave no answer (what libcurl says, or a proxy): it may come back, unlike one that refuses
 _NO_ANSWER = re.compile(
     "(?:connect to|connection refused|resolve host|timed out|timeout|empty reply|returned nothing|recv failure"
-    "|send failure|reset by peer|failure when|failed sending)"
+    "|send failure|reset by peer|failure when|failed sending|service (?:temporarily )?unavailable|bad gateway"
+    "|gateway time)"
 )
 #: (words in a refusal, what to do), the first that fits
 _FIXES: tuple[tuple[re.Pattern[str], str], ...] = (
