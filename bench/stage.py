@@ -76,7 +76,7 @@ class Stage:
             stage.redis.config_set("appendonly", "no")
             stage.redis.config_set("maxmemory", _REDIS_MEMORY_BYTES_MAX)
             return stage
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no server is left behind
             lab.down()
             raise
 

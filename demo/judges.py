@@ -80,7 +80,7 @@ def judge_all(
         ]
         try:
             return [[future.result() for future in row] for row in futures]
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no judge goes on alone
             court.dismiss()
             pool.shutdown(wait=False, cancel_futures=True)
             raise

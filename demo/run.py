@@ -99,7 +99,7 @@ class Run:
         try:
             directions = self._copy(stage)
             self._judge(stage, directions)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the logs say what it was about
             stage.keep_logs()
             raise
         finally:

@@ -85,7 +85,7 @@ class Stage:
         lab = Lab.up(f"demo-{os.getpid()}", brokers=3, redis="standalone", owner_pid=os.getpid(), say=say)
         try:
             return cls(lab, folder)._prepare()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no server is left behind
             lab.down()
             raise
 

@@ -123,7 +123,7 @@ class Lab:
         stop_all(tagged(self.folder), grace_s=1.0)
         try:
             launch.start()
-        except BaseException:
+        except BaseException:  # Ctrl-C too
             # A lab that did not start leaves no process and no data, but its logs.
             launch.end(remove_data=is_new, keep_logs=True)
             raise

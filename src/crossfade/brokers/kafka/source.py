@@ -125,7 +125,7 @@ class SourceReader:
         except KafkaException as failure:
             self.forget()
             raise translate(failure, f"reading {self._topic}", self.health) from failure
-        except BaseException:
+        except BaseException:  # whatever it was
             # What was fetched is dropped with the error, so the consumer stands behind the places that it is asked for.
             self.forget()
             raise

@@ -111,7 +111,7 @@ class KafkaTarget:
             if topic_id != self._topic_id:
                 await self._note_new_topic(claim, topic_id)
             return claim
-        except BaseException:
+        except BaseException:  # cancelled too: a writer that nobody owns must not speak again
             writer.discard()
             raise
 
@@ -371,7 +371,7 @@ class KafkaTarget:
             }
             if not are_same(found, claim.stored, claim.claim_id):
                 raise Fenced("another claim has written since: the markers are not those of this claim any more")
-        except BaseException:
+        except BaseException:  # cancelled too: a writer that nobody owns must not speak again
             writer.discard()
             raise
 

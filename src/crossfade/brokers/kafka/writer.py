@@ -158,7 +158,7 @@ class Writer:
                         f"it is in doubt whether the transaction happened: {doing} does not come back",
                     )
             return call.result()
-        except BaseException:
+        except BaseException:  # cancelled too: what is under way is in doubt, so this producer never speaks again
             self.discard()
             call.cancel()
             raise

@@ -184,7 +184,7 @@ async def connect(settings: RedisSettings, address: Address, *, sentinel: bool =
         link.abort("the handshake failed")
         reason = str(error) or f"no answer within {settings.connect_timeout_s:g} s"
         raise Unreachable(f"Redis at {address} cannot be reached: {reason}", hint=_hint(settings, reason)) from error
-    except BaseException:
+    except BaseException:  # cancelled, or a refusal: either way no half-open connection stays
         link.abort("the handshake was interrupted")
         raise
     return link

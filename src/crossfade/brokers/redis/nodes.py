@@ -107,7 +107,7 @@ class Nodes:
             link = await connect(self.settings, address)
             try:
                 await self._require_primary(link)
-            except BaseException:
+            except BaseException:  # cancelled too: no connection stays that nobody knows
                 link.abort("not a primary")
                 raise
             self._links[address] = link
