@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import sys
 import time
 
 import msgspec
@@ -576,6 +577,63 @@ async def test_a_group_on_the_source_topic_commits_nothing(backend):
     assert {partition.offset for partition in committed} == {-1001}
     consumer.close()
     assert await log.cluster.topic(names.lanes_topic(route)) is None
+
+
+_ASKING = """
+import asyncio, sys
+from crossfade.brokers.kafka import KafkaSettings
+from crossfade.brokers.kafka.cluster import Cluster
+from crossfade.errors import Unreachable
+
+async def ask():
+    cluster = Cluster(KafkaSettings({"bootstrap.servers": sys.argv[1]}))
+    while True:
+        try:
+            print("members:", *await cluster.live_instances(sys.argv[2]), flush=True)
+        except Unreachable:
+            print("members unknown", flush=True)
+        await asyncio.sleep(0.05)
+
+asyncio.run(ask())
+"""
+
+
+@pytest.mark.long
+async def test_asking_who_runs_survives_brokers_that_come_and_go(lab, backend):
+    """The library's own way of asking aborts the process here, within three rounds nearly every time."""
+    route = f"route-{secrets.token_hex(4)}"
+    log = await backend.log(1)
+    await Copy(log, route).begin(0, 1)
+    links = ["kafka-1", "kafka-2", "kafka-3"]
+    async with member(backend.properties, route, 1, "a.b-c") as one:
+        await until_true(lambda: len(one.lanes) == 1)
+        address = lab.kafka_properties()["bootstrap.servers"]
+        asking = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _ASKING, address, names.group(route), stdout=asyncio.subprocess.PIPE
+        )
+        said: list[bytes] = []
+
+        async def hear():
+            async for line in asking.stdout:  # among its log
+                if line.startswith(b"members"):
+                    said.append(line)
+
+        heard = asyncio.create_task(hear())
+        try:
+            for break_link in (lab.faults.cut, lab.faults.half_open) * 3:
+                await asyncio.gather(*(asyncio.to_thread(break_link, link, heal_after_s=3.0) for link in links))
+                await asyncio.sleep(4.0)
+                await asyncio.gather(*(asyncio.to_thread(lab.faults.reset, link) for link in links))
+                await asyncio.sleep(1.0)
+            assert asking.returncode is None
+            # The member may have been counted out for a moment.
+            assert set(said) <= {b"members: a.b-c\n", b"members:\n", b"members unknown\n"}
+            said.clear()
+            await until_true(lambda: said[-1:] == [b"members: a.b-c\n"])
+        finally:
+            if asking.returncode is None:
+                asking.kill()
+            await heard
 
 
 # ------------------------------------------------------------------------------------------------- operators

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from crossfade.brokers.kafka import verdicts
 from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
 from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
-from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS
+from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS, _Member
 from crossfade.brokers.kafka.lanes import generation_of
 from crossfade.brokers.kafka.settings import DOUBT_S, REFUSED, RETRY_BACKOFF_MS, KafkaSettings
 from crossfade.brokers.kafka.threads import HandleThread
@@ -148,6 +148,36 @@ def test_an_identity_provider_that_refuses_is_named(said):
     found = translate(KafkaError(KafkaError._TRANSPORT), "testing", health)
     assert type(found) is AccessRefused
     assert "sasl.oauthbearer" in found.hint
+
+
+class OneMessage:
+    """A consumer with one error to tell."""
+
+    def __init__(self, error):
+        self.told = error
+
+    def poll(self, wait_s):
+        return self
+
+    def error(self):
+        return self.told
+
+
+def test_a_member_outlives_the_outage_of_an_identity_provider():
+    """The library tells a member of every login that failed, and goes on trying."""
+    refused = KafkaError(KafkaError._AUTHENTICATION, "FindCoordinator response error: Local: Authentication failure")
+    health = HandleHealth("test")
+    member = _Member(KafkaSettings(AT), health, "crossfade.r", "crossfade.r.lanes", "one")
+    member._consumer, member._log = OneMessage(refused), structlog.get_logger()
+    with pytest.raises(KafkaException):
+        member.poll(0)
+    for reason, is_outage in (("Could not connect to server", True), ('{"error":"invalid_client"}', False)):
+        health.on_error(KafkaError(KafkaError._AUTHENTICATION, f"Failed to acquire SASL OAUTHBEARER token: {reason}"))
+        if is_outage:
+            member.poll(0)
+        else:
+            with pytest.raises(KafkaException):
+                member.poll(0)
 
 
 def test_a_password_that_cannot_change_is_refused_at_once():

@@ -53,6 +53,8 @@ _LISTEN_S = 0.2
 _PAUSE_S = 0.3
 #: a group is emptied of its last static member by then (session timeout 6 s, and the broker's sweep)
 _MEMBERS_GONE_S = 20.0
+#: a broker calls a static member by its name, a hyphen and a UUID
+_MEMBER_SUFFIX = 37
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,20 +295,30 @@ class Cluster:
     # --- groups ---------------------------------------------------------------------------------------------------
 
     async def live_instances(self, group: str) -> frozenset[str]:
-        """The static member names of a group that are members now. Raises Unreachable, AccessRefused."""
+        """The static member names of a group that are members now; the group must have stored offsets before.
+
+        Not by describe_consumer_groups: librdkafka (2.16, its issue 4605) aborts the process where the connection to
+        the coordinator ends while that is asked, as it does in any outage. Raises Unreachable, AccessRefused.
+        """
 
         async def ask() -> frozenset[str]:
-            try:
-                found = await self._wait(
-                    self.admin.describe_consumer_groups([group], request_timeout=_ID_REQUEST_S)[group]
-                )
-            except KafkaException as failure:
-                if error_of(failure).code() == KafkaError.GROUP_ID_NOT_FOUND:
-                    return frozenset()
-                raise
-            return frozenset(member.group_instance_id or member.member_id for member in found.members)
+            await self._renew()  # a handle also asks the brokers that it knew before, and gone ones do not answer
+            found = await asyncio.to_thread(self._listed, group)
+            if found is None:
+                raise KafkaException(KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE, f"no broker has group {group}"))
+            return frozenset(member.id[:-_MEMBER_SUFFIX] for member in found.members)
 
         return await self._persist(ask, f"asking about group {group}")
+
+    def _listed(self, group: str) -> Any:
+        handle = self.admin
+        try:
+            found = next(iter(handle.list_groups(group, timeout=_ID_REQUEST_S)), None)
+        finally:
+            handle.poll(0)  # what is wrong with the connection is told to a handle only while it polls
+        if found is not None and found.error is not None:
+            raise KafkaException(found.error)
+        return found
 
     async def group_names(self, prefix: str) -> list[str]:
         """Names of the consumer groups that begin with `prefix`."""

@@ -166,7 +166,10 @@ class _Member:
             if error.code() == KafkaError._FATAL and "fenced" in error.str().lower():
                 # The message says "fatal" and hides the code; only the words tell a fenced instance.
                 error = KafkaError(KafkaError.FENCED_INSTANCE_ID, error.str())
-            if error.fatal() or error.code() == KafkaError._FATAL or error.code() in _GROUP_ERRORS:
+            # While the identity provider is away nobody can log in; the library goes on trying.
+            is_outage = error.code() == KafkaError._AUTHENTICATION and self._health.no_token()
+            is_final = error.fatal() or error.code() == KafkaError._FATAL or error.code() in _GROUP_ERRORS
+            if is_final and not is_outage:
                 raise KafkaException(error)
             self._log.debug("group event", error=error.str())
         refusal = self._health.refusal()
