@@ -172,6 +172,11 @@ def _strip_entries(rows: Sequence[Row]) -> Sequence[Row]:
 _begins_packed = methodcaller("startswith", MAGIC)
 
 
+def _has_packed(values: list[bytes]) -> bool:
+    """Whether any of these values begins as a packed entry does; hardly any value is that great a text."""
+    return bool(values) and max(values) >= MAGIC and True in map(_begins_packed, values)
+
+
 class _Lossless(_Translation):
     """Everything is kept, both ways. `key_field` names the field that gives packed entries their key."""
 
@@ -226,7 +231,7 @@ class _Lossless(_Translation):
 def _plain_entries(rows: RecordColumns) -> EntryColumns | None:
     """Records that have nothing but values, all with a key or all without, as canonical entries; else None."""
     keys, values = rows.keys, rows.values
-    if any(rows.headers) or None in values or True in map(_begins_packed, values):
+    if any(rows.headers) or None in values or _has_packed(values):
         return None
     if None not in keys:
         return EntryColumns([KEY, VALUE], [keys, values], rows.times)
@@ -235,7 +240,7 @@ def _plain_entries(rows: RecordColumns) -> EntryColumns | None:
 
 def _plain_records(rows: EntryColumns) -> RecordColumns | None:
     """Canonical entries with key and value as records; None where they are others."""
-    if rows.names != [KEY, VALUE] or True in map(_begins_packed, rows.values[1]):
+    if rows.names != [KEY, VALUE] or _has_packed(rows.values[1]):
         return None
     keys, values = rows.values
     return RecordColumns(list(keys), values, [None] * len(values), rows.times)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any
 
 import structlog
@@ -244,21 +244,23 @@ class SourceReader:
 
     def _sort(self, messages: list[Any], taken: dict[Lane, Taken], records_max: int, bytes_max: int) -> tuple[int, int]:
         """Append messages to their lanes, up to the limits; the rest is held back. Records and bytes taken."""
-        size = sum(map(len, messages))
+        runs = _runs(messages)
+        size = sum(value_bytes for _, _, value_bytes in runs)
         if size > bytes_max or len(messages) > records_max:
             messages, size = self._hold_back(messages, records_max, bytes_max)
+            runs = _runs(messages)
         self._row_bytes = max(1, (self._row_bytes * 7 + size // max(1, len(messages))) // 8)
         if any(map(_error_of, messages)):
             events = [message for message in messages if message.error() is not None]
             messages = [message for message in messages if message.error() is None]
+            runs = _runs(messages)
             for message in events:
                 self._event(message, taken)
         # Columns first: a lane's neighbours come together, and C loops take them apart.
-        for lane, run in groupby(messages, _lane_of):
+        for lane, mine, value_bytes in runs:
             lot = taken.get(lane)
             if lot is None:
                 lot = taken[lane] = Taken()
-            mine = list(run)
             keys, headers = list(map(_key_of, mine)), list(map(_headers_of, mine))
             lot.keys += keys
             lot.values += map(_value_of, mine)
@@ -267,7 +269,7 @@ class SourceReader:
             lot.positions += map(_offset_of, mine)
             beside = sum(map(len, filter(None, keys))) + _headers_bytes(headers)
             size += beside  # a message counts its value alone
-            lot.size_bytes += sum(map(len, mine)) + beside
+            lot.size_bytes += value_bytes + beside
             lot.last = mine[-1]
         return len(messages), size
 
@@ -313,6 +315,12 @@ class SourceReader:
         cursor.next_offset = lot.next_offset
 
 
+def _runs(messages: list[Any]) -> list[tuple[Lane, list[Any], int]]:
+    """Neighbours of one lane, with the bytes of their values."""
+    runs = [(lane, list(run)) for lane, run in groupby(messages, _lane_of)]
+    return [(lane, run, sum(map(len, run))) for lane, run in runs]
+
+
 def _gather_s(records: int, gather_s: float) -> float:
     """How long to gather behind a first look that gave so many records."""
     return max(gather_s, _BACKLOG_GATHER_S) if records > _BACKLOG_RECORDS else gather_s
@@ -320,4 +328,4 @@ def _gather_s(records: int, gather_s: float) -> float:
 
 def _headers_bytes(headers: list[list[tuple[str, bytes | None]] | None]) -> int:
     """Bytes of the headers of some messages."""
-    return sum(map(len, filter(None, chain.from_iterable(chain.from_iterable(filter(None, headers))))))
+    return sum([len(name) + len(value or b"") for several in headers if several for name, value in several])

@@ -35,6 +35,8 @@ CALL_VALUES_MAX = 100_000
 _fields_of = itemgetter(0)
 _time_of = itemgetter(1)
 _pack = msgspec.msgpack.encode
+_to_json = msgspec.json.encode
+_COMMA_TO_HYPHEN = bytes.maketrans(b",", b"-")
 
 
 @dataclass(slots=True)
@@ -190,7 +192,8 @@ def lay_out(chunk: Chunk) -> Layout:
 def _tag_offsets(offsets: list[int], times: list[int]) -> Layout:
     if min(times) < 0:
         return Layout([b"%d" % offset for offset in offsets], _pack(times))
-    tags = [b"%d-%d" % both for both in zip(times, offsets, strict=True)]
+    # [[1,2],[3,4]] becomes 1-2, 3-4: faster than a format for each.
+    tags = _to_json(list(zip(times, offsets, strict=True)))[2:].translate(_COMMA_TO_HYPHEN, b"]").split(b"-[")
     rises = times == sorted(times) and all(map(lt, offsets, offsets[1:]))
     return Layout(tags, top_ms=times[-1] if rises else -1)
 
