@@ -107,6 +107,19 @@ class EntryColumns(_Columns):
         return EntryColumns(self.names, [column[part] for column in self.values], self.times[part])
 
 
+def joined(first: Sequence[Row], second: Sequence[Row]) -> Sequence[Row]:
+    """Rows behind rows; as columns where both are columns of the same kind."""
+    if isinstance(first, RecordColumns) and isinstance(second, RecordColumns):
+        headers = first.headers + second.headers
+        return RecordColumns(
+            first.keys + second.keys, first.values + second.values, headers, first.times + second.times
+        )
+    if isinstance(first, EntryColumns) and isinstance(second, EntryColumns) and first.names == second.names:
+        values = [one + other for one, other in zip(first.values, second.values, strict=True)]
+        return EntryColumns(first.names, values, first.times + second.times)
+    return [*first, *second]
+
+
 @dataclass(slots=True)
 class Batch:
     """What one read gives for one source lane.

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 from ..model.record import RecordColumns
 
 #: keys, values, headers, times of records; fields, times of entries
-Columns: TypeAlias = tuple[tuple[Any, ...], ...]
+Columns: TypeAlias = Sequence[list[Any]]
 
 
 def columns_of(rows: Sequence[Any]) -> Columns:
     """The columns of rows; there must be one row at least."""
     if isinstance(rows, RecordColumns):
-        return tuple(map(tuple, (rows.keys, rows.values, rows.headers, rows.times)))
-    return tuple(zip(*rows, strict=True))
+        return rows.keys, rows.values, rows.headers, rows.times
+    return list(map(list, zip(*rows, strict=True)))

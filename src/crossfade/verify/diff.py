@@ -10,17 +10,17 @@ Called by `audit`, which knows where the sides end; nothing here knows brokers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
 from ..errors import invariant
 from ..model.position import position_order, position_text
-from ..model.record import EntryColumns, RecordColumns, Row
+from ..model.record import Row
 from .columns import Columns, columns_of
 from .describe import describe
 from .extent import Extent
 from .origins import Codec, Copy, SourcePosition
+from .waiting import Waiting
 from .window import Window, exchanged, keeping_order
 
 #: differing rows remembered per lane so that they can be told apart later; beyond it they are only counted
@@ -64,41 +64,6 @@ class Difference(NamedTuple):
     row: Row | None = None
 
 
-@dataclass(slots=True)
-class _Side:
-    """Rows not compared yet: two parallel lists and how much of them is done."""
-
-    positions: list[Any] = field(default_factory=list)
-    rows: Sequence[Row] = field(default_factory=list)
-    head: int = 0
-    is_ended: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows) - self.head
-
-    def add(self, positions: Sequence[Any], rows: Sequence[Row]) -> None:
-        # Every pass over rows touches each of them in memory: where nothing waits, the lists are taken as they are.
-        waiting = slice(self.head, None)
-        if len(self):
-            self.positions = [*self.positions[waiting], *positions]
-            self.rows = [*self.rows[waiting], *rows]
-        else:
-            self.positions = positions if isinstance(positions, list) else list(positions)
-            self.rows = rows if isinstance(rows, list | RecordColumns | EntryColumns) else list(rows)
-        self.head = 0
-
-    def first(self, count: int) -> tuple[list[Any], Sequence[Row]]:
-        if not self.head and count == len(self.rows):
-            return self.positions, self.rows
-        stretch = slice(self.head, self.head + count)
-        return self.positions[stretch], self.rows[stretch]
-
-    def drop(self, count: int) -> None:
-        self.head += count
-        if self.head == len(self.rows):
-            self.positions, self.rows, self.head = [], [], 0
-
-
 class LaneDiff:
     """The comparison of one lane. Feed `expected` and `actual`, call `advance`, at last `finish`."""
 
@@ -116,8 +81,8 @@ class LaneDiff:
         """`on_expected` is told every expected slice once it is done with, in source order; `on_difference` every
         difference as soon as it is certain. `begins_late`: what is expected before the first row of the target was
         never copied, or is trimmed there, and is only counted. `extent`: copies of what lies outside are left out."""
-        self.expected = _Side()
-        self.actual = _Side()
+        self.expected = Waiting()
+        self.actual = Waiting()
         #: records of the source that are on the target exactly once, in order and unchanged
         self.matched = 0
         #: source position of the last record found on the target, None = none yet
@@ -243,7 +208,7 @@ class LaneDiff:
     def _equal_slices(self) -> None:
         """Let go of equal heads, at C speed."""
         while True:
-            count = min(len(self.expected), len(self.actual), self._slice)
+            count = min(self.expected.at_hand, self.actual.at_hand, self._slice)
             if not count:
                 return
             positions, rows = self.expected.first(count)

@@ -233,8 +233,8 @@ class LaneAudit:
 
     def source_trimmed(self, bounds: Bounds) -> None:
         """The source was trimmed while it was read: go on behind the gap, whose copies cannot be verified."""
-        waiting = self._diff.expected.positions
-        last = position_text(waiting[-1]) if waiting else self.source.place.position
+        waiting = self._diff.expected
+        last = position_text(waiting.last) if waiting else self.source.place.position
         self._diff.source_gap(last, bounds.first or bounds.last)
         self.source.done_until = position_order(last)
         self.source.reanchor(bounds)

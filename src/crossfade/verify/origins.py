@@ -116,9 +116,7 @@ class RecordMarks(_Marks):
             return None
         try:
             if headers.count(None) == len(headers):
-                if set(map(len, actual_headers)) != {1}:
-                    return None
-                marks = list(chain.from_iterable(actual_headers))
+                marks = [mark for (mark,) in actual_headers]
             elif [list(header or ()) for header in headers] == [header[:-1] for header in actual_headers]:
                 marks = [header[-1] for header in actual_headers]
             else:
