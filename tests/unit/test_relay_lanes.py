@@ -92,6 +92,17 @@ def test_batch_size_follows_measured_appends_within_its_limits() -> None:
     assert size.records == 2_000
 
 
+def test_the_batch_does_not_shrink_to_a_few_records_a_lane() -> None:
+    for lanes, records_max, least in ((16, 48_000, 2_048), (256, 48_000, 32_768), (256, 8_000, 8_000)):
+        size = BatchSize(Limits(batch_records_max=records_max), lanes)
+        for _ in range(50):
+            size.observe(size.records, took_s=0.01)
+            assert size.records <= records_max
+        for _ in range(50):
+            size.observe(size.records, took_s=5.0)
+        assert size.records == least
+
+
 def test_small_quick_appends_do_not_grow_the_batch() -> None:
     size = BatchSize(Limits())
     before = size.records

@@ -92,7 +92,7 @@ class Copier:
         #: called after each append with (lane state, records, oldest row's time in ms, wall clock in s)
         self.on_appended: Callable[[LaneState, int, int, float], None] | None = None
         self._clock = clock
-        self._batch = BatchSize(limits)
+        self._batch = BatchSize(limits, route.source_lanes)
         self._rate = RateLimit(limits.rate_records_per_s, 0.0)
         self._owned: frozenset[Lane] = frozenset()
         self._token: object | None = None

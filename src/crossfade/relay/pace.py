@@ -25,6 +25,8 @@ class Limits:
 #: an append costs something whatever its size (a transaction's first produce alone takes 30-50 ms), so a small batch is
 #: no cure for a slow broker: below this the cost per record only grows
 _BATCH_RECORDS_MIN = 2_000
+#: and each lane of an append costs something too (a request, its replication, the end of the transaction)
+_LANE_RECORDS_MIN = 128
 #: how far above the goal an append may be before the batch shrinks
 _SLOW_FACTOR = 5
 
@@ -32,8 +34,9 @@ _SLOW_FACTOR = 5
 class BatchSize:
     """Records per append: grows while there is a backlog, shrinks only when full appends take far too long."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, lanes: int = 1) -> None:
         self._max = limits.batch_records_max
+        self._min = min(self._max, max(_BATCH_RECORDS_MIN, lanes * _LANE_RECORDS_MIN))
         self._goal_s = limits.commit_interval_s
         self.records = min(4_000, self._max)
 
@@ -42,7 +45,7 @@ class BatchSize:
         if records < 0.8 * self.records:
             return
         if took_s > _SLOW_FACTOR * self._goal_s:
-            self.records = max(min(_BATCH_RECORDS_MIN, self._max), int(self.records * 0.7))
+            self.records = max(self._min, int(self.records * 0.7))
         else:
             self.records = min(self._max, int(self.records * 1.5))
 

@@ -37,6 +37,8 @@ _BATCH_BYTES = 1_000_000
 _BATCH_RECORDS = 1_500
 #: what a record takes in a batch beside key, value and headers, with `xf`
 _RECORD_EXTRA_BYTES = 80
+#: batches that are not acknowledged yet, over all lanes: a broker has five requests of a connection in hand
+_BATCHES_SENT_MAX = 16
 #: with fewer lanes there is nothing to do while a batch is acknowledged
 _PACED_LANES_MIN = 4
 
@@ -248,10 +250,12 @@ class Writer:
     def _produce_lots(self, lots: Sequence[Lot], delivered: dict[Any, int], failed: list[KafkaError]) -> None:
         """Produce a batch of each lane in turn, the next one of a lane when the last one is acknowledged.
 
-        An idempotent producer has one batch of a partition in flight. librdkafka (2.16) lets the broker's thread spin
-        as long as another one is ready behind it: measured, more CPU time than everything else in a copy.
+        An idempotent producer has one batch of a partition in flight, and few of a broker. librdkafka (2.16) lets the
+        broker's thread spin as long as another one is ready behind them: measured, more CPU time than everything else
+        in a copy. So hardly more are produced than can be sent.
         """
         acknowledged: dict[Any, int] = {}
+        sent = 0
         left = [(lot, 0) for lot in lots]
         while left:
             behind: list[tuple[Lot, int]] = []
@@ -259,6 +263,9 @@ class Writer:
                 stop = min(start + self._batch_records(lot, start), len(lot.rows))
                 if start and len(lots) >= _PACED_LANES_MIN:
                     self._await(lambda path=lot.path, at=start: (path, at) in acknowledged, failed)  # type: ignore[misc]
+                most = sent - _BATCHES_SENT_MAX
+                self._await(lambda most=most: len(acknowledged) + len(delivered) > most, failed)  # type: ignore[misc]
+                sent += 1
                 is_last = stop == len(lot.rows)
                 token = lot.path if is_last else (lot.path, stop)
                 self._produce(lot, start, stop, _delivery(token, delivered if is_last else acknowledged, failed))
