@@ -33,3 +33,24 @@ def test_every_connection_is_reset_and_the_copy_goes_on(copy: Callable[..., Copy
     print(f"back after {time.monotonic() - began:.1f} s")
     assert made.check().source_records == 800
     assert relay.stop() == 0
+
+
+@pytest.mark.long
+def test_brokers_on_another_continent_are_copied_to(copy: Callable[..., Copy], lab: Lab) -> None:
+    """180 ms there and back: a transaction takes longer than a retry would, and is not taken for one."""
+    made = copy("r", "k")
+    links = [link.name for link in lab.state.links if link.name.startswith("kafka")]
+    delays = [lab.faults.delay(link, 90.0, heal_after_s=200.0) for link in links]
+    for lane in range(4):
+        made.source.write_numbers(lane, range(100))
+    relay = made.run("--start")
+    made.wait_drained()
+    for first in range(100, 400, 100):
+        for lane in range(4):
+            made.source.write_numbers(lane, range(first, first + 100))
+        made.wait_drained()
+    for delay in delays:
+        delay.heal()
+    assert made.check().source_records == 1600
+    assert "claim ended" not in relay.said
+    assert relay.stop() == 0

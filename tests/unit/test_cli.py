@@ -344,3 +344,20 @@ def test_output_without_main_is_plain(capsys: pytest.CaptureFixture[str]) -> Non
 
     typer.main.get_command(app).main([], standalone_mode=False)
     assert capsys.readouterr().out == "text\n"
+
+
+def test_the_commands_of_a_shell_mean_the_lab_that_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given, command in (
+        ("", "lab fault cut kafka-1"),
+        ("mine", "lab fault cut kafka-1"),
+        ("mine", "lab status"),
+        ("mine", "lab status other"),
+        ("mine", "lab fault cut kafka-1 --lab other"),
+    ):
+        monkeypatch.setenv("CROSSFADE_LAB", given)
+        assert run(command.split()) == 2
+        meant = "other" if "other" in command else given or "default"
+        assert f"no lab '{meant}'" in capsys.readouterr().err

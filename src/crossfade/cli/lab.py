@@ -58,8 +58,10 @@ def complete_labs(incomplete: str) -> list[str]:
     return [name for name in Lab.names() if name.startswith(incomplete)]
 
 
-Name = Annotated[str, typer.Argument(help="The lab's name.", autocompletion=complete_labs)]
-InLab = Annotated[str, typer.Option("--lab", help="The lab's name.", autocompletion=complete_labs)]
+#: what `crossfade lab env` exports: the other commands of that shell mean the same lab
+_LAB = "CROSSFADE_LAB"
+Name = Annotated[str, typer.Argument(envvar=_LAB, help="The lab's name.", autocompletion=complete_labs)]
+InLab = Annotated[str, typer.Option("--lab", envvar=_LAB, help="The lab's name.", autocompletion=complete_labs)]
 HealAfter = Annotated[float, typer.Option("--heal-after", metavar="SECONDS", help="When it heals by itself.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Return after the heal.")]
 

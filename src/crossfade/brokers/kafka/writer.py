@@ -29,6 +29,9 @@ _INIT_S = 30.0
 #: all records of a transaction must be delivered by then, well before the broker's transaction timeout
 _DELIVERY_S = 0.8 * TRANSACTION_TIMEOUT_MS / 1000
 _CALL_S = 2.0
+#: small requests that tell how far the brokers are, and how much of that time is sure
+_ROUND_TRIPS = 3
+_ROUND_TRIP_SURE = 0.8
 #: librdkafka does not always keep to the limit above: where the group's coordinator dies while markers are stored, its
 #: call never returns. After this long the producer is given up, thread and all.
 _STUCK_S = 3.0
@@ -113,6 +116,8 @@ class Writer:
         self._thread = HandleThread(transactional_id)
         self._producer: Any = None
         self._is_dead = False
+        #: the least seconds that a request to the brokers was seen to take
+        self._round_trip_s = 0.0
         #: when the step began that the thread is in and that has a limit (0 = none), and what it does
         self._step = (0.0, "")
 
@@ -191,6 +196,8 @@ class Writer:
                 retry = error.retriable() or error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
                 if not retry or self._is_dead or time.monotonic() > deadline or self.health.refusal() is not None:
                     raise translate(error, f"claiming as {self.transactional_id}", self.health) from failure
+        if self._topic:
+            self._round_trip_s = self._round_trip()
         step("kafka.claim.initialised")
 
     def _commit(
@@ -224,17 +231,36 @@ class Writer:
             if offsets is not None:
                 doing = "storing the markers"
                 marked = offsets({lot.path: delivered[lot.path] for lot in lots})
-                self._in_time(doing, NotCommitted, producer.send_offsets_to_transaction, marked, group, _CALL_S)
+                self._in_time(doing, NotCommitted, 2, producer.send_offsets_to_transaction, marked, group, _CALL_S)
                 step("kafka.append.offsets_sent")
             doing = "committing"
-            self._in_time(doing, Indeterminate, producer.commit_transaction, _CALL_S)
+            self._in_time(doing, Indeterminate, 1, producer.commit_transaction, _CALL_S)
             step("kafka.append.committed")
         except KafkaException as failure:
             raise doubt(failure, doing, self.health) from failure
         return delivered
 
-    def _in_time(self, doing: str, error: type[Indeterminate], function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a step of the transaction; one that took as long as a retry may have been sent twice."""
+    def _round_trip(self) -> float:
+        """Seconds that the fastest of a few small requests took; 0 where they were not answered."""
+        took_s = []
+        for _ in range(_ROUND_TRIPS):
+            began = time.monotonic()
+            try:
+                self._producer.list_topics(self._topic, timeout=_CALL_S)
+            except KafkaException:  # what is wrong shows at the next step, which is told
+                return 0.0
+            took_s.append(time.monotonic() - began)
+        return min(took_s)
+
+    def _in_time(
+        self, doing: str, error: type[Indeterminate], requests: int, function: Callable[..., Any], *arguments: Any
+    ) -> None:
+        """Call a step of the transaction; one that took as long as a retry may have been sent twice.
+
+        A retry comes DOUBT_S after an answer, or the end of a connection, and is then under way itself. So a step of
+        `requests` in a row that was sent twice takes DOUBT_S and as many round trips, and distant brokers are not slow
+        ones. Of the round trip the least that was ever seen counts, and less than that.
+        """
         if self._is_dead:
             raise Indeterminate("the claim was given up in the middle of a transaction")
         began = time.monotonic()
@@ -244,7 +270,9 @@ class Writer:
         finally:
             self._step = (0.0, "")
         took = time.monotonic() - began
-        if took > DOUBT_S:
+        limit_s = DOUBT_S + requests * _ROUND_TRIP_SURE * self._round_trip_s
+        self._round_trip_s = min(self._round_trip_s, took / requests)
+        if took > limit_s:
             raise error(f"it is in doubt whether the transaction happened: {doing} took {took:.2f} s")
 
     def _produce_lots(self, lots: Sequence[Lot], delivered: dict[Any, int], failed: list[KafkaError]) -> None:
