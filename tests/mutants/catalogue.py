@@ -92,6 +92,20 @@ MUTANTS = [
         f"{MAPPING}::test_every_entry_comes_back_from_kafka",
     ),
     Mutant(
+        "columns-forget-the-magic",
+        "model/mapping.py",
+        "return bool(values) and max(values) >= MAGIC and True in map(_begins_packed, values)",
+        "return False",
+        "tests/unit/test_columns.py::test_mappings_do_not_see_a_difference",
+    ),
+    Mutant(
+        "a-slow-step-counts-as-distant",
+        "brokers/kafka/writer.py",
+        "        self._round_trip_s = min(self._round_trip_s, took / requests)\n        if took > limit_s:",
+        "        if took > max(limit_s, 2 * DOUBT_S):",
+        "tests/unit/test_kafka_writer.py::test_a_step_that_may_have_been_sent_twice_is_in_doubt",
+    ),
+    Mutant(
         "null-header-becomes-empty",
         "model/lossless.py",
         'fields += (HEADER_NULL + encoded, b"") if content is None else (HEADER + encoded, content)',
