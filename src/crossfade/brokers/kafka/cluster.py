@@ -303,15 +303,16 @@ class Cluster:
 
         async def ask() -> frozenset[str]:
             await self._renew()  # a handle also asks the brokers that it knew before, and gone ones do not answer
-            found = await asyncio.to_thread(self._listed, group)
+            found = await asyncio.to_thread(self._listed, self.admin, group)
             if found is None:
                 raise KafkaException(KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE, f"no broker has group {group}"))
             return frozenset(member.id[:-_MEMBER_SUFFIX] for member in found.members)
 
         return await self._persist(ask, f"asking about group {group}")
 
-    def _listed(self, group: str) -> Any:
-        handle = self.admin
+    @staticmethod
+    def _listed(handle: AdminClient, group: str) -> Any:
+        """A group as the brokers list it, None where none does."""
         try:
             found = next(iter(handle.list_groups(group, timeout=_ID_REQUEST_S)), None)
         finally:
