@@ -600,7 +600,7 @@ asyncio.run(ask())
 
 @pytest.mark.long
 async def test_asking_who_runs_survives_brokers_that_come_and_go(lab, backend):
-    """The library's own way of asking aborts the process here, within three rounds nearly every time."""
+    """The way of asking that the library recommends aborts the process here."""
     route = f"route-{secrets.token_hex(4)}"
     log = await backend.log(1)
     await Copy(log, route).begin(0, 1)

@@ -173,7 +173,7 @@ _begins_packed = methodcaller("startswith", MAGIC)
 
 
 def _has_packed(values: list[bytes]) -> bool:
-    """Whether any of these values begins as a packed entry does; hardly any value is that great a text."""
+    """Whether any of these values begins as a packed entry does. Text never sorts behind its first byte, 0xff."""
     return bool(values) and max(values) >= MAGIC and True in map(_begins_packed, values)
 
 
