@@ -25,7 +25,7 @@ from .timeline import Timeline
 
 TRIES_MAX = 8
 RECOVER_LIMIT_S = 120.0
-MOVE_LIMIT_S = 60.0
+MOVE_LIMIT_S = 120.0
 #: "just before": records must have arrived at the target in this time before a fault
 JUST_BEFORE_S = 1.0
 

@@ -101,9 +101,16 @@ MUTANTS = [
     Mutant(
         "a-slow-step-counts-as-distant",
         "brokers/kafka/writer.py",
-        "        self._round_trip_s = min(self._round_trip_s, took / requests)\n        if took > limit_s:",
-        "        if took > max(limit_s, 2 * DOUBT_S):",
-        "tests/unit/test_kafka_writer.py::test_a_step_that_may_have_been_sent_twice_is_in_doubt",
+        "self._is_spent = self._is_spent or took_s > limit_s",
+        "self._is_spent = self._is_spent or took_s > max(limit_s, 2 * DOUBT_S)",
+        "tests/unit/test_kafka_writer.py::test_behind_a_step_that_may_have_been_sent_twice_the_producer_is_spent",
+    ),
+    Mutant(
+        "a-spent-producer-goes-on",
+        "brokers/kafka/writer.py",
+        'invariant(not self._is_spent, "a producer whose requests may come late gets no further transaction")',
+        "pass",
+        "tests/unit/test_kafka_writer.py::test_a_slow_transaction_is_committed_and_is_the_last_one_of_its_producer",
     ),
     Mutant(
         "null-header-becomes-empty",
@@ -221,10 +228,9 @@ MUTANTS = [
     Mutant(
         "append-repeated-after-a-doubt",
         "relay/copier.py",
-        "                outcomes = await self.target.append(claim, writes, on_sent)\n            finally:",
-        "                outcomes = await self.target.append(claim, writes, on_sent)\n"
+        "            except Indeterminate:\n                self._batch.halve()\n                raise\n",
         "            except BrokerError:\n"
-        "                outcomes = await self.target.append(claim, writes, on_sent)\n            finally:",
+        "                outcomes = await self.target.append(claim, writes, on_sent)\n",
         f"{ENUMERATION}[redis-to-kafka-1-append]",
     ),
     Mutant(

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("lost", "duplicated", "reordered", "altered", "invented")
 #: what each sabotage has to be called by every judge
 CALLED = {"drop": "lost", "dup": "duplicated", "swap": "reordered", "alter": "altered", "invent": "invented"}
-LIMIT_S = 240
+#: a machine that is busy with something else takes five times as long as an idle one
+LIMIT_S = 600
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(LIMIT_S + 30)]
 
@@ -112,6 +113,7 @@ def test_sabotage_is_found_and_named(demo: Any, kind: str) -> None:
     code, document = run.end()
     words = run.words.read_text()
     assert code == 1, words
+    assert document, words  # it was judged, not broken off
     assert not document["ok"]
     half = document["directions"]["redis-to-kafka"]
     assert half[CALLED[kind]] >= 1

@@ -54,3 +54,25 @@ def test_brokers_on_another_continent_are_copied_to(copy: Callable[..., Copy], l
     assert made.check().source_records == 1600
     assert "claim ended" not in relay.said
     assert relay.stop() == 0
+
+
+@pytest.mark.parametrize("to", ["k", pytest.param("r", marks=pytest.mark.long)])
+def test_brokers_that_become_slow_are_copied_to(copy: Callable[..., Copy], lab: Lab, to: str) -> None:
+    """Each answer of brokers that were near takes half a second: what a retry takes, and no step is lost for it."""
+    made = copy("k" if to == "r" else "r", to)
+    for lane in range(4):
+        made.source.write_numbers(lane, range(100))
+    relay = made.run("--start")
+    made.wait_drained()
+    name = "kafka" if to == "k" else "redis-0"
+    links = [link.name for link in lab.state.links if link.name.startswith(name)]
+    delays = [lab.faults.delay(link, 260.0, heal_after_s=200.0) for link in links]
+    for first in range(100, 500, 100):
+        for lane in range(4):
+            made.source.write_numbers(lane, range(first, first + 100))
+        wait_for(lambda first=first: made.target.count() >= 4 * (first + 100), made.said, limit_s=_BACK_S)
+    for delay in delays:
+        delay.heal()
+    assert made.check().source_records == 2000
+    assert "claim ended" not in relay.said
+    assert relay.stop() == 0

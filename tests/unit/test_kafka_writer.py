@@ -4,8 +4,8 @@ import pytest
 
 from crossfade.brokers.kafka import writer as writing
 from crossfade.brokers.kafka.settings import DOUBT_S, KafkaSettings
-from crossfade.brokers.kafka.writer import _BATCHES_SENT_MAX, Lot, Writer
-from crossfade.errors import Indeterminate
+from crossfade.brokers.kafka.writer import _BATCHES_SENT_MAX, Lot, Patience, Writer
+from crossfade.errors import InvariantBroken
 
 
 class Client:
@@ -19,6 +19,9 @@ class Client:
         if callback is not None:
             self.waiting.append((callback, len(self.produced) - 1))
             self.most_waiting = max(self.most_waiting, len(self.waiting))
+
+    def begin_transaction(self):
+        pass
 
     def poll(self, wait_s):
         if not self.waiting or not wait_s:
@@ -74,8 +77,13 @@ class Clock:
         return do
 
 
+def seconds(doing):
+    """A step that takes so long and is given its limit."""
+    return lambda limit_s: doing()
+
+
 @pytest.mark.parametrize(
-    ("round_trip_s", "requests", "took_s", "is_in_doubt"),
+    ("round_trip_s", "requests", "took_s", "is_spent"),
     [
         (0.0, 1, 0.39, False),
         (0.0, 1, 0.41, True),
@@ -85,22 +93,70 @@ class Clock:
         (0.2, 1, 0.6, True),
     ],
 )
-def test_a_step_that_may_have_been_sent_twice_is_in_doubt(monkeypatch, round_trip_s, requests, took_s, is_in_doubt):
-    assert not is_in_doubt or took_s > DOUBT_S
+def test_behind_a_step_that_may_have_been_sent_twice_the_producer_is_spent(
+    monkeypatch, round_trip_s, requests, took_s, is_spent
+):
+    assert not is_spent or took_s > DOUBT_S
     writer, clock = make_writer(), Clock()
     monkeypatch.setattr(writing, "time", clock)
     writer._round_trip_s = round_trip_s
-    if is_in_doubt:
-        with pytest.raises(Indeterminate):
-            writer._in_time("committing", Indeterminate, requests, clock.takes(took_s))
-    else:
-        writer._in_time("committing", Indeterminate, requests, clock.takes(took_s))
+    writer._timed("committing", requests, seconds(clock.takes(took_s)))
+    assert writer.is_spent is is_spent
+    writer._timed("committing", requests, seconds(clock.takes(0.01)))
+    assert writer.is_spent is is_spent  # a fast step behind it does not make it whole
 
 
 def test_brokers_that_were_once_near_count_as_near(monkeypatch):
     writer, clock = make_writer(), Clock()
     monkeypatch.setattr(writing, "time", clock)
     writer._round_trip_s = 0.2
-    writer._in_time("committing", Indeterminate, 1, clock.takes(0.01))
-    with pytest.raises(Indeterminate):
-        writer._in_time("committing", Indeterminate, 1, clock.takes(0.45))
+    writer._timed("committing", 1, seconds(clock.takes(0.01)))
+    writer._timed("committing", 1, seconds(clock.takes(0.45)))
+    assert writer.is_spent
+
+
+class Transactions(Client):
+    """Steps of a transaction that take a given time each."""
+
+    def __init__(self, clock, takes_s):
+        super().__init__()
+        self.clock, self.takes_s, self.steps = clock, takes_s, []
+
+    def _step(self, name):
+        self.steps.append(name)
+        self.clock.now_s += self.takes_s
+
+    def send_offsets_to_transaction(self, offsets, group, limit_s):
+        self._step("offsets")
+
+    def commit_transaction(self, limit_s):
+        self._step("commit")
+
+
+async def test_a_slow_transaction_is_committed_and_is_the_last_one_of_its_producer(monkeypatch):
+    writer, clock = make_writer(), Clock()
+    monkeypatch.setattr(writing, "time", clock)
+    writer._producer = client = Transactions(clock, takes_s=0.7)
+    assert await writer.commit([lot(0, 3)], [], lambda ends: [], None) == {(0, 0): 2}
+    assert client.steps == ["offsets", "commit"]
+    assert writer.is_spent
+    assert not writer.is_dead
+    with pytest.raises(InvariantBroken):
+        await writer.commit([lot(0, 3)], [], lambda ends: [], None)
+    assert client.steps == ["offsets", "commit"]
+    writer._producer = None
+    writer.discard()
+
+
+def test_slow_brokers_are_given_more_time_and_fast_ones_less_again():
+    patience = Patience()
+    assert patience.limit_s == 2.0
+    patience.observe(0.01)
+    assert patience.limit_s == 2.0
+    patience.observe(2.0)  # it ran out
+    assert patience.limit_s == 6.0
+    patience.observe(1.2)
+    assert patience.limit_s == pytest.approx(4.8)
+    for _ in range(3):
+        patience.observe(0.01)
+    assert patience.limit_s == 2.0

@@ -103,6 +103,14 @@ def test_the_batch_does_not_shrink_to_a_few_records_a_lane() -> None:
         assert size.records == least
 
 
+def test_an_append_in_doubt_makes_the_next_one_smaller() -> None:
+    size = BatchSize(Limits())
+    size.halve()
+    assert size.records == 2_000
+    size.halve()
+    assert size.records == 2_000  # what a slow broker needs is not less than this
+
+
 def test_small_quick_appends_do_not_grow_the_batch() -> None:
     size = BatchSize(Limits())
     before = size.records

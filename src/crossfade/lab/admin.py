@@ -7,7 +7,7 @@ lab and faults.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -30,7 +30,7 @@ from crossfade.lab.errors import LabError
 from crossfade.lab.process import wait_until
 
 _REQUEST_S = 15.0
-_SPREAD_S = 10.0
+_SPREAD_S = 30.0
 
 
 class KafkaAdmin:
@@ -79,16 +79,11 @@ class KafkaAdmin:
 
     def describe(self, topic: str) -> Any:
         """The topic's description: id, and replicas and in-sync replicas per partition.  Raises LabError."""
-        deadline = time.monotonic() + _SPREAD_S
-        while True:
-            futures = self._client.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_S)
-            try:
-                return self._one(futures, f"describe topic {topic}")
-            except LabError:
-                # Each broker learns of a new topic by itself; the one that is asked may be the last.
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.1)
+
+        def ask() -> Mapping[Any, Future[Any]]:
+            return self._client.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_S)
+
+        return self._one_of_topic(ask, topic)
 
     def topic_id(self, topic: str) -> str:
         """What tells a topic from a re-created one of the same name."""
@@ -97,7 +92,7 @@ class KafkaAdmin:
     def configs_set(self, topic: str) -> dict[str, str]:
         """The settings that were given to this topic itself.  Raises LabError."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
-        entries = self._one(self._client.describe_configs([resource]), f"describe topic {topic}")
+        entries = self._one_of_topic(lambda: self._client.describe_configs([resource]), topic)
         own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
         return {name: entry.value for name, entry in entries.items() if entry.source == own}
 
@@ -138,6 +133,18 @@ class KafkaAdmin:
         for place, error in results.items():
             if error is not None and error.name() != "ELECTION_NOT_NEEDED":
                 raise LabError(f"electing a leader of {place.topic}/{place.partition}: {error}")
+
+    def _one_of_topic(self, ask: Callable[[], Mapping[Any, Future[Any]]], topic: str) -> Any:
+        """The answer about a topic: each broker learns of a new one by itself, and the one that is asked may be the
+        last."""
+        deadline = time.monotonic() + _SPREAD_S
+        while True:
+            try:
+                return self._one(ask(), f"describe topic {topic}")
+            except LabError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
     def _one(self, futures: Mapping[Any, Future[Any]], what: str) -> Any:
         (future,) = futures.values()

@@ -19,6 +19,7 @@ import structlog
 from ..brokers.protocol import Appended, Claim, From, Log, Owner, Start
 from ..errors import (
     CrossfadeError,
+    Indeterminate,
     Kind,
     LaneError,
     MarkerLost,
@@ -405,6 +406,9 @@ class Copier:
             step("relay.append.before")
             try:
                 outcomes = await self.target.append(claim, writes, on_sent)
+            except Indeterminate:
+                self._batch.halve()
+                raise
             finally:
                 flown, self._in_flight = self._in_flight, {}
             step("relay.append.after")

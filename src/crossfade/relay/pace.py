@@ -49,6 +49,10 @@ class BatchSize:
         else:
             self.records = min(self._max, int(self.records * 1.5))
 
+    def halve(self) -> None:
+        """An append ended in doubt: perhaps it was too much for the target to take in time."""
+        self.records = max(self._min, self.records // 2)
+
 
 class RateLimit:
     """A token bucket of one second; `rate_records_per_s` may change at any time, 0 lifts it."""

@@ -32,8 +32,8 @@ REFUSED: dict[str, str] = {
     "auto.commit.interval.ms": "the position lives in the target, in the transaction of the records",
     "enable.auto.offset.store": "the position lives in the target, in the transaction of the records",
     "auto.offset.reset": "a trimmed or re-created source would be skipped in silence",
-    "retry.backoff.ms": "it tells a doubtful commit from a certain one",
-    "retry.backoff.max.ms": "it tells a doubtful commit from a certain one",
+    "retry.backoff.ms": "it tells a commit that was sent once from one that was sent twice",
+    "retry.backoff.max.ms": "it tells a commit that was sent once from one that was sent twice",
     "retries": "a failed batch would leave a hole",
     "message.send.max.retries": "a failed batch would leave a hole",
     "message.timeout.ms": "a late batch would leave a hole",
@@ -107,7 +107,7 @@ _CONSUMER_ONLY = frozenset(
 
 #: librdkafka's own retries never come sooner than 0.8 times this (jitter); its TxnOffsetCommit waits 500 ms as well
 RETRY_BACKOFF_MS = 500
-#: a step of a transaction that takes this long may have been sent twice: its outcome is in doubt
+#: a step of a transaction that takes this long may have been sent twice, and one of them may come late
 DOUBT_S = 0.8 * RETRY_BACKOFF_MS / 1000
 #: a dead relay holds the readers' last stable offset this long, plus the broker's sweep
 TRANSACTION_TIMEOUT_MS = 10_000

@@ -42,13 +42,11 @@ from .rows import QUARANTINE_BODY_BYTES_MAX, prepare, quarantine_body
 from .settings import KafkaSettings
 from .tail import LaneExtent, PathTail, backward_ranges, forward_ranges, origin_of, resolve
 from .threads import HandleThread
-from .writer import Lot, NotCommitted, Note, Writer, fence
+from .writer import Lot, Note, Patience, Writer, fence
 
 #: a transaction of a dead owner ends by itself after its timeout and the broker's sweep
 _STABLE_WAIT_S = 25.0
 _SCAN_WAIT_S = 60.0
-#: how often an append begins anew after a step before its commit took too long
-_RENEWALS = 2
 #: limits of the topic are asked for again after this long
 _LIMITS_S = 30.0
 
@@ -81,6 +79,7 @@ class KafkaTarget:
         self._marker_reader: MarkerReader | None = None
         self._marker_thread: HandleThread | None = None
         self._writers: list[Writer] = []
+        self._patience = Patience()
         self._ready = False
         self._quarantine_ready = False
         self._log = structlog.get_logger("kafka.target").bind(topic=topic)
@@ -123,6 +122,7 @@ class KafkaTarget:
             self._topic,
             message_bytes_max=limits.client_bytes_max,
             batch_bytes_max=limits.batch_bytes_max,
+            patience=self._patience,
         )
         self._writers.append(writer)
         return writer
@@ -328,35 +328,34 @@ class KafkaTarget:
                 after[path] = plan.marker(claim.markers.get(path), targets.get(path))
             return markers.offsets(self._route, after, lanes, claim.paths)
 
-        for left in reversed(range(_RENEWALS + 1)):
-            writer = claim.writer
-            invariant(writer is not None, "a claim has a writer")
-            assert writer is not None
-            try:
-                await writer.commit(lots, notes, offsets, claim.group, on_sent)
-                break
-            except NotCommitted as doubt:
-                if left == 0:
-                    raise
-                self._log.info("a transaction is begun anew", reason=doubt.message)
-                await self._renew(claim)
-            except BrokerError as error:
-                if is_size_refusal(error):
-                    self._limits = None
-                    limits = await self._current_limits()
-                    limits.is_exact = True  # isolate by size from now on
-                raise
+        invariant(claim.writer is not None, "a claim has a writer")
+        assert claim.writer is not None
+        if claim.writer.is_spent:
+            self._log.info("a new producer", reason="a step of the last transaction took as long as sending it twice")
+            await self._renew(claim)
+        try:
+            await claim.writer.commit(lots, notes, offsets, claim.group, on_sent)
+        except BrokerError as error:
+            if is_size_refusal(error):
+                self._limits = None
+                limits = await self._current_limits()
+                limits.is_exact = True  # isolate by size from now on
+            raise
         claim.markers.update({path: after[path] for path in plans})
         claim.stored.update({path: marker for path, marker in after.items() if path[0] in lanes})
 
     async def _renew(self, claim: KafkaClaim) -> None:
-        """A new producer under the same claim, after a transaction that was certainly not committed.
+        """A new producer under the same claim, after a transaction of which a request may have been sent twice.
 
-        Its init ends that transaction and fences whatever of it is still on its way. Somebody else may have claimed
-        and written since: then the stored markers are not ours any more, and the claim is dead. Raises as `claim`.
+        Its init fences whatever of that is still on its way. Somebody else may have claimed and written since: then
+        the stored markers are not ours any more, and the claim is dead. Raises as `claim`.
         """
+        spent = claim.writer
         writer = self._new_writer(claim.owner, await self._current_limits())
         claim.writer = writer
+        if spent is not None:
+            spent.discard()
+            self._writers.remove(spent)
         try:
             await writer.open()
             if claim.owner.shard is not None:

@@ -2,8 +2,9 @@
 
 Hides librdkafka's transactional producer and its retries. Invariant: `commit` returns only when exactly the given
 records and markers are committed; anything less certain raises, and the producer never speaks again.
-abort_transaction is never called: librdkafka speaks the old EndTxn and retries inside, and a late abort (or a late
-offset commit) would fall into a later transaction. The next claim's init_transactions ends what is open.
+librdkafka speaks the old EndTxn and retries inside, so a step that was sent twice may come late, and would then fall
+into a later transaction. Therefore abort_transaction is never called (the next claim's init_transactions ends what is
+open), and a transaction with a step that took as long as a retry is the last one of its producer: `is_spent`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from ...errors import Indeterminate
+from ...errors import Indeterminate, invariant
 from ...model.record import Lane, Path, Row
 from ...model.wire import XF
 from ...telemetry import step
@@ -28,13 +29,15 @@ from .threads import HandleThread
 _INIT_S = 30.0
 #: all records of a transaction must be delivered by then, well before the broker's transaction timeout
 _DELIVERY_S = 0.8 * TRANSACTION_TIMEOUT_MS / 1000
-_CALL_S = 2.0
+#: a step of a transaction may take so long; where brokers turn out to be slow, up to the second
+_STEP_S = 2.0
+_STEP_MAX_S = 6.0
 #: small requests that tell how far the brokers are, and how much of that time is sure
 _ROUND_TRIPS = 3
 _ROUND_TRIP_SURE = 0.8
-#: librdkafka does not always keep to the limit above: where the group's coordinator dies while markers are stored, its
-#: call never returns. After this long the producer is given up, thread and all.
-_STUCK_S = 3.0
+#: librdkafka does not always keep to a limit: where the group's coordinator dies while markers are stored, its call
+#: never returns. This long behind the limit the producer is given up, thread and all.
+_STUCK_S = 1.0
 _LOOK_S = 0.5
 _BATCH_BYTES = 1_000_000
 _BATCH_RECORDS = 1_500
@@ -72,8 +75,16 @@ class Note:
     headers: list[tuple[str, bytes | str | None]] | None
 
 
-class NotCommitted(Indeterminate):
-    """A step before the commit took so long that it may have been sent twice. The commit was never asked for."""
+class Patience:
+    """How long a step of a transaction may take, in seconds: short, so that a lost one is noticed, but longer where
+    brokers are slow. Outlives the writers."""
+
+    def __init__(self) -> None:
+        self.limit_s = _STEP_S
+
+    def observe(self, took_s: float) -> None:
+        """Learn from one step."""
+        self.limit_s = min(_STEP_MAX_S, max(_STEP_S, self.limit_s / 2, 4 * took_s))
 
 
 Offsets = Callable[[Mapping[Path, int]], list[TopicPartition]]
@@ -90,6 +101,7 @@ class Writer:
         *,
         message_bytes_max: int,
         batch_bytes_max: int = _BATCH_BYTES,
+        patience: Patience | None = None,
     ) -> None:
         self.transactional_id = transactional_id
         self._topic = topic
@@ -116,6 +128,8 @@ class Writer:
         self._thread = HandleThread(transactional_id)
         self._producer: Any = None
         self._is_dead = False
+        self._is_spent = False
+        self._patience = patience or Patience()
         #: the least seconds that a request to the brokers was seen to take
         self._round_trip_s = 0.0
         #: when the step began that the thread is in and that has a limit (0 = none), and what it does
@@ -124,6 +138,11 @@ class Writer:
     @property
     def is_dead(self) -> bool:
         return self._is_dead
+
+    @property
+    def is_spent(self) -> bool:
+        """True when a request of the last transaction may still be on its way: the next one needs a new producer."""
+        return self._is_spent
 
     async def open(self) -> None:
         """Fence every older producer of this id and end its open transaction.
@@ -145,9 +164,9 @@ class Writer:
         `offsets` gives the group offsets that belong to those (None = none). `on_sent` is called in the event loop when
         all is produced.
 
-        Raises Fenced, Indeterminate, AccessRefused; after
-        any of them the writer is dead.
+        Raises Fenced, Indeterminate, AccessRefused; after any of them the writer is dead.
         """
+        invariant(not self._is_spent, "a producer whose requests may come late gets no further transaction")
         loop = asyncio.get_running_loop()
 
         def produced() -> None:
@@ -159,7 +178,7 @@ class Writer:
             while not call.done():
                 await asyncio.wait([call], timeout=_LOOK_S)
                 began, doing = self._step
-                if not call.done() and began and time.monotonic() - began > _STUCK_S:
+                if not call.done() and began and time.monotonic() - began > self._patience.limit_s + _STUCK_S:
                     # Should the call return yet, the thread sees a dead writer before its next step.
                     raise Indeterminate(
                         f"it is in doubt whether the transaction happened: {doing} does not come back",
@@ -231,10 +250,10 @@ class Writer:
             if offsets is not None:
                 doing = "storing the markers"
                 marked = offsets({lot.path: delivered[lot.path] for lot in lots})
-                self._in_time(doing, NotCommitted, 2, producer.send_offsets_to_transaction, marked, group, _CALL_S)
+                self._timed(doing, 2, producer.send_offsets_to_transaction, marked, group)
                 step("kafka.append.offsets_sent")
             doing = "committing"
-            self._in_time(doing, Indeterminate, 1, producer.commit_transaction, _CALL_S)
+            self._timed(doing, 1, producer.commit_transaction)
             step("kafka.append.committed")
         except KafkaException as failure:
             raise doubt(failure, doing, self.health) from failure
@@ -246,16 +265,14 @@ class Writer:
         for _ in range(_ROUND_TRIPS):
             began = time.monotonic()
             try:
-                self._producer.list_topics(self._topic, timeout=_CALL_S)
+                self._producer.list_topics(self._topic, timeout=_STEP_S)
             except KafkaException:  # what is wrong shows at the next step, which is told
                 return 0.0
             took_s.append(time.monotonic() - began)
         return min(took_s)
 
-    def _in_time(
-        self, doing: str, error: type[Indeterminate], requests: int, function: Callable[..., Any], *arguments: Any
-    ) -> None:
-        """Call a step of the transaction; one that took as long as a retry may have been sent twice.
+    def _timed(self, doing: str, requests: int, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a step of the transaction; behind one that took as long as a retry the producer is spent.
 
         A retry comes DOUBT_S after an answer, or the end of a connection, and is then under way itself. So a step of
         `requests` in a row that was sent twice takes DOUBT_S and as many round trips, and distant brokers are not slow
@@ -266,14 +283,14 @@ class Writer:
         began = time.monotonic()
         self._step = (began, doing)
         try:
-            function(*arguments)
+            function(*arguments, self._patience.limit_s)
         finally:
             self._step = (0.0, "")
-        took = time.monotonic() - began
+            took_s = time.monotonic() - began
+            self._patience.observe(took_s)
         limit_s = DOUBT_S + requests * _ROUND_TRIP_SURE * self._round_trip_s
-        self._round_trip_s = min(self._round_trip_s, took / requests)
-        if took > limit_s:
-            raise error(f"it is in doubt whether the transaction happened: {doing} took {took:.2f} s")
+        self._round_trip_s = min(self._round_trip_s, took_s / requests)
+        self._is_spent = self._is_spent or took_s > limit_s
 
     def _produce_lots(self, lots: Sequence[Lot], delivered: dict[Any, int], failed: list[KafkaError]) -> None:
         """Produce a batch of each lane in turn, the next one of a lane when the last one is acknowledged.
