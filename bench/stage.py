@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from confluent_kafka import KafkaException
+from confluent_kafka import OFFSET_END, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from crossfade.lab import Lab
 from crossfade.lab.process import tagged, wait_until
 
+from .children import Trouble
 from .prefill import fill_kafka, fill_redis
 
 _ASK_S = 30.0
+_TOUCH_S = 120.0
+_INDEX_INTERVAL_BYTES = 8192
 _REDIS_MEMORY_BYTES_MAX = 14 << 30
 
 
@@ -147,6 +150,23 @@ class Stage:
     def create_topic(self, name: str, lanes: int) -> None:
         """A topic with three copies, two of which must have each record."""
         self._lab.create_topic(name, lanes, {"min.insync.replicas": "2", "retention.bytes": "-1", "retention.ms": "-1"})
+
+    def create_target(self, name: str, lanes: int) -> None:
+        """A topic that has been written to, and is empty again.
+
+        The first entry of a partition's index maps a page of a sparse file, twice in each replica; where that is slow
+        (on one virtual machine 2 to 50 ms), it would be most of what a run measures with many lanes.
+        """
+        self.create_topic(name, lanes)
+        producer = Producer({"bootstrap.servers": self.bootstrap, "acks": "all", "log_level": 0})
+        for _ in range(2):  # an index entry is due 4 KiB after the last one
+            for lane in range(lanes):
+                producer.produce(name, os.urandom(_INDEX_INTERVAL_BYTES), partition=lane)
+            if producer.flush(_TOUCH_S):
+                raise Trouble(f"topic {name} could not be written to in {_TOUCH_S:.0f} s")
+        ends = [TopicPartition(name, lane, OFFSET_END) for lane in range(lanes)]
+        for future in self.admin.delete_records(ends, request_timeout=_TOUCH_S).values():
+            future.result(_TOUCH_S)
 
     def clean(self) -> None:
         """Remove everything but the source data: topics, groups, keys."""

@@ -48,7 +48,7 @@ class Relay:
         #: topic, or pattern of stream keys
         self.target = self.name if target == "kafka" else f"{self.name}:<lane>"
         if target == "kafka":
-            stage.create_topic(self.target, data.lanes)
+            stage.create_target(self.target, data.lanes)
         self.config = stage.folder / f"{self.name}.yaml"
         self.config.write_text(
             _CONFIG.format(
@@ -98,7 +98,7 @@ def crossfade(stage: Stage, data: Data, source: str, target: str, *, processes: 
 def hand_redis_to_kafka(stage: Stage, data: Data, batch: int = HAND_BATCH) -> Run:
     """The loop by hand, Redis -> Kafka."""
     topic = stage.fresh_name("hand")
-    stage.create_topic(topic, data.lanes)
+    stage.create_target(topic, data.lanes)
     places = [str(stage.redis_port), data.pattern, str(data.lanes), stage.bootstrap, topic, str(batch)]
     return _hand(stage, data, "redis_to_kafka", places, target_counter(stage, "kafka", topic, data.lanes))
 
@@ -126,7 +126,7 @@ def mirror_maker(stage: Stage, data: Data, *, exactly_once: bool) -> Run:
     """MirrorMaker 2 of Apache Kafka, as a dedicated process."""
     name = stage.fresh_name("mirror-exactly-once" if exactly_once else "mirror-at-least-once")
     topic = mirror.target_topic(name, data.name)
-    stage.create_topic(topic, data.lanes)
+    stage.create_target(topic, data.lanes)
     config = stage.folder / f"{name}.properties"
     config.write_text(mirror.properties(name, stage.bootstrap, data.name, exactly_once=exactly_once))
     argv = [*java_argv("-Xmx1g", "-XX:+UseParallelGC"), mirror.MAIN, str(config)]
@@ -140,7 +140,7 @@ def mirror_maker(stage: Stage, data: Data, *, exactly_once: bool) -> Run:
 def producer_perf(stage: Stage, data: Data) -> Run:
     """kafka-producer-perf-test: no source, no guarantee beyond acks=all; what the brokers take."""
     topic = stage.fresh_name("producer-perf")
-    stage.create_topic(topic, data.lanes)
+    stage.create_target(topic, data.lanes)
     payload = stage.folder / f"payload-{data.value_bytes}.txt"
     if not payload.exists():
         values = make_values(data.lanes, data.value_bytes)

@@ -62,22 +62,30 @@ class KafkaCounter:
         self._topic = topic
         self._lanes = range(lanes)
         self._last = 0
+        #: offsets of what was there before, and is gone; -1 = not asked yet
+        self._base = -1
         #: why the last look failed; "" when it did not
         self.trouble = ""
 
     def progress(self) -> int:
-        wanted = {TopicPartition(self._topic, lane): OffsetSpec.latest() for lane in self._lanes}
         try:
-            futures = self._admin.list_offsets(
-                wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=_ASK_S
-            )
-            self._last = max(self._last, sum(max(0, future.result(_ASK_S).offset) for future in futures.values()))
+            if self._base < 0:
+                self._base = self._sum(OffsetSpec.earliest())
+            self._last = max(self._last, self._sum(OffsetSpec.latest()) - self._base)
             self.trouble = ""
         except KafkaException as error:  # a leader that moves, a topic not known everywhere yet: the next look tells
             self.trouble = str(error)
             with contextlib.suppress(KafkaException):  # the handle would keep the leaders that it knew for a minute
                 self._admin.list_topics(self._topic, _ASK_S)
         return self._last
+
+    def _sum(self, which: OffsetSpec) -> int:
+        futures = self._admin.list_offsets(
+            {TopicPartition(self._topic, lane): which for lane in self._lanes},
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=_ASK_S,
+        )
+        return sum(max(0, future.result(_ASK_S).offset) for future in futures.values())
 
     def records(self) -> int:
         consumer = Consumer(

@@ -10,10 +10,10 @@ from rig import Copy, wait_for
 
 from crossfade.lab import Lab
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 #: a transaction that has lost its coordinator is given up after 10 s; the rest is what a loaded machine takes
-_BACK_S = 60.0
+_BACK_S = 120.0
 
 
 @pytest.mark.parametrize("way", ["rk", pytest.param("kr", marks=pytest.mark.long)])
@@ -67,12 +67,12 @@ def test_brokers_that_become_slow_are_copied_to(copy: Callable[..., Copy], lab: 
     name = "kafka" if to == "k" else "redis-0"
     links = [link.name for link in lab.state.links if link.name.startswith(name)]
     delays = [lab.faults.delay(link, 260.0, heal_after_s=200.0) for link in links]
-    for first in range(100, 500, 100):
+    for first in range(100, 300, 100):
         for lane in range(4):
             made.source.write_numbers(lane, range(first, first + 100))
         wait_for(lambda first=first: made.target.count() >= 4 * (first + 100), made.said, limit_s=_BACK_S)
     for delay in delays:
         delay.heal()
-    assert made.check().source_records == 2000
+    assert made.check().source_records == 1200
     assert "claim ended" not in relay.said
     assert relay.stop() == 0

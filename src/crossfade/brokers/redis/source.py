@@ -12,7 +12,6 @@ import hashlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal
@@ -34,6 +33,7 @@ from .keys import BIRTH_PREFIX, quarantine_key
 from .link import Command, LinkLost, pack_one
 from .looking import Looker, Range
 from .nodes import Nodes, call_key, unreachable
+from .pacing import Pacing
 from .reckoning import Fault, Look, Verdict, judge, witness_text
 from .replies import check, code_of, info_fields, is_error, pairs
 
@@ -42,9 +42,6 @@ POLL_S_MIN = 0.002
 POLL_S_MAX = 0.020
 #: how often the birth group follows the place, so that trimming that waits for groups (8.2 ACKED) does not wait for it
 VOUCH_EVERY_S = 10.0
-#: assumed of a lane before its first read; small, because the first read may meet large entries
-_ENTRY_BYTES_FIRST = 8 << 10
-_READ_GROWTH = 4
 
 _FAULTS: dict[Fault, tuple[type[LaneError], str]] = {
     Fault.TRIMMED: (SourceTrimmed, "raise the stream's MAXLEN, then resume with --accept-loss or copy the lane anew"),
@@ -55,15 +52,6 @@ _FAULTS: dict[Fault, tuple[type[LaneError], str]] = {
     Fault.RESET: (SourceReset, "resume with --accept-loss from the new beginning, or copy the lane anew"),
     Fault.REGRESSED: (SourceRegressed, "compare both sides with `crossfade verify`, then resume with --accept-loss"),
 }
-
-
-@dataclass(slots=True)
-class _Pace:
-    """What is known of a lane for sizing its next read."""
-
-    entry_bytes: float = _ENTRY_BYTES_FIRST
-    count_last: int = 16
-    is_behind: bool = True
 
 
 class Source:
@@ -82,7 +70,7 @@ class Source:
         self._keys = stream_keys
         self._deleted = deleted
         self._replicated = read == "replicated"
-        self._paces: dict[Lane, _Pace] = {}
+        self._pacing = Pacing()
         self._turn = 0
         #: places that were reported as the end, so that it is news once behind the same rows
         self._told_end: dict[Lane, Place] = {}
@@ -205,15 +193,15 @@ class Source:
     async def _read_once(
         self, after: Mapping[Lane, Place], records_max: int, bytes_max: int
     ) -> dict[Lane, Batch | LaneError]:
-        shares = self._shares(list(after), records_max, bytes_max)
+        shares = self._pacing.deal(list(after), records_max, bytes_max)
         ranges = {
-            lane: Range((place.position or "-").encode(), shares[lane][0] + 1, reverse=False)
-            for lane, place in after.items()
+            lane: Range((after[lane].position or "-").encode(), records + 1, reverse=False)
+            for lane, (records, _) in shares.items()
         }
-        looks = await self._looker.look(list(after), ranges)
+        looks = await self._looker.look(list(shares), ranges)
         outcomes: dict[Lane, Batch | LaneError] = {}
         self._turn += 1
-        lanes = sorted(after)
+        lanes = sorted(shares)
         first = self._turn % max(1, len(lanes))
         for lane in lanes[first:] + lanes[:first]:
             if records_max <= 0:
@@ -227,21 +215,6 @@ class Source:
             outcomes = await self._confirmed(outcomes, after)
         await self._vouch(after)
         return outcomes
-
-    def _shares(self, lanes: list[Lane], records_max: int, bytes_max: int) -> dict[Lane, tuple[int, int]]:
-        """Records and bytes that each lane may read now: lanes that were at their end need little."""
-        paces = {lane: self._paces.setdefault(lane, _Pace()) for lane in lanes}
-        behind = sum(pace.is_behind for pace in paces.values())
-        small = max(1, records_max // (4 * len(lanes))) if lanes else 1
-        large = max(1, (records_max - small * (len(lanes) - behind)) // max(1, behind))
-        shares = {}
-        for lane, pace in paces.items():
-            records = large if pace.is_behind else small
-            size_bytes = max(1, bytes_max * records // max(1, records_max))
-            count = min(records, int(size_bytes / pace.entry_bytes) + 1, pace.count_last * _READ_GROWTH)
-            pace.count_last = max(16, count)
-            shares[lane] = (max(1, count), size_bytes)
-        return shares
 
     def _take(
         self, lane: Lane, place: Place, look: Look, entries: list[Any], read_bytes: int, asked: int, bytes_max: int
@@ -265,8 +238,7 @@ class Source:
             return self._error(lane, place, verdict)
         if verdict.forgiven_records:
             self.forgiven[lane] = self.forgiven.get(lane, 0) + verdict.forgiven_records
-        pace = self._paces[lane]
-        pace.is_behind = not at_end
+        self._pacing.observe(lane, len(entries), size_bytes, at_end=at_end)
         if not entries:
             moved = Place(place.position, verdict.count, place.incarnation, place.witness)
             if moved == place and self._told_end.get(lane) == place:
@@ -274,7 +246,6 @@ class Source:
             self._told_end[lane] = moved
             return Batch(lane, Shape.ENTRY, [], [], moved, at_end=at_end)
         self._told_end.pop(lane, None)
-        pace.entry_bytes = max(pace.entry_bytes * 0.5, size_bytes / len(entries), 1.0)
         last_id, last_fields = entries[-1]
         ids = [entry[0] for entry in entries]
         here = Place(
