@@ -66,11 +66,12 @@ class Pacing:
             pace.entry_bytes = max(pace.entry_bytes * 0.5, size_bytes / records, 1.0)
 
     def _left_out(self, behind: list[Lane], records_max: int) -> list[Lane]:
-        most = max(_LANES_AT_ONCE, records_max // _RECORDS_A_LANE)
-        if len(behind) <= most:
-            return []
         lanes = sorted(behind)
         first = next((index for index, lane in enumerate(lanes) if lane >= self._next), 0)
-        in_turn = lanes[first:] + lanes[:first]
-        self._next = in_turn[most]
-        return in_turn[most:]
+        in_turn, room = lanes[first:] + lanes[:first], records_max
+        for index, lane in enumerate(in_turn):
+            if room <= 0 and index >= _LANES_AT_ONCE:
+                self._next = lane
+                return in_turn[index:]
+            room -= min(_RECORDS_A_LANE, self._paces[lane].count_last * _READ_GROWTH)
+        return []
