@@ -27,10 +27,10 @@ _OUT_OF_PLACE = frozenset(
     {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION, KafkaError._NO_OFFSET}
 )
 _SLICE_MAX = 2000
-#: of one broker's answer, and of one lane in it
+#: of one broker's answer, of one lane in it at most, and lanes that it always has room for
 _ANSWER_BYTES = 8 << 20
-_LANE_BYTES_MIN = 64 << 10
 _LANE_BYTES_MAX = 1 << 20
+_LANES_AT_ONCE = 16
 #: records held ahead, over all lanes: a lane that has its share is not fetched
 _QUEUE_RECORDS = 60_000
 _LANE_QUEUE_MIN = 100
@@ -77,7 +77,7 @@ class SourceReader:
         self, settings: KafkaSettings, topic: str, *, group: str, queue_kbytes_max: int, lanes: int = 1
     ) -> None:
         self._topic = topic
-        lane_bytes_max = max(_LANE_BYTES_MIN, min(_LANE_BYTES_MAX, _ANSWER_BYTES // max(1, lanes)))
+        lane_bytes_max = min(_LANE_BYTES_MAX, _ANSWER_BYTES // max(1, min(lanes, _LANES_AT_ONCE)))
         self.health = HandleHealth(f"source {topic}")
         self._consumer = Consumer(
             settings.consumer(
@@ -91,10 +91,10 @@ class SourceReader:
                 check_crcs=True,
                 fetch_queue_backoff_ms=10,
                 fetch_wait_max_ms=100,
-                # An answer has room for every lane, and no lane fills the queue while others wait: a broker fills its
-                # answer lane by lane, so the last lanes would get nothing until the first are read to their end.
+                # A broker fills its answer lane by lane. It has room for a few lanes; many take turns: one that has its
+                # share of the queue is not fetched, and what comes of a lane at once is worth an append.
                 # (Answers in flight are memory too: one per broker, twice while decompressed.)
-                fetch_max_bytes=max(_ANSWER_BYTES, lanes * lane_bytes_max),
+                fetch_max_bytes=_ANSWER_BYTES,
                 max_partition_fetch_bytes=lane_bytes_max,
                 queued_max_messages_kbytes=queue_kbytes_max,
                 queued_min_messages=max(_LANE_QUEUE_MIN, _QUEUE_RECORDS // max(1, lanes)),
