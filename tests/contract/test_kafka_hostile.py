@@ -270,6 +270,27 @@ async def test_a_producer_is_not_renewed_after_another_claim_has_written(backend
     assert await keys(backend, log) == list(range(12))
 
 
+async def test_a_producer_is_not_renewed_beside_a_group_that_has_taken_over(backend, monkeypatch):
+    """The group's claim fences the one by hand; its renewal must not lift that fence again."""
+    log = await backend.log(1)
+    copy = Copy(log, shard=(0, 1))
+    await copy.begin()
+    copy.claim.writer._producer = Slow(copy.claim.writer._producer, "commit_transaction")
+    await copy.append(10, 1)
+
+    async def live(group):
+        return {"two"}
+
+    monkeypatch.setattr(log._target._cluster, "live_instances", live)
+    with pytest.raises(RouteConflict):
+        await copy.append(11, 1)
+    with pytest.raises(Fenced):
+        await copy.append(11, 1)
+    with pytest.raises(RouteConflict):
+        await copy.take()
+    assert await keys(backend, log) == list(range(11))
+
+
 # ------------------------------------------------------------------------------------------------- who may write
 
 

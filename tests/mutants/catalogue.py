@@ -101,8 +101,8 @@ MUTANTS = [
     Mutant(
         "a-slow-step-counts-as-distant",
         "brokers/kafka/writer.py",
-        "self._is_spent = self._is_spent or took_s > limit_s",
-        "self._is_spent = self._is_spent or took_s > max(limit_s, 2 * DOUBT_S)",
+        "self._is_spent = self._is_spent or took_s > once_s",
+        "self._is_spent = self._is_spent or took_s > max(once_s, 2 * DOUBT_S)",
         "tests/unit/test_kafka_writer.py::test_behind_a_step_that_may_have_been_sent_twice_the_producer_is_spent",
     ),
     Mutant(

@@ -5,7 +5,7 @@ import pytest
 from crossfade.brokers.kafka import writer as writing
 from crossfade.brokers.kafka.settings import DOUBT_S, KafkaSettings
 from crossfade.brokers.kafka.writer import _BATCHES_SENT_MAX, Lot, Patience, Writer
-from crossfade.errors import InvariantBroken
+from crossfade.errors import Indeterminate, InvariantBroken
 
 
 class Client:
@@ -99,7 +99,7 @@ def test_behind_a_step_that_may_have_been_sent_twice_the_producer_is_spent(
     assert not is_spent or took_s > DOUBT_S
     writer, clock = make_writer(), Clock()
     monkeypatch.setattr(writing, "time", clock)
-    writer._round_trip_s = round_trip_s
+    writer._patience.round_trip_s = round_trip_s
     writer._timed("committing", requests, seconds(clock.takes(took_s)))
     assert writer.is_spent is is_spent
     writer._timed("committing", requests, seconds(clock.takes(0.01)))
@@ -109,7 +109,7 @@ def test_behind_a_step_that_may_have_been_sent_twice_the_producer_is_spent(
 def test_brokers_that_were_once_near_count_as_near(monkeypatch):
     writer, clock = make_writer(), Clock()
     monkeypatch.setattr(writing, "time", clock)
-    writer._round_trip_s = 0.2
+    writer._patience.round_trip_s = 0.2
     writer._timed("committing", 1, seconds(clock.takes(0.01)))
     writer._timed("committing", 1, seconds(clock.takes(0.45)))
     assert writer.is_spent
@@ -146,6 +146,50 @@ async def test_a_slow_transaction_is_committed_and_is_the_last_one_of_its_produc
     assert client.steps == ["offsets", "commit"]
     writer._producer = None
     writer.discard()
+
+
+class Starved(Transactions):
+    """Acknowledges each batch after two seconds."""
+
+    def poll(self, wait_s):
+        if wait_s:
+            self.clock.now_s += 2
+        return super().poll(wait_s)
+
+
+async def test_all_records_of_a_transaction_have_one_deadline(monkeypatch):
+    """Each batch in its own time would be longer than the brokers keep a transaction open."""
+    writer, clock = make_writer(), Clock()
+    monkeypatch.setattr(writing, "time", clock)
+    writer._producer = client = Starved(clock, takes_s=0.01)
+    began = clock.now_s
+    with pytest.raises(Indeterminate, match="not delivered within 8 s"):
+        await writer.commit([lot(lane, 10_000) for lane in range(4)], [], lambda ends: [], None)
+    assert clock.now_s - began <= 10
+    assert client.steps == []
+    assert writer.is_dead
+
+
+async def test_no_step_goes_on_when_the_brokers_have_ended_the_transaction(monkeypatch):
+    writer, clock, limits = make_writer(), Clock(), []
+    monkeypatch.setattr(writing, "time", clock)
+    writer._patience.limit_s = 6.0
+    writer._producer = client = Transactions(clock, takes_s=5.5)
+    client.send_offsets_to_transaction = lambda offsets, group, limit_s: (
+        limits.append(limit_s) or client._step("offsets")
+    )
+    client.commit_transaction = lambda limit_s: limits.append(limit_s) or client._step("commit")
+    await writer.commit([lot(0, 3)], [], lambda ends: [], None)
+    assert limits == [6.0, 4.5]
+    writer._producer = None
+    writer.discard()
+
+
+def test_brokers_that_are_slow_when_a_producer_is_made_anew_do_not_count_as_distant():
+    patience = Patience()
+    for took_s in (0.2, 0.05, 0.15):
+        patience.observe_round_trip(took_s)
+    assert patience.round_trip_s == 0.05
 
 
 def test_slow_brokers_are_given_more_time_and_fast_ones_less_again():

@@ -104,11 +104,15 @@ def test_the_batch_does_not_shrink_to_a_few_records_a_lane() -> None:
 
 
 def test_an_append_in_doubt_makes_the_next_one_smaller() -> None:
-    size = BatchSize(Limits())
+    size = BatchSize(Limits(batch_size_bytes_max=64 << 20))
     size.halve()
-    assert size.records == 2_000
-    size.halve()
-    assert size.records == 2_000  # what a slow broker needs is not less than this
+    assert (size.records, size.size_bytes) == (2_000, 32 << 20)
+    for _ in range(9):
+        size.halve()
+    assert (size.records, size.size_bytes) == (2_000, 1 << 20)  # what a slow broker needs is not less than this
+    for _ in range(9):
+        size.observe(10, took_s=0.01)
+    assert (size.records, size.size_bytes) == (2_000, 64 << 20)
 
 
 def test_small_quick_appends_do_not_grow_the_batch() -> None:

@@ -320,8 +320,7 @@ class Copier:
     async def _read(self, after: dict[Lane, Place], records_max: int) -> list[Write]:
         """What is to be appended next. Often the append before it is still under way: see `_still_due`."""
         known = {lane: bare(place) for lane, place in after.items()} if self.route.pair else after
-        size_bytes_max = self.limits.batch_size_bytes_max
-        batches = await self.source.read(known, records_max, size_bytes_max, self.limits.idle_wait_s)
+        batches = await self.source.read(known, records_max, self._batch.size_bytes, self.limits.idle_wait_s)
         taken = self._take(batches, after)
         self._rate.spend(sum(len(one.batch.rows) for one in taken))
         return self._translate(taken)

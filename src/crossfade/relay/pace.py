@@ -25,6 +25,7 @@ class Limits:
 #: an append costs something whatever its size (a transaction's first produce alone takes 30-50 ms), so a small batch is
 #: no cure for a slow broker: below this the cost per record only grows
 _BATCH_RECORDS_MIN = 2_000
+_BATCH_BYTES_MIN = 1 << 20
 #: and each lane of an append costs something too (a request, its replication, the end of the transaction)
 _LANE_RECORDS_MIN = 128
 #: how far above the goal an append may be before the batch shrinks
@@ -38,10 +39,13 @@ class BatchSize:
         self._max = limits.batch_records_max
         self._min = min(self._max, max(_BATCH_RECORDS_MIN, lanes * _LANE_RECORDS_MIN))
         self._goal_s = limits.commit_interval_s
+        self._max_bytes = limits.batch_size_bytes_max
         self.records = min(4_000, self._max)
+        self.size_bytes = self._max_bytes
 
     def observe(self, records: int, took_s: float) -> None:
         """Learn from one append of `records` that took `took_s`; one that was not full says nothing about size."""
+        self.size_bytes = min(self._max_bytes, 2 * self.size_bytes)
         if records < 0.8 * self.records:
             return
         if took_s > _SLOW_FACTOR * self._goal_s:
@@ -52,6 +56,7 @@ class BatchSize:
     def halve(self) -> None:
         """An append ended in doubt: perhaps it was too much for the target to take in time."""
         self.records = max(self._min, self.records // 2)
+        self.size_bytes = max(min(self._max_bytes, _BATCH_BYTES_MIN), self.size_bytes // 2)
 
 
 class RateLimit:

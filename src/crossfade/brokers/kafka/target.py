@@ -114,6 +114,17 @@ class KafkaTarget:
             writer.discard()
             raise
 
+    async def _refuse_beside_group(self, owner: Owner) -> list[str]:
+        """The members of the route's group. Raises RouteConflict where lanes were set by hand beside them."""
+        live = await self._cluster.live_instances(names.group(owner.route))
+        if owner.token is None and live:
+            raise RouteConflict(
+                f"route {owner.route} runs in group mode on {', '.join(sorted(live))}; lanes cannot be set "
+                "by hand at the same time",
+                hint="stop those processes, or drop --shard",
+            )
+        return sorted(live)
+
     def _new_writer(self, owner: Owner, limits: TargetLimits) -> Writer:
         member = owner.instance if owner.token is not None else None
         writer = Writer(
@@ -158,6 +169,8 @@ class KafkaTarget:
         fenced = {own_id}
         while True:
             unstable = await thread.call(reader.peek, lanes, _STABLE_WAIT_S)
+            if owner.shard is not None and unstable:  # a member may have fenced this id and stored nothing yet
+                await self._refuse_beside_group(owner)
             strangers = {
                 marker.transactional_id
                 for lane, text in unstable.items()
@@ -165,13 +178,7 @@ class KafkaTarget:
                 if marker.transactional_id
             } - fenced
             if strangers:
-                live = await self._cluster.live_instances(names.group(owner.route))
-                if owner.token is None and live:
-                    raise RouteConflict(
-                        f"route {owner.route} runs in group mode on {', '.join(sorted(live))}; lanes cannot be set "
-                        "by hand at the same time",
-                        hint="stop those processes, or drop --shard",
-                    )
+                live = await self._refuse_beside_group(owner)
                 for stranger in strangers:
                     if names.instance_of(owner.route, stranger) not in live:
                         self._log.info("fencing the last writer", writer=stranger)
@@ -330,6 +337,8 @@ class KafkaTarget:
 
         invariant(claim.writer is not None, "a claim has a writer")
         assert claim.writer is not None
+        if claim.writer.is_dead:
+            raise Fenced("the claim is dead: it was given up while its records were prepared")
         if claim.writer.is_spent:
             self._log.info("a new producer", reason="a step of the last transaction took as long as sending it twice")
             await self._renew(claim)
@@ -351,15 +360,17 @@ class KafkaTarget:
         the stored markers are not ours any more, and the claim is dead. Raises as `claim`.
         """
         spent = claim.writer
-        writer = self._new_writer(claim.owner, await self._current_limits())
-        claim.writer = writer
-        if spent is not None:
-            spent.discard()
-            self._writers.remove(spent)
+        writer = claim.writer = self._new_writer(claim.owner, await self._current_limits())
         try:
+            if spent is not None:
+                spent.discard()
+                self._writers.remove(spent)
             await writer.open()
-            if claim.owner.shard is not None:
+            if (
+                claim.owner.shard is not None
+            ):  # only now: who took over has published a split, or joined, and then fenced
                 await self._registry.check_shards(claim.owner.route, claim.owner.shard)
+                await self._refuse_beside_group(claim.owner)
             reader, thread = self._markers()
             texts = await thread.call(reader.read, sorted({source for source, _ in claim.paths}), _STABLE_WAIT_S)
             found = {

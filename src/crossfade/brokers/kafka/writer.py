@@ -10,6 +10,7 @@ open), and a transaction with a step that took as long as a retry is the last on
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ from .threads import HandleThread
 
 #: init_transactions waits for an open transaction of the predecessor to be aborted
 _INIT_S = 30.0
-#: all records of a transaction must be delivered by then, well before the broker's transaction timeout
-_DELIVERY_S = 0.8 * TRANSACTION_TIMEOUT_MS / 1000
+#: a transaction must be over by then, or the broker aborts it; and all its records must be delivered well before
+_TRANSACTION_S = TRANSACTION_TIMEOUT_MS / 1000
+_DELIVERY_S = 0.8 * _TRANSACTION_S
 #: a step of a transaction may take so long; where brokers turn out to be slow, up to the second
 _STEP_S = 2.0
 _STEP_MAX_S = 6.0
@@ -76,15 +78,21 @@ class Note:
 
 
 class Patience:
-    """How long a step of a transaction may take, in seconds: short, so that a lost one is noticed, but longer where
-    brokers are slow. Outlives the writers."""
+    """What is known of the brokers' speed; outlives the writers."""
 
     def __init__(self) -> None:
+        #: how long a step of a transaction may take: short, to notice a lost one; longer where brokers are slow
         self.limit_s = _STEP_S
+        #: the least that a request was ever seen to take: brokers that are slow now are not distant; 0 = unknown
+        self.round_trip_s = 0.0
 
     def observe(self, took_s: float) -> None:
         """Learn from one step."""
         self.limit_s = min(_STEP_MAX_S, max(_STEP_S, self.limit_s / 2, 4 * took_s))
+
+    def observe_round_trip(self, took_s: float) -> None:
+        """Learn from one request, or from the share of a request in a step."""
+        self.round_trip_s = min(self.round_trip_s or took_s, took_s)
 
 
 Offsets = Callable[[Mapping[Path, int]], list[TopicPartition]]
@@ -130,9 +138,9 @@ class Writer:
         self._is_dead = False
         self._is_spent = False
         self._patience = patience or Patience()
-        #: the least seconds that a request to the brokers was seen to take
-        self._round_trip_s = 0.0
-        #: when the step began that the thread is in and that has a limit (0 = none), and what it does
+        #: until when the records of the transaction under way must be delivered
+        self._deliver_by_s = math.inf
+        #: until when the step must come back that the thread is in (0 = none), and what it does
         self._step = (0.0, "")
 
     @property
@@ -177,8 +185,8 @@ class Writer:
         try:
             while not call.done():
                 await asyncio.wait([call], timeout=_LOOK_S)
-                began, doing = self._step
-                if not call.done() and began and time.monotonic() - began > self._patience.limit_s + _STUCK_S:
+                until_s, doing = self._step
+                if not call.done() and until_s and time.monotonic() > until_s + _STUCK_S:
                     # Should the call return yet, the thread sees a dead writer before its next step.
                     raise Indeterminate(
                         f"it is in doubt whether the transaction happened: {doing} does not come back",
@@ -216,7 +224,7 @@ class Writer:
                 if not retry or self._is_dead or time.monotonic() > deadline or self.health.refusal() is not None:
                     raise translate(error, f"claiming as {self.transactional_id}", self.health) from failure
         if self._topic:
-            self._round_trip_s = self._round_trip()
+            self._measure_round_trip()
         step("kafka.claim.initialised")
 
     def _commit(
@@ -231,6 +239,7 @@ class Writer:
         doing = "beginning a transaction"
         try:
             producer.begin_transaction()
+            self._deliver_by_s = time.monotonic() + _DELIVERY_S
             step("kafka.append.begun")
             doing = "sending records"
             delivered: dict[Any, int] = {}
@@ -259,17 +268,15 @@ class Writer:
             raise doubt(failure, doing, self.health) from failure
         return delivered
 
-    def _round_trip(self) -> float:
-        """Seconds that the fastest of a few small requests took; 0 where they were not answered."""
-        took_s = []
+    def _measure_round_trip(self) -> None:
+        """Ask for something small a few times: the fastest answer counts."""
         for _ in range(_ROUND_TRIPS):
             began = time.monotonic()
             try:
                 self._producer.list_topics(self._topic, timeout=_STEP_S)
             except KafkaException:  # what is wrong shows at the next step, which is told
-                return 0.0
-            took_s.append(time.monotonic() - began)
-        return min(took_s)
+                return
+            self._patience.observe_round_trip(time.monotonic() - began)
 
     def _timed(self, doing: str, requests: int, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a step of the transaction; behind one that took as long as a retry the producer is spent.
@@ -281,16 +288,21 @@ class Writer:
         if self._is_dead:
             raise Indeterminate("the claim was given up in the middle of a transaction")
         began = time.monotonic()
-        self._step = (began, doing)
+        limit_s = min(self._patience.limit_s, self._deliver_by_s - _DELIVERY_S + _TRANSACTION_S - began)
+        if limit_s <= 0:
+            raise doubt(f"the transaction took longer than {_TRANSACTION_S:.0f} s", doing)
+        self._step = (began + limit_s, doing)
         try:
-            function(*arguments, self._patience.limit_s)
+            function(*arguments, limit_s)
         finally:
             self._step = (0.0, "")
             took_s = time.monotonic() - began
-            self._patience.observe(took_s)
-        limit_s = DOUBT_S + requests * _ROUND_TRIP_SURE * self._round_trip_s
-        self._round_trip_s = min(self._round_trip_s, took_s / requests)
-        self._is_spent = self._is_spent or took_s > limit_s
+            if not self._is_dead:
+                self._patience.observe(took_s)
+        once_s = DOUBT_S + requests * _ROUND_TRIP_SURE * self._patience.round_trip_s
+        if self._patience.round_trip_s:
+            self._patience.observe_round_trip(took_s / requests)
+        self._is_spent = self._is_spent or took_s > once_s
 
     def _produce_lots(self, lots: Sequence[Lot], delivered: dict[Any, int], failed: list[KafkaError]) -> None:
         """Produce a batch of each lane in turn, the next one of a lane when the last one is acknowledged.
@@ -370,21 +382,19 @@ class Writer:
 
     def _send(self, topic: str, value: Any, key: Any, lane: Lane, headers: Any, time_ms: int, callback: Any) -> None:
         """Produce one record, waiting for room in the client's queue."""
-        deadline = time.monotonic() + _DELIVERY_S
         while True:
             try:
                 self._producer.produce(topic, value, key, lane, callback, None, time_ms, headers)
                 return
             except BufferError:
                 self._producer.poll(0.05)
-                if time.monotonic() > deadline or self._is_dead:
+                if time.monotonic() > self._deliver_by_s or self._is_dead:
                     raise doubt("the client's queue stayed full", "sending records") from None
 
     def _await(self, condition: Callable[[], bool], failed: list[KafkaError]) -> None:
         """Wait for deliveries. It polls: under flush() a delivery callback can be lost."""
-        deadline = time.monotonic() + _DELIVERY_S
         while not condition() and not failed:
-            if self._is_dead or time.monotonic() > deadline:
+            if self._is_dead or time.monotonic() > self._deliver_by_s:
                 raise doubt(f"records were not delivered within {_DELIVERY_S:.0f} s", "sending records")
             if self._producer.poll(0.1) == 0:
                 self._probe()
