@@ -184,37 +184,36 @@ async def test_a_target_made_anew_is_named(backend, refilled):
     assert isinstance(claim.errors[0, 0], TargetReset)
 
 
-class Slow:
-    """A producer one of whose steps takes as long as a retry inside the client."""
+class Disturbed:
+    """A real producer; something happens behind one of its steps, before the step comes back."""
 
-    def __init__(self, producer, step):
-        self._producer, self._step = producer, step
-
-    def __getattr__(self, name):
-        call = getattr(self._producer, name)
-        if name != self._step:
-            return call
-
-        def slow(*arguments):
-            call(*arguments)
-            time.sleep(0.5)
-
-        return slow
-
-
-class Lost(Slow):
-    """A real producer whose commit is carried out, and whose answer is lost."""
+    def __init__(self, producer, step, behind):
+        self._producer, self._step, self._behind = producer, step, behind
 
     def __getattr__(self, name):
         call = getattr(self._producer, name)
         if name != self._step:
             return call
 
-        def lost(*arguments):
+        def disturbed(*arguments):
             call(*arguments)
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            self._behind()
 
-        return lost
+        return disturbed
+
+
+def slow(producer, step):
+    """The step takes as long as a retry inside the client."""
+    return Disturbed(producer, step, lambda: time.sleep(0.5))
+
+
+def lost(producer, step):
+    """The step is carried out, and its answer is lost."""
+
+    def no_answer():
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    return Disturbed(producer, step, no_answer)
 
 
 async def test_a_commit_in_doubt_ends_the_claim_and_is_read_back(backend):
@@ -222,7 +221,7 @@ async def test_a_commit_in_doubt_ends_the_claim_and_is_read_back(backend):
     copy = Copy(log)
     await copy.begin()
     for first in (10, 11):
-        copy.claim.writer._producer = Lost(copy.claim.writer._producer, "commit_transaction")
+        copy.claim.writer._producer = lost(copy.claim.writer._producer, "commit_transaction")
         with pytest.raises(Indeterminate):
             await copy.append(first, 1)
         with pytest.raises(Fenced):
@@ -240,7 +239,7 @@ async def test_a_step_that_took_as_long_as_a_retry_costs_the_producer(backend, s
     copy = Copy(log, paths=((0, 0), (0, 1), (1, 1)))
     await copy.begin()
     spent, real = copy.claim.writer, copy.claim.writer._producer
-    spent._producer = Slow(real, step)
+    spent._producer = slow(real, step)
     assert (await copy.append(10, 2)).marker.ordinal == 12
     old_offsets = kafka_markers.offsets(copy.route, dict(copy.claim.markers), {0}, copy.paths)
     assert copy.claim.writer is spent
@@ -260,7 +259,7 @@ async def test_a_producer_is_not_renewed_after_another_claim_has_written(backend
     log = await backend.log(1)
     older = Copy(log)
     await older.begin()
-    older.claim.writer._producer = Slow(older.claim.writer._producer, "commit_transaction")
+    older.claim.writer._producer = slow(older.claim.writer._producer, "commit_transaction")
     await older.append(10, 1)
     newer = Copy(await backend.other(log), older.route)
     await newer.take()
@@ -275,7 +274,7 @@ async def test_a_producer_is_not_renewed_beside_a_group_that_has_taken_over(back
     log = await backend.log(1)
     copy = Copy(log, shard=(0, 1))
     await copy.begin()
-    copy.claim.writer._producer = Slow(copy.claim.writer._producer, "commit_transaction")
+    copy.claim.writer._producer = slow(copy.claim.writer._producer, "commit_transaction")
     await copy.append(10, 1)
 
     async def live(group):
