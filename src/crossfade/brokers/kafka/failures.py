@@ -117,6 +117,12 @@ class HandleHealth:
         return self._heard.str() if recent and self._heard is not None else ""
 
 
+_GOES_ON = (
+    "nothing to do: the relay reads the markers in the target and goes on from there; where it happens again and "
+    "again, look at the load of the brokers and at the network to them"
+)
+
+
 def error_of(exception: KafkaException) -> KafkaError:
     """The KafkaError inside an exception."""
     first = exception.args[0] if exception.args else None
@@ -171,9 +177,9 @@ def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHe
 def doubt(failure: KafkaException | KafkaError | str, doing: str, health: HandleHealth | None = None) -> BrokerError:
     """The error for a step inside a transaction: Fenced, AccessRefused, or else Indeterminate."""
     if isinstance(failure, str):
-        return Indeterminate(f"it is in doubt whether the transaction happened: {failure} while {doing}")
+        return Indeterminate(f"it is in doubt whether the transaction happened: {failure} while {doing}", hint=_GOES_ON)
     error = translate(failure, doing, health)
     # A topic that was just created, or has just moved, may be unknown to the coordinator: the next claim looks again.
     if isinstance(error, Unreachable) or is_topic_missing(_plain(failure)):
-        return Indeterminate(f"it is in doubt whether the transaction happened: {error.message}")
+        return Indeterminate(f"it is in doubt whether the transaction happened: {error.message}", hint=_GOES_ON)
     return error

@@ -188,9 +188,7 @@ class Writer:
                 until_s, doing = self._step
                 if not call.done() and until_s and time.monotonic() > until_s + _STUCK_S:
                     # Should the call return yet, the thread sees a dead writer before its next step.
-                    raise Indeterminate(
-                        f"it is in doubt whether the transaction happened: {doing} does not come back",
-                    )
+                    raise doubt("the client does not come back", doing)
             return call.result()
         except BaseException:  # cancelled too: what is under way is in doubt, so this producer never speaks again
             self.discard()
