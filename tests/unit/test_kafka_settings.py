@@ -460,9 +460,13 @@ def test_what_cannot_be_asked_is_unknown():
 
 
 def test_broker_settings():
-    found = levels(verdicts.broker_findings("target", config()))
+    verified = config(transaction_partition_verification_enable="true")
+    found = levels(verdicts.broker_findings("target", verified))
     assert set(found.values()) == {Level.OK}
+    untold = levels(verdicts.broker_findings("target", config()))
+    assert untold["kafka.transaction-verification"] is Level.UNKNOWN
     bad = config(
+        transaction_partition_verification_enable="false",
         inter_broker_protocol_version="2.4-IV1",
         offsets_retention_minutes=60,
         transaction_max_timeout_ms=1000,
@@ -472,6 +476,7 @@ def test_broker_settings():
     assert found["kafka.version"] is Level.FAIL
     assert found["kafka.offsets-retention"] is Level.WARN
     assert found["kafka.transaction-timeout"] is Level.FAIL
+    assert found["kafka.transaction-verification"] is Level.WARN
     assert found["kafka.session-timeout"] is Level.FAIL
     good = levels(verdicts.broker_findings("source", config(inter_broker_protocol_version="3.5-IV2")))
     assert good["kafka.version"] is Level.OK

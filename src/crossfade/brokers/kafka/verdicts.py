@@ -78,7 +78,7 @@ def broker_findings(role: str, config: Config | None) -> list[Finding]:
         ]
     found = [_version(config)]
     if role == "target":
-        found += [_offsets_retention(config), _transaction_timeout(config)]
+        found += [_offsets_retention(config), _transaction_timeout(config), _transaction_verification(config)]
     found.append(_session(config))
     return found
 
@@ -247,6 +247,18 @@ def _transaction_timeout(config: Config) -> Finding:
         fix = f"raise it to {TRANSACTION_TIMEOUT_MS}"
         return Finding("kafka.transaction-timeout", Level.FAIL, f"transaction.max.timeout.ms={limit}", fix)
     return Finding("kafka.transaction-timeout", Level.OK, f"transaction.max.timeout.ms={limit}")
+
+
+def _transaction_verification(config: Config) -> Finding:
+    """Whether a request that comes late, behind the end of its transaction, is refused (KIP-890)."""
+    check, name = "kafka.transaction-verification", "transaction.partition.verification.enable"
+    found = _text(config, name, "")
+    if found == "true":
+        return Finding(check, Level.OK, f"{name}=true")
+    fix = f"set {name}=true on the brokers: without it a late request can leave a transaction open until it is aborted"
+    if not found:
+        return Finding(check, Level.UNKNOWN, f"the brokers tell no {name} (before Kafka 3.6 there is none)", fix)
+    return Finding(check, Level.WARN, f"{name}={found}", fix)
 
 
 def _session(config: Config) -> Finding:
