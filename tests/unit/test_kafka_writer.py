@@ -1,11 +1,14 @@
 """How a writer hands the records of a transaction to the client."""
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from crossfade.brokers.kafka import writer as writing
 from crossfade.brokers.kafka.settings import DOUBT_S, KafkaSettings
 from crossfade.brokers.kafka.writer import _BATCHES_SENT_MAX, Lot, Patience, Writer
 from crossfade.errors import Indeterminate, InvariantBroken
+from crossfade.model.lossless import without_origin_record
 
 
 class Client:
@@ -59,6 +62,20 @@ def test_every_record_of_a_lane_is_produced_in_order_whatever_its_batches():
     client, _ = write([lot(lane, count) for lane, count in sizes.items()])
     for lane, count in sizes.items():
         assert [value for at, value in client.produced if at == lane] == [b"%d" % number for number in range(count)]
+
+
+@given(times=st.lists(st.integers(-(2**63), 2**64 - 1), min_size=1, max_size=4))
+@example([1_700_000_000_000_000_000, 18_446_744_073_709_551_615])
+def test_every_own_time_that_is_written_is_read_back(times):
+    rows = [(b"k", b"v", None, 1) for _ in times]
+    own = dict(enumerate(times))
+    carried = []
+    writer = make_writer()
+    writer._producer = client = Client()
+    client.produce = lambda *record: (carried.append(record[-1]), Client.produce(client, *record))
+    writer._produce_lots([Lot((0, 0), rows, list(range(len(rows))), 0, "1;r/0@", ";1", own)], {}, [])
+    found = [[(name, text.encode()) for name, text in headers] for headers in carried]
+    assert [without_origin_record((b"k", b"v", headers, 1))[3] for headers in found] == times
 
 
 class Clock:

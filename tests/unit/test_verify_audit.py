@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from crossfade.model.position import Place, position_text
 from crossfade.model.record import Batch, Shape, Write
 from crossfade.verify.audit import Progress, audit
 from crossfade.verify.by_key import audit_by_key
+from crossfade.verify.digests import RangeDigests
 from crossfade.verify.extent import extents_of
 from crossfade.verify.lane import Reading
 from crossfade.verify.report import AuditReport
@@ -406,6 +408,25 @@ async def test_digests_are_of_the_source_and_do_not_depend_on_slices() -> None:
     assert [part.records for part in whole.lanes[0].ranges] == [250, 250, 200]
     assert len({digest for parts in ranges.values() for digest in parts}) == 3 * LANES
     assert [part.differences for part in damaged.lanes[1].ranges] == [0, 1, 0]
+
+
+def test_digests_of_times_that_only_an_entry_id_can_hold() -> None:
+    positions = [b"%d-0" % at for at in range(4)]
+    fields = [[b"a", b"b"]] * 4
+
+    def digest(times: list[int], *cuts: int) -> str:
+        digests = RangeDigests(ranges := [])
+        for first, last in pairwise([0, *cuts, 4]):
+            digests.add(positions[first:last], [fields[first:last], times[first:last]], 0)
+        digests.close(0)
+        (part,) = ranges
+        return part.digest
+
+    beyond = [5, 2**63, 2**64 - 1, 6]
+    assert digest(beyond) == digest(beyond, 1, 2) == digest(beyond, 3)
+    assert digest(beyond) != digest([5, -(2**63), -1, 6])
+    # what every digest was until now stays
+    assert digest([5, 6, 7, 8]) == "2f26b71c332d7926fd9600ecd8848363"
 
 
 async def test_empty_sides() -> None:

@@ -10,6 +10,8 @@ from crossfade.errors import UsageError
 from crossfade.model.position import Marker, Place, position_order
 from crossfade.model.wire import (
     MARKER_UNITS_MAX,
+    OWN_TIME_MS_MAX,
+    OWN_TIME_MS_MIN,
     Origin,
     decode_marker,
     decode_origin,
@@ -23,12 +25,14 @@ from crossfade.model.wire import (
 routes = st.from_regex(r"[a-z0-9-]{1,63}", fullmatch=True)
 numbers = st.integers(0, 2**63 - 1)
 positions = st.one_of(numbers.map(str), st.tuples(numbers, numbers).map(lambda pair: f"{pair[0]}-{pair[1]}"))
-origins = st.builds(
-    Origin, routes, st.integers(0, 99_999), positions, numbers, numbers, st.none() | st.integers(-1, 10**17)
-)
+own_times = st.integers(-(2**63), 2**64 - 1)  # a Kafka time is signed, the time of a Redis id is not
+origins = st.builds(Origin, routes, st.integers(0, 99_999), positions, numbers, numbers, st.none() | own_times)
 
 
 @given(origin=origins)
+@example(Origin("r", 0, "1", 1, 1, 1_700_000_000_000_000_000))  # nanoseconds where milliseconds belong
+@example(Origin("r", 0, "1", 1, 1, 2**64 - 1))
+@example(Origin("r", 0, "1", 1, 1, -(2**63)))
 def test_an_origin_comes_back(origin):
     text = encode_origin(origin)
     assert decode_origin(text) == origin
@@ -77,8 +81,9 @@ def test_fields_of_a_later_minor_version_are_ignored():
     assert decode_origin("1;r/3@17-2#9;4;zone=eu;t=-1") == Origin("r", 3, "17-2", 9, 4, -1)
 
 
-def test_a_wrong_own_time_is_no_time():
-    assert decode_origin("1;r/3@17-2#9;4;t=soon") == Origin("r", 3, "17-2", 9, 4, None)
+@pytest.mark.parametrize("text", ["soon", str(OWN_TIME_MS_MAX + 1), str(OWN_TIME_MS_MIN - 1), "9" * 20])
+def test_a_wrong_own_time_is_no_time(text):
+    assert decode_origin(f"1;r/3@17-2#9;4;t={text}") == Origin("r", 3, "17-2", 9, 4, None)
 
 
 def test_the_published_examples_of_version_1_are_read():

@@ -25,7 +25,9 @@ MARKER_UNITS_MAX = 4095
 _ORIGIN = re.compile(
     r"1;([a-z0-9-]{1,63})/(\d{1,9})@(\d{1,20}(?:-\d{1,20})?)#(\d{1,19});(\d{1,19})((?:;[a-z]+=[^;]*)*)", re.ASCII
 )
-_OWN_TIME = re.compile(r"-?\d{1,18}", re.ASCII)
+_OWN_TIME = re.compile(r"-?\d{1,20}", re.ASCII)
+#: what a source can give: a Kafka time is a signed 64-bit number, the time in an entry id an unsigned one
+OWN_TIME_MS_MIN, OWN_TIME_MS_MAX = -(2**63), 2**64 - 1
 
 
 class Origin(NamedTuple):
@@ -73,7 +75,9 @@ def decode_origin(text: str | bytes | None) -> Origin | None:
     for extra in extras.split(";")[1:]:
         name, _, value = extra.partition("=")
         if name == "t" and _OWN_TIME.fullmatch(value):
-            time_ms = int(value)
+            own_time_ms = int(value)
+            if OWN_TIME_MS_MIN <= own_time_ms <= OWN_TIME_MS_MAX:
+                time_ms = own_time_ms
     return Origin(route, int(lane), position, int(ordinal), int(epoch), time_ms)
 
 

@@ -9,6 +9,7 @@ Called by `lane`.
 from __future__ import annotations
 
 import hashlib
+import sys
 from array import array
 from collections.abc import Sequence
 from itertools import chain
@@ -72,7 +73,7 @@ class RangeDigests:
             fields, times = columns
             self._add_parts("content", list(chain.from_iterable(fields)))
             self._add("headers", array("q", map(len, fields)).tobytes())
-        self._add("time", array("q", times).tobytes())
+        self._add("time", _bytes_of_times(times))
         self._records += len(positions)
         self._last = positions[-1]
 
@@ -93,3 +94,14 @@ class RangeDigests:
             if header:
                 text = f"{self._records + index}:{header!r}"
                 self._add("headers", text.encode("utf-8", "backslashreplace"))
+
+
+def _bytes_of_times(times: Sequence[int]) -> bytes:
+    """Eight bytes each; sixteen for what only an entry id can hold (2^63 ms and more)."""
+    try:
+        return array("q", times).tobytes()
+    except OverflowError:
+        sizes = [8 if time_ms < 1 << 63 else 16 for time_ms in times]  # each by itself, or digests depended on slices
+        return b"".join(
+            time_ms.to_bytes(size, sys.byteorder, signed=True) for time_ms, size in zip(times, sizes, strict=True)
+        )
