@@ -6,13 +6,14 @@ the target. A failure prints the seed; `simulate(kind, seed)` runs it alone.
 """
 
 import asyncio
+import contextlib
 import random
 
 import pytest
 from virtual import run_virtual
 from world import LIFE_S, ROUTE, World, died_of, holds
 
-from crossfade.brokers.memory import MemoryGroup, Outcome
+from crossfade.brokers.memory import Crash, MemoryGroup, Outcome
 from crossfade.errors import (
     CrossfadeError,
     SourceDeleted,
@@ -331,6 +332,12 @@ class Simulation:
             holds(self.is_complete(self.damaged), f"I9: lane {self.damaged} neither complete nor halted: {self}")
         world.check_end()
 
+    async def obey(self, decision):
+        """As the relay's look at the board does, again and again; a process that dies of it obeys when it is back."""
+        for copier, _, _ in self.running.values():
+            with contextlib.suppress(Crash):
+                await copier.obey(Desired(accepted={str(self.damaged): decision}))
+
     async def accept(self):
         """The damaged lane has halted: an operator accepts the loss, and the lane goes on behind it, exactly once."""
         world, lane = self.world, self.damaged
@@ -345,6 +352,7 @@ class Simulation:
             holds(before[path] == share[: len(before[path])], f"I9: {before[path]} is no beginning of {share}")
         self.accepted = error
         world.forget_source(lane)
+        decision = AcceptedLoss(type(error).__name__, error.position, "op", "now")
         for _ in range(2):
             world.write(lane, self.chance.randint(0, 4))
             await asyncio.sleep(self.chance.uniform(0, 3))
@@ -352,7 +360,7 @@ class Simulation:
                 state = copier.lanes.get(lane)
                 if state is not None and state.error is not None:
                     decision = AcceptedLoss(type(state.error).__name__, state.settled.position, "op", "now")
-                    await copier.obey(Desired(accepted={str(lane): decision}))
+            await self.obey(decision)
         world.write(lane, 3)
         stored = [row for _, row in world.source_broker.rows("source", lane)]
         present = world.translated(lane, stored)
@@ -370,8 +378,7 @@ class Simulation:
             holds(loop.time() < until_s, f"I14 I2: behind the accepted {error!r}: {wrong}: {self}")
             self.supervise()
             await asyncio.sleep(0.5)
-            for copier, _, _ in self.running.values():  # as the relay's look at the board does, again and again
-                await copier.obey(Desired(accepted={str(lane): decision}))
+            await self.obey(decision)
 
     def __repr__(self):
         lanes = {
