@@ -191,15 +191,40 @@ async def open_split(config: Config, name: str) -> AsyncIterator[Split]:
         yield Split(log, settings.id, opened.route.source_lanes)
 
 
-@asynccontextmanager
-async def open_inspectors(config: Config, name: str) -> AsyncIterator[list[tuple[str, str, Inspector]]]:
-    """(broker name, role, inspector) of both brokers of a route."""
+def fit_lanes(config: Config, name: str, source_lanes: int, target_lanes: int, first_lanes: int) -> Route:
+    """The route as `open_route` would make it of so many lanes. Raises UsageError, RouteConflict where they do not fit.
+
+    `first_lanes`: how many the source had when the route was first started, 0 = it never was.
+    """
     settings = route_settings(config, name)
-    async with AsyncExitStack() as stack:
-        found = []
-        for broker, role in ((settings.source, "source"), (settings.target, "target")):
-            found.append((broker, role, await _open_inspector(stack, config, settings, broker)))
-        yield found
+    return make_route(
+        id=settings.id,
+        name=name,
+        source_identity="",
+        source_lanes=source_lanes,
+        target_lanes=target_lanes,
+        lane_map=LaneMap(settings.lanes),
+        partitioner=config.streams[settings.stream].partitioner,
+        mapping_digest="",
+        first_lanes=first_lanes,
+    )
+
+
+@asynccontextmanager
+async def open_inspectors(
+    config: Config, name: str, roles: tuple[str, ...] = ("source", "target"), source_lanes: int = 0
+) -> AsyncIterator[list[tuple[str, str, Inspector]]]:
+    """(broker name, role, inspector) of the brokers of a route, both unless `roles` says which.
+
+    `source_lanes`, where known: so many lanes has a target whose stream keys are discovered.
+    Raises UsageError, Unreachable, AccessRefused where lanes are to be discovered.
+    """
+    settings = route_settings(config, name)
+    ends = {"source": settings.source, "target": settings.target}
+    yield [
+        (ends[role], role, await _open_inspector(config, settings, ends[role], source_lanes * (role == "target")))
+        for role in roles
+    ]
 
 
 def remover_of(target: Log) -> Remover | None:
@@ -253,13 +278,14 @@ async def _open_log(
     return log
 
 
-async def _open_inspector(stack: AsyncExitStack, config: Config, settings: RouteSettings, broker: str) -> Inspector:
+async def _open_inspector(config: Config, settings: RouteSettings, broker: str, lanes: int) -> Inspector:
+    """`lanes`: so many has a stream whose keys are discovered; 0 = look."""
     side, at = config.streams[settings.stream].sides[broker], config.brokers[broker]
     if isinstance(at, RedisBroker):
         from .brokers.redis.doctor import RedisInspector
 
         redis = _redis_side(side)
-        inspector: Inspector = RedisInspector(_redis(at), redis.first_keys(await _discovered(at, redis, 0)))
+        inspector: Inspector = RedisInspector(_redis(at), redis.first_keys(lanes or await _discovered(at, redis, 0)))
     else:
         from .brokers.kafka.doctor import KafkaInspector
 

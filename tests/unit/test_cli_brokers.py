@@ -17,7 +17,7 @@ from crossfade.cli.doctor import Examined, guarantee
 from crossfade.cli.main import run
 from crossfade.cli.uninstall import running_instances
 from crossfade.config import Config
-from crossfade.errors import AccessRefused, CrossfadeError, Unreachable
+from crossfade.errors import AccessRefused, CrossfadeError, Unreachable, UsageError
 from crossfade.relay.documents import Report
 
 CONFIG = """\
@@ -32,7 +32,7 @@ streams:
     retention: 3h
 routes:
   forward: {id: idforward, stream: messages, source: old, target: new}
-  back: {id: idback, stream: messages, source: new, target: old}
+  back: {id: idback, stream: messages, source: new, target: old, reverse_of: forward}
 """
 OK = Finding("x.version", Level.OK, "9.1")
 BAD = Finding("x.eviction", Level.FAIL, "allkeys-lru evicts streams", "CONFIG SET maxmemory-policy noeviction")
@@ -43,8 +43,11 @@ HIDDEN = Finding("x.persistence", Level.UNKNOWN, "CONFIG is forbidden", "ask the
 class FakeBroker:
     """An Inspector with fixed answers."""
 
+    lanes: int = 16
     findings: list[Finding] = field(default_factory=lambda: [OK])
     error: CrossfadeError | None = None
+    #: what it takes to be opened: a stream whose keys are discovered asks the broker
+    closed: CrossfadeError | None = None
     things: dict[str, list[str]] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
     asked: list[tuple[str, float]] = field(default_factory=list)
@@ -75,6 +78,10 @@ class FakeBoard:
     #: the route that the next question is about
     route: str = ""
     running_route: str = ""
+    started_lanes: int = 0
+
+    async def first_lanes(self) -> int:
+        return self.started_lanes
 
     async def reports(self) -> list[Report]:
         return self.running if self.running_route in ("", self.route) else []
@@ -92,10 +99,15 @@ def brokers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Brokers:
     made = Brokers()
 
     @asynccontextmanager
-    async def open_inspectors(config: Config, name: str) -> AsyncIterator[list[tuple[str, str, FakeBroker]]]:
+    async def open_inspectors(
+        config: Config, name: str, roles: tuple[str, ...] = ("source", "target"), source_lanes: int = 0
+    ) -> AsyncIterator[list[tuple[str, str, FakeBroker]]]:
         route = config.routes[name]
         ends = [(route.source, "source"), (route.target, "target")]
-        yield [(broker, role, getattr(made, broker)) for broker, role in ends]
+        for broker, role in ends:
+            if role in roles and (error := getattr(made, broker).closed) is not None:
+                raise error
+        yield [(broker, role, getattr(made, broker)) for broker, role in ends if role in roles]
 
     @asynccontextmanager
     async def open_board(config: Config, name: str) -> AsyncIterator[FakeBoard]:
@@ -120,6 +132,9 @@ def test_doctor_is_content_where_nothing_is_wrong(brokers: Brokers, capsys: pyte
         "    ok       x.version  9.1\n"
         "  new (kafka, target)\n"
         "    ok       x.version  9.1\n"
+        "  the route itself\n"
+        "    ok       route.loop   no copy comes back to its source\n"
+        "    ok       route.lanes  16 source lanes, 16 target lanes, one-to-one\n"
         "  guarantee: exactly once, in order per lane: records and marker are one transaction, so read_committed "
         "readers see each record once\n"
     )
@@ -156,6 +171,50 @@ def test_a_silent_broker_is_a_finding_and_the_other_is_still_asked(
     assert "ok       x.version  9.1" in shown
 
 
+def test_lanes_that_do_not_fit_fail_in_the_words_of_start(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.new.lanes = 8
+    assert run(["doctor", "forward"]) == 3
+    shown = capsys.readouterr().out
+    assert "FAIL     route.lanes  route 'forward' maps lanes one to one, but the source has 16 lanes" in shown
+    assert "fix: give the target 16 lanes, or set `lanes: by-key` on the route\n" in shown
+    assert "guarantee: none as things are: route.lanes failed\n" in shown
+
+
+def test_lanes_that_came_after_the_start_only_wait(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.new.lanes, brokers.board.started_lanes = 8, 8
+    assert run(["doctor", "forward"]) == 0
+    assert "WARN     route.lanes  16 source lanes, 8 target lanes" in capsys.readouterr().out
+
+
+def test_a_copy_in_a_circle_fails_in_the_words_of_start(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("crossfade.yaml").write_text(CONFIG.replace(", reverse_of: forward", ""))
+    assert run(["doctor", "back"]) == 3
+    shown = capsys.readouterr().out
+    assert "FAIL     route.loop" in shown
+    assert "copy in a circle" in shown
+    assert "fix: add `reverse_of: back` to route forward" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "check"),
+    [
+        (Unreachable("no answer from h:1"), 5, "connection"),
+        (UsageError("there is no stream key a:0"), 3, "configuration"),
+    ],
+)
+def test_a_source_whose_lanes_cannot_be_discovered_keeps_nothing_from_being_asked_of_the_target(
+    brokers: Brokers, error: CrossfadeError, code: int, check: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brokers.old.closed = error
+    assert run(["doctor", "forward", "-o", "json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert [(f["broker"], f["check"], f["level"]) for f in told["findings"]] == [
+        ("old", check, "fail"),
+        ("new", "x.version", "ok"),
+        ("", "route.loop", "ok"),
+    ]
+
+
 def test_doctor_in_json_holds_every_finding(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
     brokers.new.findings = [BAD]
     assert run(["doctor", "-o", "json"]) == 3
@@ -164,8 +223,10 @@ def test_doctor_in_json_holds_every_finding(brokers: Brokers, capsys: pytest.Cap
     assert {(f["route"], f["broker"], f["role"], f["level"]) for f in told["findings"]} == {
         ("forward", "old", "source", "ok"),
         ("forward", "new", "target", "fail"),
+        ("forward", "", "route", "ok"),
         ("back", "new", "source", "fail"),
         ("back", "old", "target", "ok"),
+        ("back", "", "route", "ok"),
     }
     assert set(told["guarantees"]) == {"forward", "back"}
 

@@ -263,6 +263,9 @@ class Finding:
 class Inspector(Protocol):
     """What operators ask of a broker."""
 
+    #: of the stream; 0 until `inspect` has found them
+    lanes: int
+
     async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
         """Check the live broker for `role` ("source" or "target")."""
         ...

@@ -1,7 +1,8 @@
 """`crossfade doctor`: the configuration against the live brokers, finding by finding, with what to do.
 
 Hides nothing that could not be asked: it is listed as unknown and never counts as ok. The guarantee line follows from
-the findings alone. Wiring gives the inspectors; a broker that does not answer is a finding of its own.
+the findings alone. Wiring gives the inspectors; a broker that does not answer is a finding of its own, and so is what
+`relay start` would refuse of the route itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from ..brokers.protocol import Finding, Inspector, Level
+from ..brokers.protocol import Finding, Level
 from ..errors import BrokerError, CrossfadeError, UsageError
 from .output import Output, complete_routes, output_of
 
@@ -29,12 +30,12 @@ CONNECTION = "connection"
 
 
 class Examined(NamedTuple):
-    """What one broker showed in one role of one route."""
+    """What one broker showed in one role of one route; or what there is to say of the route itself."""
 
     route: str
-    broker: str
-    role: str  # "source" | "target"
-    kind: str  # "redis" | "kafka"
+    broker: str  # "" = the route itself
+    role: str  # "source" | "target" | "route"
+    kind: str  # "redis" | "kafka" | ""
     findings: list[Finding]
 
 
@@ -87,25 +88,57 @@ def routes_of(config: Config, route: str | None) -> list[str]:
 
 
 async def _examine(config: Config, names: Sequence[str]) -> list[Examined]:
-    from .. import wiring
-
     examined = []
     for name in names:
-        retention_s = config.streams[config.routes[name].stream].retention_s
-        async with wiring.open_inspectors(config, name) as inspectors:
-            for broker, role, inspector in inspectors:
-                findings = await _inspect(inspector, role, retention_s)
-                examined.append(Examined(name, broker, role, config.brokers[broker].kind, findings))
+        settings = config.routes[name]
+        seen, source_lanes = await _examine_end(config, name, "source", 0)
+        examined.append(Examined(name, settings.source, "source", config.brokers[settings.source].kind, seen))
+        seen, target_lanes = await _examine_end(config, name, "target", source_lanes)
+        examined.append(Examined(name, settings.target, "target", config.brokers[settings.target].kind, seen))
+        examined.append(Examined(name, "", "route", "", await _examine_route(config, name, source_lanes, target_lanes)))
     return examined
 
 
-async def _inspect(inspector: Inspector, role: str, retention_s: float) -> list[Finding]:
+async def _examine_end(config: Config, name: str, role: str, source_lanes: int) -> tuple[list[Finding], int]:
+    """What one broker of a route shows, and how many lanes its stream has (0 = not known)."""
+    from .. import wiring
+
+    retention_s = config.streams[config.routes[name].stream].retention_s
     try:
-        return await inspector.inspect(role, retention_s if role == "source" else 0.0)
+        async with wiring.open_inspectors(config, name, (role,), source_lanes) as [(_, _, inspector)]:
+            return await inspector.inspect(role, retention_s if role == "source" else 0.0), inspector.lanes
     except BrokerError as error:
-        return [Finding(CONNECTION, Level.FAIL, error.message, error.hint)]
+        return [Finding(CONNECTION, Level.FAIL, error.message, error.hint)], 0
     except CrossfadeError as error:
-        return [Finding("configuration", Level.FAIL, error.message, error.hint)]
+        return [Finding("configuration", Level.FAIL, error.message, error.hint)], 0
+
+
+async def _examine_route(config: Config, name: str, source_lanes: int, target_lanes: int) -> list[Finding]:
+    """What `relay start` would refuse of the route itself, in its words; lanes that are not known are not compared."""
+    from .. import wiring
+
+    found = []
+    try:
+        wiring.refuse_loop(config, name)
+        found.append(Finding("route.loop", Level.OK, "no copy comes back to its source"))
+    except CrossfadeError as error:
+        found.append(Finding("route.loop", Level.FAIL, error.message, error.hint))
+    if not source_lanes or not target_lanes:
+        return found
+    try:
+        async with wiring.open_board(config, name) as board:
+            first_lanes = await board.first_lanes()
+    except BrokerError:
+        first_lanes = 0  # the target's own findings say what is wrong with it
+    try:
+        waiting = wiring.fit_lanes(config, name, source_lanes, target_lanes, first_lanes).lanes_without_target
+    except CrossfadeError as error:
+        return [*found, Finding("route.lanes", Level.FAIL, error.message, error.hint)]
+    lanes = f"{source_lanes} source lanes, {target_lanes} target lanes, {config.routes[name].lanes}"
+    if waiting:
+        fix = f"give the target {source_lanes} lanes: until then {waiting} lanes that came later are not copied"
+        return [*found, Finding("route.lanes", Level.WARN, lanes, fix)]
+    return [*found, Finding("route.lanes", Level.OK, lanes)]
 
 
 def guarantee(examined: Iterable[Examined]) -> str:
@@ -128,7 +161,10 @@ def guarantee(examined: Iterable[Examined]) -> str:
 
 def _checks(examined: Iterable[Examined], level: Level) -> str:
     names = [
-        f"{each.broker} {finding.check}" for each in examined for finding in each.findings if finding.level is level
+        f"{each.broker} {finding.check}".lstrip()
+        for each in examined
+        for finding in each.findings
+        if finding.level is level
     ]
     return ", ".join(dict.fromkeys(names))
 
@@ -156,7 +192,7 @@ def _print(config: Config, examined: Sequence[Examined], output: Output) -> None
 
 
 def _lines_of(examined: Examined) -> list[str]:
-    lines = [f"  {examined.broker} ({examined.kind}, {examined.role})"]
+    lines = [f"  {examined.broker} ({examined.kind}, {examined.role})" if examined.broker else "  the route itself"]
     width = max((len(finding.check) for finding in examined.findings), default=0)
     for finding in examined.findings:
         lines.append(f"    {_WORDS[finding.level]:7}  {finding.check:{width}}  {finding.found}")

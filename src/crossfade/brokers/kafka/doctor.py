@@ -24,6 +24,7 @@ class KafkaInspector:
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._settings = settings
         self._topic = topic
+        self.lanes = 0
 
     async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
         """Check the live cluster for `role`. Raises Unreachable, and AccessRefused for wrong credentials."""
@@ -33,6 +34,7 @@ class KafkaInspector:
             facts = await cluster.topic(self._topic, operations=True)
             if facts is None:
                 return [verdicts.topic_missing(self._topic), *verdicts.unaskable(role)]
+            self.lanes = facts.lanes
             found = verdicts.topic_findings(
                 role, facts, await _config(cluster, self._topic, "topic"), retention_needed_s
             )

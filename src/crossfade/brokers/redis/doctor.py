@@ -36,6 +36,7 @@ class RedisInspector:
     def __init__(self, settings: RedisSettings, stream_keys: Sequence[str | bytes]) -> None:
         self.settings = settings
         self.stream_keys = [key.encode() if isinstance(key, str) else key for key in stream_keys]
+        self.lanes = len(self.stream_keys)
         self._nodes = Nodes(settings)
 
     async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
