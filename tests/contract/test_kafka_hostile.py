@@ -12,9 +12,10 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from kafka_fixture import KafkaBackend, make_kafka_log, open_kafka_log
 
-from crossfade.brokers.kafka import KafkaGroup, KafkaInspector, KafkaLog, KafkaSettings, names
+from crossfade.brokers.kafka import KafkaGroup, KafkaInspector, KafkaLog, KafkaSettings, names, tail
 from crossfade.brokers.kafka import markers as kafka_markers
 from crossfade.brokers.kafka.cluster import LATEST
+from crossfade.brokers.kafka.edges import EdgeReader
 from crossfade.brokers.protocol import Appended, Owner, Start
 from crossfade.errors import (
     AccessRefused,
@@ -169,6 +170,63 @@ async def test_the_marker_decides_where_the_target_was_trimmed(backend):
     assert (claim.markers[0, 0].ordinal, claim.alarms, claim.errors) == (10, [], {})
     await copy.append(10, 2)
     assert await keys(backend, log) == [10, 11]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+async def test_records_behind_somebodys_open_transaction_are_not_taken_for_absent(backend, is_first):
+    log = await backend.log(1)
+    copy = Copy(log)
+    if is_first:
+        await copy.take()
+    else:
+        await copy.begin()
+    stranger = Producer(
+        backend.properties | {"transactional.id": secrets.token_hex(4), "transaction.timeout.ms": 60_000}
+    )
+    await asyncio.to_thread(stranger.init_transactions, 20)
+    stranger.begin_transaction()
+    stranger.produce(log.name, b"v", b"stranger", 0)
+    until = time.monotonic() + 20
+    while not await log.conditions([0]):
+        assert time.monotonic() < until
+        stranger.poll(0.1)
+    first = 0 if is_first else 10
+    await copy.append(first, 5)
+    claiming = asyncio.create_task(copy.take(await backend.other(log)))
+    done, _ = await asyncio.wait([claiming], timeout=3.0)
+    await asyncio.to_thread(stranger.abort_transaction, 20)
+    claim = await claiming
+    assert not done, "what stands behind the transaction cannot be compared before it ends"
+    assert (claim.markers[0, 0].ordinal, claim.alarms, claim.errors) == (first + 5, [], {})
+    await copy.append(first + 5, 2)
+    assert await keys(backend, log) == list(range(first + 7))
+
+
+async def test_a_path_that_rested_for_long_is_found_at_its_record(backend, monkeypatch):
+    """Others wrote more since than the tail that is searched: the claim looks where the marker says."""
+    monkeypatch.setattr(tail, "SCAN_OFFSETS_MAX", 50)
+    log = await backend.log(1)
+    copy = Copy(log, paths=((0, 0), (1, 0), (2, 0)))
+    await copy.take()
+    for source in (0, 1):
+        await log.append(copy.claim, [copy.write(0, 5, (source, 0))])
+    for first in range(0, 500, 100):
+        await log.append(copy.claim, [copy.write(first, 100, (2, 0))])
+    looks = []
+    other = await backend.other(log)
+    whole = EdgeReader.look
+
+    async def look(self, ranges, *rest):
+        looks.append(dict(ranges))
+        await whole(self, ranges, *rest)
+
+    monkeypatch.setattr(EdgeReader, "look", look)
+    claim = await copy.take(other)
+    assert [claim.markers[path].ordinal for path in copy.paths] == [5, 5, 500]
+    assert (claim.alarms, claim.errors) == ([], {})
+    assert sum(stop - start for ranges in looks for start, stop in ranges.values()) < 100
+    await other.append(claim, [copy.write(5, 2), copy.write(5, 2, (1, 0))])
+    assert len(await keys(backend, log)) == 514
 
 
 @pytest.mark.parametrize("refilled", [False, True])

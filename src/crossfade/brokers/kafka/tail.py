@@ -188,6 +188,24 @@ def forward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneEx
     return ranges
 
 
+def exact_ranges(
+    tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneExtent]
+) -> list[dict[Lane, tuple[int, int]]]:
+    """Where the records of markers stand that lie before the forward ranges: one offset of a target lane at a time."""
+    offsets: dict[Lane, set[int]] = {}
+    for (_, lane), tail in tails.items():
+        target = int(tail.marker.target) if tail.marker is not None and tail.marker.target else -1
+        if not tail.is_matched and extents[lane].low <= target < extents[lane].end:
+            offsets.setdefault(lane, set()).add(target)
+    rounds: list[dict[Lane, tuple[int, int]]] = []
+    for lane, wanted in offsets.items():
+        for number, offset in enumerate(sorted(wanted)):
+            if number == len(rounds):
+                rounds.append({})
+            rounds[number][lane] = (offset, offset + 1)
+    return rounds
+
+
 def backward_ranges(tails: Mapping[Path, PathTail], extents: Mapping[Lane, LaneExtent]) -> dict[Lane, tuple[int, int]]:
     """Per target lane the offsets from well before the marker's record to the end."""
     ranges: dict[Lane, tuple[int, int]] = {}

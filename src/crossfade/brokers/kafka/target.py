@@ -22,6 +22,7 @@ from ...errors import (
     LaneError,
     RouteConflict,
     TargetReset,
+    Unreachable,
     UsageError,
     invariant,
 )
@@ -40,13 +41,17 @@ from .plans import KafkaClaim, Plan, are_same, is_size_refusal, make_plan, quara
 from .registry import Registry
 from .rows import QUARANTINE_BODY_BYTES_MAX, prepare, quarantine_body
 from .settings import KafkaSettings
-from .tail import LaneExtent, PathTail, backward_ranges, forward_ranges, origin_of, resolve
+from .tail import LaneExtent, PathTail, backward_ranges, exact_ranges, forward_ranges, origin_of, resolve
 from .threads import HandleThread
 from .writer import Lot, Note, Patience, Writer, fence
 
 #: a transaction of a dead owner ends by itself after its timeout and the broker's sweep
 _STABLE_WAIT_S = 25.0
+_STABLE_PAUSE_S = 0.1
+#: a look at the tail may take this long, and longer where much is to be read
 _SCAN_WAIT_S = 60.0
+_SCAN_OFFSETS_PER_S = 20_000
+_SCAN_TOLD_OFFSETS = 1_000_000
 #: limits of the topic are asked for again after this long
 _LIMITS_S = 30.0
 
@@ -209,7 +214,7 @@ class KafkaTarget:
         lanes = sorted({target for _, target in paths})
         low, end = await asyncio.gather(
             self._cluster.offsets(self._topic, lanes, EARLIEST),
-            self._cluster.offsets(self._topic, lanes, LATEST),
+            self._ends(paths, found),
         )
         extents = {
             lane: LaneExtent(low[lane], end[lane], self._limits is not None and self._limits.is_compacted)
@@ -217,6 +222,8 @@ class KafkaTarget:
         }
         tails = {path: PathTail(found.get(path)) for path in paths}
         await self._scan(forward_ranges(tails, extents), tails)
+        for ranges in exact_ranges(tails, extents):  # a path that rested while others wrote: its record is far back
+            await self._scan(ranges, tails)
         claim = KafkaClaim(
             owner,
             0,
@@ -241,6 +248,36 @@ class KafkaTarget:
         for alarm in claim.alarms:
             self._log.warning("marker and data differ", alarm=alarm)
         return claim
+
+    async def _ends(self, paths: Sequence[Path], found: Mapping[Path, Marker]) -> dict[Lane, int]:
+        """The last stable offset of each target lane, once it has passed the records that the markers name.
+
+        Behind somebody else's open transaction a record is invisible to the comparison, and must not be taken for
+        absent. Where a path has no marker, whatever is in its lane may be its own. Raises Unreachable.
+        """
+        lanes = sorted({target for _, target in paths})
+        high = await self._cluster.offsets(self._topic, lanes, LATEST, committed=False)
+        needed: dict[Lane, int] = dict.fromkeys(lanes, 0)
+        for path in paths:
+            marker, lane = found.get(path), path[1]
+            behind = high[lane] if marker is None else int(marker.target or -1) + 1
+            if behind <= high[lane]:  # a record beyond the end is gone, and no waiting brings it back
+                needed[lane] = max(needed[lane], behind)
+        deadline = time.monotonic() + _STABLE_WAIT_S
+        while True:
+            ends = await self._cluster.offsets(self._topic, lanes, LATEST)
+            hidden = [lane for lane in lanes if ends[lane] < needed[lane]]
+            if not hidden:
+                return ends
+            if time.monotonic() > deadline:
+                lane = hidden[0]
+                raise Unreachable(
+                    f"{self._topic}[{lane}]: an open transaction hides what is behind offset {ends[lane]}; this route "
+                    f"may have records there, up to {needed[lane] - 1}",
+                    hint="it ends with its producer's transaction.timeout.ms; one that hangs: `kafka-transactions.sh "
+                    "find-hanging`, then `abort`",
+                )
+            await asyncio.sleep(_STABLE_PAUSE_S)
 
     def _resolve(
         self,
@@ -278,7 +315,10 @@ class KafkaTarget:
                     tail.feed(message.offset(), origin)
             return False
 
-        await self._edges.look(ranges, look, _SCAN_WAIT_S)
+        offsets = sum(stop - start for start, stop in ranges.values())
+        if offsets > _SCAN_TOLD_OFFSETS:
+            self._log.info("reading the tail of the target to find the last records of the route", offsets=offsets)
+        await self._edges.look(ranges, look, _SCAN_WAIT_S + offsets / _SCAN_OFFSETS_PER_S)
 
     # --- append -------------------------------------------------------------------------------------------------------
 
