@@ -214,6 +214,12 @@ def test_completion_offers_commands_and_routes() -> None:
     assert completed("crossfade -c x.yaml uninstall b") == ["back"]
 
 
+@pytest.mark.parametrize("command", ["start", "run", "status", "wait", "pause", "resume", "rate", "reshard"])
+def test_completion_offers_routes_to_every_command_of_the_relay(command: str) -> None:
+    Path("crossfade.yaml").write_text("routes: {forward: {}, back: {}}")
+    assert completed(f"crossfade relay {command} f") == ["forward"]
+
+
 # -- init ----------------------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,11 @@ class Output:
         sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
 
+    def note_lines(self, text: str) -> None:
+        """Say each line of `text` to the person; an empty text is nothing to say."""
+        for line in text.splitlines():
+            self.note(line)
+
     def progress(self, what: str, total: int | None = None, unit: str = "records") -> Progress:
         """Show how far a long command is, with rate and time left, on stderr."""
         return Progress(what, total, unit)

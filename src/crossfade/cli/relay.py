@@ -1,4 +1,4 @@
-"""`crossfade relay ...`: start, run, status, pause, resume and rate.
+"""`crossfade relay ...`: start, run, pause, resume and rate; the other commands are registered here.
 
 `run` is the only daemon. The others talk to the board of the target broker, so they work from any host.
 """
@@ -8,28 +8,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import math
 import os
 import re
 import signal
 import socket
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeAlias, TypeVar
 
+import msgspec
+import structlog
 import typer
 
 from .. import wiring
 from ..brokers.protocol import From, Start, VersionConflict
-from ..config import Config
+from ..config import Config, RouteSettings
 from ..errors import RefusedByRail, UsageError
 from ..relay.beginning import start_lanes
-from ..relay.documents import AcceptedLoss, Desired, LaneReport, Report
+from ..relay.documents import AcceptedLoss, Desired
 from ..relay.reporter import HealthServer
 from ..telemetry import setup_logging
 from .output import Column, Output, output_of
 from .relay_fleet import Fleet, follow_new_lanes
 from .relay_reshard import reshard
+from .relay_status import status, wait
+from .routes import RouteName, RouteNames, chosen_routes
 from .runtime import calm_collector, keep_freed_memory
 
 relay_app = typer.Typer(
@@ -39,10 +43,11 @@ relay_app = typer.Typer(
     "(`relay run`, any number of processes). Everything else steers the running relays through the board.",
 )
 
+#: the metrics port where the configuration names none
+_PORT_DEFAULT = next(field.default for field in msgspec.structs.fields(RouteSettings) if field.name == "metrics_port")
+
 Change: TypeAlias = Callable[[Desired], None]
-RouteNames = Annotated[list[str] | None, typer.Argument(help="Routes of crossfade.yaml; all of them by default.")]
-RouteName = Annotated[str, typer.Argument(help="The route, as named in crossfade.yaml.")]
-LaneNames = Annotated[list[int] | None, typer.Option("--lane", help="Only this source lane; may be repeated.")]
+LaneNames = Annotated[list[int] | None, typer.Option("--lane", min=0, help="Only this source lane; may be repeated.")]
 
 
 @relay_app.command("start")
@@ -61,14 +66,16 @@ def start(
     Example: crossfade relay start forward --from earliest
     """
     output = output_of(context)
-    _run(_start(output.config(), routes, begin, output))
+    where = None if begin is None else parse_start(begin)
+    config = output.config()
+    _run(_start(config, chosen_routes(config, routes), where, output))
 
 
-async def _start(config: Config, names: list[str] | None, begin: str | None, output: Output) -> None:
+async def _start(config: Config, names: list[str], begin: Start | None, output: Output) -> None:
     rows = []
-    for name in _routes(config, names):
+    for name in names:
         async with wiring.open_route(config, name) as opened:
-            where = parse_start(begin) if begin else opened.start
+            where = begin or opened.start
             lanes = [lane for lane in range(opened.route.source_lanes) if lane not in opened.new_lanes]
             for line in await follow_new_lanes(opened):
                 output.note(line)
@@ -95,8 +102,11 @@ def parse_start(text: str) -> Start:
     if word == "time":
         with contextlib.suppress(ValueError):
             moment = datetime.fromisoformat(value)
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return Start(From.TIME, str(int(moment.timestamp() * 1000)))
+            if moment.tzinfo is not None:
+                return Start(From.TIME, str(round(moment.timestamp() * 1000)))
+            raise UsageError(
+                f"--from {text!r} is no beginning", hint="use a time with its zone, such as time:2026-01-31T12:00:00Z"
+            )
     raise UsageError(
         f"--from {text!r} is no beginning",
         hint="use earliest, latest, time:2026-01-01T00:00:00Z or position:1700000000000-0",
@@ -119,7 +129,14 @@ def run(
     start_first: Annotated[
         bool, typer.Option("--start", help="Start lanes that were never started, as `relay start` does.")
     ] = False,
-    metrics_port: Annotated[int | None, typer.Option(help="Port of /metrics, /livez, /readyz; 0 = none.")] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            help="Port of /metrics, /livez, /readyz; 0 = none. Each process of a host needs its own.",
+        ),
+    ] = None,
 ) -> None:
     """Copy until stopped. SIGTERM and Ctrl-C finish the append under way and end within five seconds.
 
@@ -134,8 +151,9 @@ def run(
             f"--instance {name!r} is no name", hint="use lower-case letters, digits and dashes, at most 63"
         )
     setup_logging(json=output.is_json)
+    part = _parse_shard(shard)
     config = output.config()
-    _run(_serve(config, _routes(config, routes), name, _parse_shard(shard), start_first, metrics_port))
+    _run(_serve(config, chosen_routes(config, routes), name, part, start_first, metrics_port))
 
 
 async def _serve(
@@ -145,10 +163,8 @@ async def _serve(
     fleet = Fleet(config, names, instance, shard, start_first=start_first)
     try:
         await fleet.open()
-        port = config.routes[names[0]].metrics_port if port is None else port
         health = HealthServer(fleet.copiers, fleet.metrics)
-        if port:
-            await health.listen(port)
+        await _listen(health, port, config.routes[names[0]].metrics_port)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, fleet.stop)
         calm_collector()
@@ -160,152 +176,28 @@ async def _serve(
         await fleet.close()
 
 
-@relay_app.command("status")
-def status(
-    context: typer.Context,
-    routes: RouteNames = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
-) -> None:
-    """Show each lane: position, lag, rate, owner, epoch, state, and the reason of any throttle or halt.
-
-    Exits with 3 when a lane is halted.
-
-    Example: crossfade relay status --watch
-    """
-    output = output_of(context)
-    config = output.config()
-    halted = _run(_status(config, _routes(config, routes), watch, output))
-    if halted:
-        raise typer.Exit(3)
+async def _listen(health: HealthServer, asked: int | None, configured: int) -> None:
+    """Open the port that was asked for, else the configured one. Raises UsageError where that one is taken."""
+    port = configured if asked is None else asked
+    if not port:
+        return
+    try:
+        await health.listen(port)
+    except UsageError as error:
+        if asked is not None or port != _PORT_DEFAULT:
+            raise
+        # Nobody chose this port: a second process on the host must copy all the same.
+        structlog.get_logger().warning("no metrics of this process", reason=error.message, hint=error.hint)
 
 
-_STATUS = [
-    Column("route"),
-    Column("lane"),
-    Column("position"),
-    Column("ordinal", right=True),
-    Column("lag_records", right=True),
-    Column("lag_s", right=True),
-    Column("records_per_s", right=True),
-    Column("echoes", right=True),
-    Column("owner"),
-    Column("epoch", right=True),
-    Column("state"),
-    Column("trimmed_in_s", right=True),
-    Column("reason"),
-]
-#: a heartbeat older than this is a process that is gone
-_SILENT_S = 10.0
-
-
-async def _status(config: Config, names: list[str], watch: bool, output: Output) -> bool:
-    async with contextlib.AsyncExitStack() as stack:
-        boards = {name: await stack.enter_async_context(wiring.open_board(config, name)) for name in names}
-        while True:
-            rows = []
-            for name, board in boards.items():
-                rows += status_rows(name, await board.reports(), await board.desired(), time.time())
-            output.table(rows, _STATUS, live=watch)
-            if not watch:
-                return any(row["state"] == "halted" for row in rows)
-            await asyncio.sleep(1)
-
-
-def status_rows(route: str, reports: list[Report], desired: Desired, now_s: float) -> list[dict[str, object]]:
-    """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such."""
-    best: dict[int, tuple[Report, LaneReport]] = {}
-    rows: list[dict[str, object]] = []
-    for report in sorted(reports, key=lambda r: r.at_s):
-        for lane in report.lanes:
-            best[lane.lane] = (report, lane)
-        if not report.lanes and report.state != "stopped" and now_s - report.at_s <= _SILENT_S:
-            rows.append({"route": route, "owner": report.instance, "state": report.state, "reason": report.reason})
-    for number in sorted(best):
-        report, lane = best[number]
-        state, reason = lane.state, lane.reason or report.reason or report.throttle
-        if report.state == "stopped":
-            state, reason = "stopped", f"{report.instance} was stopped"
-        elif now_s - report.at_s > _SILENT_S:
-            state, reason = "silent", f"no heartbeat of {report.instance} for {now_s - report.at_s:.0f} s"
-        elif desired.paused or number in desired.paused_lanes:
-            reason = reason or "paused by an operator"
-        rows.append(
-            {
-                "route": route,
-                "lane": lane.name,
-                "position": lane.position,
-                "ordinal": lane.ordinal,
-                "lag_records": lane.lag_records,
-                "lag_s": None if lane.lag_s is None else round(lane.lag_s, 2),
-                "records_per_s": lane.records_per_s,
-                "owner": report.instance,
-                "epoch": report.epoch,
-                "state": state,
-                "trimmed_in_s": None if lane.trimmed_in_s is None else round(lane.trimmed_in_s),
-                "quarantined": lane.quarantined,
-                "echoes": lane.echoes,
-                "error": lane.error,
-                "lost_records": lane.lost_records,
-                "reason": reason,
-                "hint": lane.hint,
-            }
-        )
-    return rows
-
-
-@relay_app.command("wait")
-def wait(
-    context: typer.Context,
-    routes: RouteNames = None,
-    lag_records: Annotated[int, typer.Option(min=0, help="Every lane's lag must be at or below this.")] = 0,
-    timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds.")] = 300.0,
-) -> None:
-    """Wait until running relays have copied everything that the sources hold; for scripts.
-
-    Exits with 0 then, with 3 when a lane is halted, with 1 when time is up. While a source is written to, it waits for
-    the first moment at which the lag was at or below --lag-records.
-
-    Example: crossfade relay wait forward --timeout-s 60
-    """
-    output = output_of(context)
-    config = output.config()
-    _run(_wait(config, _routes(config, routes), lag_records, timeout_s, output))
-
-
-async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: float, output: Output) -> None:
-    since_s = time.time()
-    deadline_s = since_s + timeout_s
-    async with contextlib.AsyncExitStack() as stack:
-        boards = {name: await stack.enter_async_context(wiring.open_board(config, name)) for name in names}
-        lanes = {name: len(await board.started()) for name, board in boards.items()}
-        while True:
-            rows = []
-            behind = 0
-            for name, board in boards.items():
-                # a heartbeat from before this command could be older than the last write
-                fresh = [report for report in await board.reports() if report.at_s > since_s + 3]
-                found = [row for row in status_rows(name, fresh, Desired(), time.time()) if "lane" in row]
-                behind += lanes[name] - len(found)
-                rows += found
-            halted = [row for row in rows if row["state"] == "halted"]
-            if halted:
-                output.table(halted, _STATUS)
-                raise typer.Exit(3)
-            lags = [row["lag_records"] for row in rows]
-            if not behind and all(isinstance(lag, int) and lag <= lag_records for lag in lags):
-                output.table(rows, _STATUS)
-                return
-            if time.time() > deadline_s:
-                output.table(rows, _STATUS)
-                output.note(f"not copied within {timeout_s:g} s" + ("; no relay reports" if not rows else ""))
-                raise typer.Exit(1)
-            await asyncio.sleep(0.5)
+relay_app.command("status")(status)
+relay_app.command("wait")(wait)
 
 
 @relay_app.command("pause")
 def pause(context: typer.Context, route: RouteName, lanes: LaneNames = None) -> None:
     """Stop copying; the relays keep their lanes and claims. Takes effect within two seconds."""
-    _change(context, route, lambda desired: _pause(desired, lanes, paused=True))
+    _change(context, route, lambda desired: _pause(desired, lanes, paused=True), lanes)
 
 
 @relay_app.command("resume")
@@ -326,8 +218,10 @@ def resume(
         if not lanes:
             raise UsageError("--accept-loss needs --lane", hint="name each lane whose loss you accept")
         output = output_of(context)
-        _run(_accept(output.config(), route, lanes, accept_loss, output))
-    _change(context, route, lambda desired: _pause(desired, lanes, paused=False))
+        config = output.config()
+        chosen_routes(config, [route])
+        _run(_accept(config, route, lanes, accept_loss, output))
+    _change(context, route, lambda desired: _pause(desired, lanes, paused=False), lanes)
 
 
 @relay_app.command("rate")
@@ -340,8 +234,8 @@ def rate(
 
     Example: crossfade relay rate forward 20000
     """
-    if records_per_s < 0:
-        raise UsageError(f"a rate of {records_per_s:g} records/s is less than nothing", hint="0 lifts the limit")
+    if not 0 <= records_per_s < math.inf:  # also false for what is no number
+        raise UsageError(f"a rate of {records_per_s:g} records/s is none to copy at", hint="0 lifts the limit")
 
     def change(desired: Desired) -> None:
         desired.rate_records_per_s = records_per_s
@@ -361,11 +255,11 @@ def _pause(desired: Desired, lanes: list[int] | None, *, paused: bool) -> None:
         desired.paused_lanes = [] if not paused else desired.paused_lanes
 
 
-def _change(context: typer.Context, route: str, change: Change) -> None:
+def _change(context: typer.Context, route: str, change: Change, lanes: list[int] | None = None) -> None:
     output = output_of(context)
     config = output.config()
-    _routes(config, [route])
-    desired = _run(_change_desired(config, route, change))
+    chosen_routes(config, [route])
+    desired = _run(_change_desired(config, route, change, lanes or []))
     output.table(
         [
             {
@@ -379,10 +273,18 @@ def _change(context: typer.Context, route: str, change: Change) -> None:
     )
 
 
-async def _change_desired(config: Config, route: str, change: Change) -> Desired:
+async def _change_desired(config: Config, route: str, change: Change, lanes: Sequence[int] = ()) -> Desired:
+    """What is desired now. Raises UsageError for a lane of `lanes` that the route does not have."""
     async with wiring.open_board(config, route) as board:
+        started = await board.started() if lanes else frozenset()
         for _ in range(5):
             desired, version = await board.desired_with_version()
+            unknown = sorted(set(lanes) - started - set(desired.paused_lanes))
+            if unknown:
+                raise UsageError(
+                    f"route {route!r} has no started lane {', '.join(map(str, unknown))}",
+                    hint=f"started are: {_ranges(started) or 'none'}; see `crossfade relay status {route}`",
+                )
             change(desired)
             try:
                 await board.change_desired(desired, version)
@@ -439,14 +341,15 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-def _routes(config: Config, names: list[str] | None) -> list[str]:
-    for name in names or []:
-        if name not in config.routes:
-            raise wiring.unknown_route(config, name)
-    found = names or list(config.routes)
-    if not found:
-        raise UsageError(f"{config.path} has no routes", hint="add one under `routes:`, or run `crossfade init`")
-    return found
+def _ranges(lanes: Iterable[int]) -> str:
+    """`0-3, 7` for 0, 1, 2, 3 and 7."""
+    runs: list[list[int]] = []
+    for lane in sorted(lanes):
+        if runs and lane == runs[-1][-1] + 1:
+            runs[-1][1:] = [lane]
+        else:
+            runs.append([lane])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

@@ -1,0 +1,233 @@
+"""`crossfade relay status` and `relay wait`: what the running relays report, read from the board.
+
+Hides how heartbeats of several processes become one row a lane. Invariant: every lane that was started has a row, also
+where no relay tells anything of it, and an unreachable broker ends neither a watch nor a wait. Registered by
+`cli.relay`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from .. import wiring
+from ..config import Config, RedisSide
+from ..errors import NotStarted, Unreachable
+from ..relay.documents import Desired, LaneReport, Report, RouteBoard
+from .output import Column, Output, output_of
+from .routes import RouteNames, chosen_routes
+
+_STATUS = [
+    Column("route"),
+    Column("lane"),
+    Column("position"),
+    Column("ordinal", right=True),
+    Column("lag_records", right=True),
+    Column("lag_s", right=True),
+    Column("records_per_s", right=True),
+    Column("echoes", right=True),
+    Column("owner"),
+    Column("epoch", right=True),
+    Column("state"),
+    Column("trimmed_in_s", right=True),
+    Column("reason"),
+]
+#: a heartbeat older than this is a process that is gone
+_SILENT_S = 10.0
+
+
+def status(
+    context: typer.Context,
+    routes: RouteNames = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
+) -> None:
+    """Show each lane: position, lag, rate, owner, epoch, state, and the reason of any throttle or halt.
+
+    Exits with 3 when a lane is halted. With --watch, a broker that cannot be reached is told and asked again.
+
+    Example: crossfade relay status --watch
+    """
+    output = output_of(context)
+    config = output.config()
+    if asyncio.run(_status(config, chosen_routes(config, routes), watch, output)):
+        raise typer.Exit(3)
+
+
+async def _status(config: Config, names: list[str], watch: bool, output: Output) -> bool:
+    told = ""
+    async with contextlib.AsyncExitStack() as stack:
+        boards = {name: await stack.enter_async_context(wiring.open_board(config, name)) for name in names}
+        while True:
+            try:
+                rows, below = await _look(config, boards)
+            except Unreachable as error:
+                if not watch:
+                    raise
+                below = f"{error.message}; asking again"
+            else:
+                output.table(rows, _STATUS, live=watch)
+                if not watch:
+                    output.note_lines(below)
+                    return any(row["state"] == "halted" for row in rows)
+                if sys.stdout.isatty():
+                    told = ""  # the table has replaced it
+            if below != told:
+                output.note_lines(below)
+                told = below
+            await asyncio.sleep(1)
+
+
+async def _look(config: Config, boards: Mapping[str, RouteBoard]) -> tuple[list[dict[str, object]], str]:
+    """The rows of all routes, and the lines to show below them."""
+    rows: list[dict[str, object]] = []
+    below: list[str] = []
+    for name, board in boards.items():
+        reports, started = await board.reports(), await board.started()
+        found = status_rows(name, reports, await board.desired(), time.time())
+        known = {lane.lane for report in reports for lane in report.lanes}
+        rows += found
+        rows += [_unreported(name, lane_name(config, name, lane)) for lane in sorted(started - known)]
+        below += _hints(found)
+        if not started:
+            below.append(f"route {name} was never started: crossfade relay start {name}")
+    return rows, "\n".join(below)
+
+
+def _unreported(route: str, lane: str) -> dict[str, object]:
+    return {"route": route, "lane": lane, "state": "started", "reason": "no relay has reported"}
+
+
+def _hints(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    return [f"{row['lane']}: {row['hint']}" for row in rows if row["state"] == "halted" and row.get("hint")]
+
+
+def lane_name(config: Config, route: str, lane: int) -> str:
+    """What people call a source lane, from the configuration alone."""
+    settings = config.routes[route]
+    side = config.streams[settings.stream].sides[settings.source]
+    if isinstance(side, RedisSide):
+        keys = side.first_keys(lane + 1)
+        return keys[lane] if lane < len(keys) else str(lane)
+    return f"{side.topic}[{lane}]"
+
+
+def status_rows(route: str, reports: list[Report], desired: Desired, now_s: float) -> list[dict[str, object]]:
+    """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such."""
+    best: dict[int, tuple[Report, LaneReport]] = {}
+    rows: list[dict[str, object]] = []
+    for report in sorted(reports, key=lambda r: r.at_s):
+        for lane in report.lanes:
+            best[lane.lane] = (report, lane)
+        if not report.lanes and report.state != "stopped" and now_s - report.at_s <= _SILENT_S:
+            rows.append({"route": route, "owner": report.instance, "state": report.state, "reason": report.reason})
+    for number in sorted(best):
+        report, lane = best[number]
+        state, reason = lane.state, lane.reason or report.reason or report.throttle
+        if report.state == "stopped":
+            state, reason = "stopped", f"{report.instance} was stopped"
+        elif now_s - report.at_s > _SILENT_S:
+            state, reason = "silent", f"no heartbeat of {report.instance} for {now_s - report.at_s:.0f} s"
+        elif desired.paused or number in desired.paused_lanes:
+            reason = reason or "paused by an operator"
+        rows.append(
+            {
+                "route": route,
+                "lane": lane.name,
+                "position": lane.position,
+                "ordinal": lane.ordinal,
+                "lag_records": lane.lag_records,
+                "lag_s": None if lane.lag_s is None else round(lane.lag_s, 2),
+                "records_per_s": lane.records_per_s,
+                "owner": report.instance,
+                "epoch": report.epoch,
+                "state": state,
+                "trimmed_in_s": None if lane.trimmed_in_s is None else round(lane.trimmed_in_s),
+                "quarantined": lane.quarantined,
+                "echoes": lane.echoes,
+                "error": lane.error,
+                "lost_records": lane.lost_records,
+                "reason": reason,
+                "hint": lane.hint,
+            }
+        )
+    return rows
+
+
+def wait(
+    context: typer.Context,
+    routes: RouteNames = None,
+    lag_records: Annotated[int, typer.Option(min=0, help="Every lane's lag must be at or below this.")] = 0,
+    timeout_s: Annotated[float, typer.Option(min=0, help="Give up after so many seconds.")] = 300.0,
+) -> None:
+    """Wait until running relays have copied everything that the sources hold; for scripts.
+
+    Exits with 0 then, with 3 when a lane is halted, with 1 when time is up, with 4 where a route was never started.
+    While a source is written to, it waits for the first moment at which the lag was at or below --lag-records. A broker
+    that cannot be reached is told and asked again until time is up (then it exits with 5).
+
+    Example: crossfade relay wait forward --timeout-s 60
+    """
+    output = output_of(context)
+    config = output.config()
+    asyncio.run(_wait(config, chosen_routes(config, routes), lag_records, timeout_s, output))
+
+
+async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: float, output: Output) -> None:
+    since_s = time.time()
+    deadline_s = since_s + timeout_s
+    told = ""
+    async with contextlib.AsyncExitStack() as stack:
+        boards = {name: await stack.enter_async_context(wiring.open_board(config, name)) for name in names}
+        while True:
+            try:
+                rows, behind = await _heard(boards, since_s)
+            except Unreachable as error:
+                if time.time() > deadline_s:
+                    raise
+                if error.message != told:
+                    output.note(f"{error.message}; asking again")
+                    told = error.message
+                await asyncio.sleep(0.5)
+                continue
+            halted = [row for row in rows if row["state"] == "halted"]
+            if halted:
+                output.table(halted, _STATUS)
+                output.note_lines("\n".join(_hints(halted)))
+                raise typer.Exit(3)
+            lags = [row["lag_records"] for row in rows]
+            if not behind and all(isinstance(lag, int) and lag <= lag_records for lag in lags):
+                output.table(rows, _STATUS)
+                return
+            if time.time() > deadline_s:
+                output.table(rows, _STATUS)
+                output.note(f"not copied within {timeout_s:g} s" + ("; no relay reports" if not rows else ""))
+                raise typer.Exit(1)
+            await asyncio.sleep(0.5)
+
+
+async def _heard(boards: Mapping[str, RouteBoard], since_s: float) -> tuple[list[dict[str, Any]], int]:
+    """The rows of lanes with a fresh heartbeat, and how many started lanes have none.
+
+    Raises NotStarted for a route without any started lane: nothing would ever be copied.
+    """
+    rows: list[dict[str, Any]] = []
+    missing = 0
+    for name, board in boards.items():
+        # Asked each time: lanes that came meanwhile count as well.
+        started = await board.started()
+        if not started:
+            raise NotStarted(
+                f"route {name!r} was never started: there is nothing to wait for",
+                hint=f"start it once: `crossfade relay start {name}`; then `crossfade relay run {name}` copies",
+            )
+        # A heartbeat from before this command could be older than the last write.
+        fresh = [report for report in await board.reports() if report.at_s > since_s + 3]
+        rows += [row for row in status_rows(name, fresh, Desired(), time.time()) if "lane" in row]
+        missing += len(started - {lane.lane for report in fresh for lane in report.lanes})
+    return rows, missing

@@ -1,0 +1,291 @@
+"""`relay` on boards that hold what a test puts there: status, wait, pause, rate, and wrong command lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from crossfade import wiring
+from crossfade.cli import relay as relay_commands
+from crossfade.cli import relay_status
+from crossfade.cli.main import run
+from crossfade.cli.relay import parse_start
+from crossfade.config import Config
+from crossfade.errors import AccessRefused, CrossfadeError, Unreachable, UsageError
+from crossfade.relay.documents import Desired, LaneReport, Report
+
+CONFIG = """\
+version: 1
+brokers:
+  old: {kind: redis, url: "redis://127.0.0.1:1"}
+  new: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:1"}}
+streams:
+  messages:
+    old: {lanes: "m:<lane>", count: 4}
+    new: {topic: t}
+routes:
+  forward: {id: idforward, stream: messages, source: old, target: new}
+"""
+
+
+@dataclass
+class FakeBoard:
+    """A RouteBoard in memory; `trouble` is raised by the next questions, one each."""
+
+    lanes: set[int] = field(default_factory=set)
+    held: list[Report] = field(default_factory=list)
+    wanted: Desired = field(default_factory=Desired)
+    trouble: list[CrossfadeError] = field(default_factory=list)
+    asked: int = 0
+    opened: int = 0
+
+    async def started(self) -> frozenset[int]:
+        return frozenset(self.lanes)
+
+    async def reports(self) -> list[Report]:
+        self.asked += 1
+        if self.trouble:
+            raise self.trouble.pop(0)
+        return self.held
+
+    async def desired(self) -> Desired:
+        return self.wanted
+
+    async def desired_with_version(self) -> tuple[Desired, int]:
+        return self.wanted, 0
+
+    async def change_desired(self, change: Desired, seen: int) -> None:
+        self.wanted = change
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBoard:
+    made = FakeBoard()
+
+    @asynccontextmanager
+    async def open_board(config: Config, name: str) -> AsyncIterator[FakeBoard]:
+        made.opened += 1
+        yield made
+
+    async def no_sleep(seconds: float) -> None:
+        return
+
+    monkeypatch.setattr(wiring, "open_board", open_board)
+    monkeypatch.setattr(relay_status.asyncio, "sleep", no_sleep)
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("CROSSFADE_")]:
+        monkeypatch.delenv(name)
+    Path("crossfade.yaml").write_text(CONFIG)
+    return made
+
+
+def heard(*lanes: LaneReport, age_s: float = -5.0) -> Report:
+    """A report that is newer than any command."""
+    return Report("one", time.time() - age_s, state="running", lanes=list(lanes))
+
+
+def copied(lane: int) -> LaneReport:
+    return LaneReport(lane, f"m:{lane}", "running", lag_records=0)
+
+
+# -- wait ----------------------------------------------------------------------------------------------------------
+
+
+def test_wait_for_a_route_that_was_never_started_is_refused(
+    board: FakeBoard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["relay", "wait"]) == 4
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "never started" in told.err
+    assert "crossfade relay start forward" in told.err
+
+
+def test_wait_ends_when_every_started_lane_is_copied(board: FakeBoard) -> None:
+    board.lanes, board.held = {0, 1}, [heard(copied(0), copied(1))]
+    assert run(["relay", "wait"]) == 0
+
+
+def test_wait_counts_lanes_that_are_started_while_it_waits(board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.lanes, board.held = {0, 1}, [heard(copied(0))]
+
+    async def one_more(seconds: float) -> None:
+        board.lanes = {0, 1, 2}
+        board.held = [heard(copied(0), copied(1))] if board.asked < 3 else [heard(copied(0), copied(1), copied(2))]
+
+    monkeypatch.setattr(relay_status.asyncio, "sleep", one_more)
+    assert run(["relay", "wait"]) == 0
+    assert board.asked == 3 + 1
+
+
+def test_wait_survives_a_broker_that_is_away(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes, board.held = {0}, [heard(copied(0))]
+    board.trouble = [Unreachable("no answer"), Unreachable("no answer")]
+    assert run(["relay", "wait"]) == 0
+    assert capsys.readouterr().err == "no answer; asking again\n"
+
+
+def test_wait_for_a_broker_that_stays_away_ends_when_time_is_up(board: FakeBoard) -> None:
+    board.lanes, board.trouble = {0}, [Unreachable("no answer")]
+    assert run(["relay", "wait", "--timeout-s", "0"]) == 5
+
+
+def test_wait_ends_at_once_where_the_broker_refuses(board: FakeBoard) -> None:
+    board.lanes, board.trouble = {0}, [AccessRefused("wrong password")]
+    assert run(["relay", "wait"]) == 5
+
+
+def test_wait_shows_the_halted_lane_and_what_to_do(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes = {0}
+    board.held = [heard(LaneReport(0, "m:0", "halted", reason="trimmed", hint="accept the loss"))]
+    assert run(["relay", "wait"]) == 3
+    assert capsys.readouterr().err == "m:0: accept the loss\n"
+
+
+# -- status --------------------------------------------------------------------------------------------------------
+
+
+def test_status_shows_started_lanes_that_nobody_reports(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes, board.held = {0, 1}, [heard(copied(0))]
+    assert run(["relay", "status", "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["lane"], row["state"], row["reason"]) for row in rows] == [
+        ("m:0", "running", ""),
+        ("m:1", "started", "no relay has reported"),
+    ]
+
+
+def test_status_says_that_nothing_was_started(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["relay", "status"]) == 0
+    assert capsys.readouterr().err == "route forward was never started: crossfade relay start forward\n"
+
+
+def test_status_tells_what_to_do_about_a_halted_lane(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes = {0}
+    board.held = [heard(LaneReport(0, "m:0", "halted", reason="trimmed", hint="accept the loss"))]
+    assert run(["relay", "status"]) == 3
+    assert capsys.readouterr().err == "m:0: accept the loss\n"
+
+
+def test_status_names_a_lane_of_a_topic(tmp_path: Path, board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("crossfade.yaml").write_text(CONFIG.replace("source: old, target: new", "source: new, target: old"))
+    board.lanes = {2}
+    assert run(["relay", "status", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["lane"] == "t[2]"
+
+
+def test_status_watch_survives_a_broker_that_is_away(
+    board: FakeBoard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board.lanes, board.held = {0}, [heard(copied(0))]
+    board.trouble = [Unreachable("no answer")]
+
+    async def until_third(seconds: float) -> None:
+        if board.asked == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(relay_status.asyncio, "sleep", until_third)
+    assert run(["relay", "status", "--watch", "-o", "json"]) == 130
+    told = capsys.readouterr()
+    assert told.err == "no answer; asking again\n"
+    assert len(told.out.splitlines()) == 2
+
+
+def test_status_without_watch_tells_an_unreachable_broker(board: FakeBoard) -> None:
+    board.trouble = [Unreachable("no answer")]
+    assert run(["relay", "status"]) == 5
+
+
+def test_a_route_that_is_named_twice_is_one(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes = {0}
+    assert run(["relay", "status", "forward", "forward", "-o", "json"]) == 0
+    assert board.opened == 1
+
+
+# -- pause, resume, rate -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_only_lanes_that_are_there_are_paused(
+    board: FakeBoard, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board.lanes = {0, 1, 2, 5}
+    assert run(["relay", command, "forward", "--lane", "1", "--lane", "99"]) == 2
+    assert capsys.readouterr().err == (
+        "error: route 'forward' has no started lane 99\n"
+        "hint: started are: 0-2, 5; see `crossfade relay status forward`\n"
+    )
+    assert board.wanted == Desired()
+    assert run(["relay", command, "forward", "--lane", "-1"]) == 2
+    assert run(["relay", command, "forward", "--lane", "1"]) == 0
+    assert board.wanted.paused_lanes == ([1] if command == "pause" else [])
+
+
+def test_a_lane_that_is_gone_can_be_resumed(board: FakeBoard) -> None:
+    board.wanted = Desired(paused_lanes=[99])
+    assert run(["relay", "resume", "forward", "--lane", "99"]) == 0
+    assert board.wanted.paused_lanes == []
+
+
+@pytest.mark.parametrize("rate", ["inf", "nan", "1e400"])
+def test_a_rate_is_a_number(board: FakeBoard, rate: str) -> None:
+    assert run(["relay", "rate", "forward", rate]) == 2
+    assert board.wanted == Desired()
+    assert run(["relay", "rate", "forward", "0"]) == 0
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["start", "--from", "garbage"],
+        ["start", "--from", ""],
+        ["run", "--shard", "4/4"],
+        ["run", "--metrics-port", "99999"],
+        ["run", "--metrics-port", "-1"],
+    ],
+)
+def test_a_wrong_argument_is_told_before_any_broker_is_asked(
+    board: FakeBoard, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_broker(*args: object, **options: object) -> None:
+        raise Unreachable("no broker is there")
+
+    monkeypatch.setattr(wiring, "open_route", no_broker)
+    assert run(["relay", *args]) == 2
+
+
+def test_a_time_has_its_zone() -> None:
+    assert parse_start("time:2026-01-01T00:00:00Z").value == "1767225600000"
+    assert parse_start("time:2026-01-01T01:00:00+01:00").value == "1767225600000"
+    for text in ("time:2026-01-01", "time:2026-01-01T00:00:00"):
+        with pytest.raises(UsageError) as caught:
+            parse_start(text)
+        assert "a time with its zone" in caught.value.hint
+
+
+async def test_a_second_process_on_a_host_copies_without_metrics() -> None:
+    class Health:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        async def listen(self, port: int) -> None:
+            self.asked.append(port)
+            raise UsageError("taken")
+
+    health = Health()
+    await relay_commands._listen(health, None, 9464)
+    await relay_commands._listen(health, 0, 9464)
+    assert health.asked == [9464]
+    for asked, configured in ((9464, 9464), (9999, 9464), (None, 9999)):
+        with pytest.raises(UsageError):
+            await relay_commands._listen(health, asked, configured)
