@@ -255,6 +255,26 @@ def test_init_refuses_what_would_not_load(capsys: pytest.CaptureFixture[str]) ->
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["init", "--source", "rdis://u:hunter2@h"],
+        ["init", "--source", "u:hunter2@h"],
+        ["init", "--source", "kafka://u:hunter2@h:9092"],
+        ["init", "--target", "kafka://h:9092/hunter2"],
+        ["init", "--source", "redis://us/er:hunter2@h"],
+        ["init", "--set", "brokers.old.password:hunter2"],
+    ],
+)
+def test_a_wrong_address_shows_no_password(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(args) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    if "/hunter2" not in args[-1]:
+        assert "hunter2" not in told
+    assert not Path("crossfade.yaml").exists()
+
+
 def test_new_id_prints_only_an_id(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["init", "--new-id"]) == 0
     assert len(capsys.readouterr().out.strip()) == 12

@@ -308,6 +308,28 @@ def test_one_mistake_gives_its_line(tmp_path: Path, old: str, new: str, line: st
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        (REDIS_BROKER, "old: redis://app:hunter2@h:6379", '"redis://***@h:6379"'),
+        (REDIS_BROKER, "old: redis://app:hun/ter2@x@h:6379", '"redis://***@h:6379"'),
+        ('{bootstrap.servers: "127.0.0.1:9092"}', '"sasl.password=hunter2"', '"sasl.password=***"'),
+        ('{bootstrap.servers: "127.0.0.1:9092"}', "'x password=\"hunter2 x\"; y'", '"x password=***"'),
+        ("redis://127.0.0.1:6379/0", "rdis:/u:hun/ter2@h", '"rdis:/***@h"'),
+        ("redis://127.0.0.1:6379/0", "u:hun/ter2@h", '"***@h"'),
+        ("redis://127.0.0.1:6379/0", "redis://us/er:hunter2@x@h", '"redis://***@h"'),
+        ("redis://127.0.0.1:6379/0", "redis://h?password=hunter2", '"redis://h?password=***"'),
+        ('6379/0"', '6379/0", password: *hunter2', "found undefined alias '***'"),
+        ('6379/0"', '6379/0", password: !hunter2 x', "found a YAML tag"),
+    ],
+)
+def test_no_password_is_shown(tmp_path: Path, old: str, new: str, shown: str) -> None:
+    found = "\n".join(problems(tmp_path, changed(old, new)))
+    assert shown in found
+    assert "hun" not in found
+    assert "ter2" not in found
+
+
+@pytest.mark.parametrize(
     ("text", "line"),
     [
         ("a: [1\nb: 2", "F:2: found no YAML (expected ',' or ']', but got ':'), expected a YAML file"),

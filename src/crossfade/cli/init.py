@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from ..config.secret import masked
 from ..errors import RefusedByRail, UsageError
 from .output import output_of
 
@@ -103,14 +104,21 @@ def _kind(url: str) -> str:
     scheme = url.partition("://")[0]
     kind = {"redis": "redis", "rediss": "redis", "kafka": "kafka"}.get(scheme)
     if kind is None:
-        raise UsageError(f"{url!r} names no broker", hint="use redis://HOST:PORT/DB, rediss://... or kafka://HOST:PORT")
+        hint = "use redis://HOST:PORT/DB, rediss://... or kafka://HOST:PORT"
+        raise UsageError(f"{masked(url)!r} names no broker", hint=hint)
     return kind
 
 
 def _broker(url: str) -> str:
     if _kind(url) == "redis":
         return _REDIS_BROKER.format(url=_quoted(url))
-    return _KAFKA_BROKER.format(servers=_quoted(url.removeprefix("kafka://").rstrip("/")))
+    servers = url.removeprefix("kafka://").rstrip("/")
+    if "@" in servers or "/" in servers:
+        raise UsageError(
+            f"{masked(url)!r} holds more than HOST:PORT[,HOST:PORT]",
+            hint="user and password are properties in the file: sasl.username, and sasl.password: ${env:NAME}",
+        )
+    return _KAFKA_BROKER.format(servers=_quoted(servers))
 
 
 def _side(url: str, lanes: str, count: int, topic: str) -> str:

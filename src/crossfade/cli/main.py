@@ -205,8 +205,10 @@ def options(
     for each in sets or []:
         key, equals, value = each.partition("=")
         if not equals or not key:
+            from ..config.secret import masked
+
             raise UsageError(
-                f"--set {each!r} is no KEY=VALUE", hint="for instance --set brokers.old.url=redis://127.0.0.1"
+                f"--set {masked(each)!r} is no KEY=VALUE", hint="for instance --set brokers.old.url=redis://127.0.0.1"
             )
         found.sets[key] = value
 

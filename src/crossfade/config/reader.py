@@ -16,7 +16,7 @@ import msgspec
 
 from ..errors import UsageError, invariant
 from ..model.mapping import mapping_named
-from .secret import Secret, has_reference
+from .secret import Secret, has_reference, masked
 from .shape import (
     LANE_MARK,
     Beginning,
@@ -119,8 +119,7 @@ class Reader(Walk):
         if raw is None or match is None or not all(_HOST.fullmatch(host) for host in (match[2] or "h").split(",")):
             close = nearest(text.partition("://")[0], ["redis", "rediss", "unix"]) if match is None else ""
             expected = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
-            shown = re.sub(r"[^/@]*@", "***@", text)
-            return self._note(url_node, join(key, "url"), f'"{shown}"', expected, close)
+            return self._note(url_node, join(key, "url"), f'"{masked(text)}"', expected, close)
         if broker.mode == "standalone" and "," in (match[2] or ""):
             expected = "one HOST:PORT, or mode: sentinel or cluster"
             return self._note(url_node, join(key, "url"), "several servers with mode: standalone", expected)

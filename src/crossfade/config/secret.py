@@ -15,6 +15,9 @@ from ..errors import UsageError
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}?")
 _KNOWN = re.compile(r"(env|file):(.+)")
+#: what stands before a server in a URL, up to the last @: a password may hold any character, also / and @
+_USERINFO = re.compile(r"(\w+:/+)?.*@", re.DOTALL)
+_AFTER_PASSWORD = re.compile(r"((?:password|passwd|secret|token)[^=:]*[=:]).+", re.DOTALL | re.IGNORECASE)
 
 
 class Secret:
@@ -61,6 +64,11 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash((self._text, self._directory))
+
+
+def masked(text: str) -> str:
+    """What a person wrote, for an error: without what may be a password, wherever it stands."""
+    return _AFTER_PASSWORD.sub(r"\1***", _USERINFO.sub(r"\1***@", text, count=1))
 
 
 def has_reference(text: str) -> bool:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import UsageError
+from .secret import masked
 
 #: variables with a double underscore under this prefix set one key each
 VARIABLE_PREFIX = "CROSSFADE_"
+_SECRET_KEY = re.compile(r"password|secret|\.pem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class Node:
     def describe(self) -> str:
         """What was found, for a person."""
         if self.kind == "scalar":
-            shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+            text = masked(self.text)
+            shown = text if len(text) <= 60 else text[:57] + "..."
             return f'"{shown}"' if self.tag in ("str", "text") else shown
         return {"map": "a mapping", "list": "a list", "null": "nothing"}[self.kind]
 
@@ -89,8 +92,12 @@ def parse(text: str, file: str) -> tuple[Node, list[Problem]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
-        problem = Problem(f"{file}:{line}", "", f"no YAML ({error.problem})", "a YAML file", line=line)
-        has_reference = "${" in "".join(text.splitlines()[line - 1 : line])
+        written = "".join(text.splitlines()[line - 1 : line])
+        reason = str(error.problem)
+        if _SECRET_KEY.search(written):  # a password that begins with * is an alias to YAML, and would be named
+            reason = re.sub(r"'[^']{2,}'", "'***'", reason)
+        problem = Problem(f"{file}:{line}", "", f"no YAML ({reason})", "a YAML file", line=line)
+        has_reference = "${" in written
         hint = 'inside { } a reference needs quotes: "${env:NAME}"' if has_reference else ""
         raise ConfigError([problem], hint=hint) from None
     except YAMLError as error:
@@ -127,7 +134,8 @@ class _Builder:
         elif tag in ("str", "int", "float", "bool", "timestamp"):
             node.kind, node.text, node.tag = "scalar", source.value, tag
         elif tag != "null":
-            self.problems.append(Problem(where, key, f"the YAML tag !{tag.lstrip('!')}", "no tag", line=line))
+            named = "a YAML tag" if _SECRET_KEY.search(key) else f"the YAML tag !{tag.lstrip('!')}"
+            self.problems.append(Problem(where, key, named, "no tag", line=line))
         return node
 
     def _entries(self, source: Any, node: Node, key: str) -> None:
