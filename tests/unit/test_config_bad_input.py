@@ -275,6 +275,12 @@ ONE_MISTAKE = [
         '127.0.0.1:6379/0", sentinel_master: m',
         'F:3: brokers.old.sentinel_master: found "m" with mode: standalone, expected mode: sentinel, or no such key',
     ),
+    (
+        "127.0.0.1:6379/0",
+        "topsecret@127.0.0.1:6379/0",
+        "F:3: brokers.old.url: found a user without a password, expected USER:PASSWORD@ or :PASSWORD@ (of the default "
+        "user); a user without one: username: NAME",
+    ),
     # references
     (
         '127.0.0.1:6379/0"',
@@ -411,6 +417,29 @@ def test_problems_as_json_name_every_part(tmp_path: Path) -> None:
             "nearest": "old",
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('6379/0"', '6379/0", username: app, password: "${env:EMPTY}"', "brokers.old.password"),
+        ("redis://127", "redis://app:${env:EMPTY}@127", "brokers.old.url"),
+        (
+            '{bootstrap.servers: "127.0.0.1:9092"}',
+            '{bootstrap.servers: "h:1", sasl.password: "${env:EMPTY}"}',
+            "brokers.new.properties.sasl.password",
+        ),
+    ],
+)
+def test_a_reference_to_nothing_is_no_password(tmp_path: Path, old: str, new: str, key: str) -> None:
+    (found,) = problems(tmp_path, changed(old, new), {"EMPTY": ""})
+    assert found.endswith(f"{key}: found an empty value, expected a value")
+
+
+def test_a_user_may_have_no_password_where_it_is_named_by_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "crossfade.yaml"
+    path.write_text(changed('6379/0"', '6379/0", username: app'))
+    assert load(path, {}, {}).brokers["old"].username == "app"  # type: ignore[union-attr]
 
 
 def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path) -> None:

@@ -159,3 +159,19 @@ async def test_a_cluster_is_found_by_any_seed_that_answers():
         assert (await nodes.of_key(b"k")).address == address
         assert [link.address for link in await nodes.primaries()] == [address]
         await nodes.close()
+
+
+@pytest.mark.parametrize(
+    ("username", "password", "sent"),
+    [
+        ("app", "pw", [[b"AUTH", b"app", b"pw"]]),
+        ("app", "", [[b"AUTH", b"app", b""]]),  # a nopass user takes any; left out, it would be the default user
+        ("", "pw", [[b"AUTH", b"pw"]]),
+        ("", "", []),
+    ],
+)
+async def test_whoever_is_named_is_logged_in(username, password, sent):
+    async with server(polite) as (address, seen):
+        link = await connect(settings_for(address, username=username, password=password), address)
+        assert [command for command in seen if command[0] == b"AUTH"] == sent
+        link.abort("done")

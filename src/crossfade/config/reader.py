@@ -129,18 +129,27 @@ class Reader(Walk):
             found = "nothing" if broker.mode == "sentinel" else f'"{broker.sentinel_master}" with mode: {broker.mode}'
             expected = "the master's name" if broker.mode == "sentinel" else "mode: sentinel, or no such key"
             return self._note(node.entries.get("sentinel_master", node), join(key, "sentinel_master"), found, expected)
+        credentials = self._credentials(broker, raw, url_node, join(key, "url"))
+        if credentials is BAD:
+            return BAD
         url = text if match[2] is None else f"{match[1]}://{match[2]}/{match[3] or 0}"
-        return self._with_files_found(msgspec.structs.replace(broker, url=url, **self._credentials(broker, raw)))
+        return self._with_files_found(msgspec.structs.replace(broker, url=url, **credentials))
 
-    def _credentials(self, broker: RedisBroker, raw: re.Match[str]) -> dict[str, Any]:
+    def _credentials(self, broker: RedisBroker, raw: re.Match[str], node: Node, key: str) -> Any:
         """User and password of the URL, where the broker's own keys do not give them."""
         from urllib.parse import unquote
 
         given: dict[str, Any] = {}
+        if raw[2] and raw[3] is None and broker.password is None:
+            # Most likely a password: as the name of a user it would be shown.
+            expected = "USER:PASSWORD@ or :PASSWORD@ (of the default user); a user without one: username: NAME"
+            return self._note(node, key, "a user without a password", expected)
         for name, text in (("username", raw[2]), ("password", raw[3])):
             if text and not getattr(broker, name):
                 plain = text if has_reference(text) else unquote(text)
-                secret = Secret(plain, self._environ, self._path.parent)
+                secret = self._readable(Secret(plain, self._environ, self._path.parent), node, key)
+                if secret is BAD:
+                    return BAD
                 given[name] = secret if name == "password" else secret.get()
         return given
 

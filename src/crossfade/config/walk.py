@@ -151,10 +151,11 @@ class Walk:
 
     def _readable(self, secret: Secret, node: Node, key: str) -> Any:
         try:
-            secret.get()
+            value = secret.get()
         except UsageError as error:
             return self._note(node, key, f"a reference that cannot be read ({error.message})", "a value")
-        return secret
+        # An empty password would log in as somebody else, in silence.
+        return secret if value else self._note(node, key, "an empty value", "a value")
 
     def _duration(self, node: Node, key: str) -> Any:
         match = DURATION.fullmatch(node.text) if node.kind == "scalar" else None

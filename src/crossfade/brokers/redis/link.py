@@ -202,7 +202,7 @@ async def _handshake(link: Link, settings: RedisSettings, sentinel: bool) -> Non
     username = settings.sentinel_username if sentinel else settings.username
     secret: Secret = settings.sentinel_password if sentinel else settings.password
     password = secret() if callable(secret) else secret
-    if password:
+    if username or password:  # a user without a password may be a nopass one: left out, it would be the default user
         login: Command = ("AUTH", username, password) if username else ("AUTH", password)
         _require(await link.call([login]), f"logging in at {link.address}")
     replies = await link.call([("PING",), ("CLIENT", "SETNAME", "crossfade")])
