@@ -6,7 +6,7 @@ Adapters are imported when a broker of their kind is opened, so `crossfade --hel
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .brokers.protocol import Assignment, Board, From, Inspector, Log, Start
 from .brokers.removal import Remover
 from .config import Broker, Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, RouteSettings, Secret, Side
+from .config.shape import LANE_MARK
 from .errors import GuaranteeRefused, InvariantBroken, UsageError
 from .model.mapping import Mapping, mapping_named
 from .model.record import Lane, Shape
@@ -227,6 +228,53 @@ async def open_inspectors(
     ]
 
 
+@dataclass
+class Rights:
+    """The least rights of one account on one service, as commands an administrator can paste."""
+
+    brokers: list[str]
+    #: what it is for: (route, role)
+    uses: list[tuple[str, str]]
+    commands: list[str]
+
+
+def least_rights(config: Config, names: Sequence[str]) -> list[Rights]:
+    """What these routes need, one for each account, however many routes it serves. Asks no broker."""
+    found: dict[tuple[object, ...], Rights] = {}
+    patterns: dict[tuple[object, ...], dict[str, list[str]]] = {}
+    for name in names:
+        settings = route_settings(config, name)
+        for broker, role in ((settings.source, "source"), (settings.target, "target")):
+            side, at = config.streams[settings.stream].sides[broker], config.brokers[broker]
+            if isinstance(at, RedisBroker):
+                from .brokers.redis.rights import account_of, acl_line
+
+                redis = _redis(at)
+                who: tuple[object, ...] = (redis.mode, frozenset(redis.addresses), account_of(redis))
+                roles = patterns.setdefault(who, {})
+                roles[role] = roles.get(role, []) + _key_patterns(_redis_side(side))
+                rights = found.setdefault(who, Rights([], [], []))
+                rights.commands = [acl_line(redis, roles)]
+            else:
+                from .brokers.kafka.doctor import KafkaInspector
+
+                kafka = _kafka(at)
+                rights = found.setdefault((kafka.bootstrap, kafka.principal), Rights([], [], []))
+                lines = KafkaInspector(kafka, _kafka_side(side).topic).acls(role)
+                rights.commands = list(dict.fromkeys([*rights.commands, *lines]))
+            rights.brokers = list(dict.fromkeys([*rights.brokers, broker]))
+            rights.uses.append((name, role))
+    return list(found.values())
+
+
+def _key_patterns(side: RedisSide) -> list[str]:
+    from .brokers.redis.rights import key_patterns, numbered
+
+    if side.is_discovered:
+        return [numbered(*side.lanes.split(LANE_MARK))]
+    return key_patterns([key.encode() for key in side.lane_keys])
+
+
 def remover_of(target: Log) -> Remover | None:
     """What removes single entries from an open target; None where its broker cannot."""
     if target.kind != "redis":
@@ -260,6 +308,7 @@ async def _open_log(
             _redis(at),
             redis.first_keys(source_lanes or await _discovered(at, redis, known_lanes)),
             name=redis.name,
+            route=settings.id,
             deleted=stream.deleted,
             key_of=redis.key_of if redis.is_discovered and source_lanes is None else None,
         )

@@ -9,22 +9,27 @@ from redis_fixture import RedisBackend, make_redis_log
 
 from crossfade.brokers.protocol import Appended, From, Level, Owner, Start
 from crossfade.brokers.redis import RedisBoard, RedisInspector, RedisLease, RedisLog, RedisSettings
+from crossfade.brokers.redis.discover import count_keys
 from crossfade.brokers.redis.keys import state_key
 from crossfade.brokers.redis.nodes import Nodes
 from crossfade.brokers.redis.packing import VALUES_MAX
+from crossfade.brokers.redis.removal import RedisRemover
+from crossfade.brokers.redis.rights import acl_line, key_patterns
+from crossfade.brokers.removal import Removal
 from crossfade.errors import (
     AccessRefused,
     Fenced,
     SourceDeleted,
-    SourceReset,
     TargetFull,
     TargetReset,
     TargetTorn,
     Unreachable,
 )
+from crossfade.model.mapping import mapping_named
 from crossfade.model.position import Place
 from crossfade.model.record import Batch, Write
 from crossfade.model.wire import decode_origin
+from crossfade.verify.audit import audit
 
 pytestmark = pytest.mark.lab
 
@@ -323,14 +328,6 @@ async def test_a_large_entry_passes_and_small_ones_are_not_starved(server):
     assert counts == {0: 1, 1: 50}
 
 
-async def test_a_missing_birth_group_halts(server):
-    log = await server.log(1)
-    await server.application.xadd(log.stream_keys[0], {"n": 1})
-    place = (await log.begin([0], Start(From.LATEST)))[0]
-    await server.application.xgroup_destroy(log.stream_keys[0], place.incarnation)
-    assert isinstance((await log.read({0: place}, 10, 1 << 20, 0.1))[0], SourceReset)
-
-
 async def test_a_reader_wakes_up_within_milliseconds(server):
     log = await server.log(4)
     places = await log.begin(range(4), Start())
@@ -363,15 +360,14 @@ async def test_reading_what_replicas_have_needs_a_replica(server):
 @pytest.fixture
 async def users(server):
     """Settings of two users who have exactly what `--print-acls` lists, for source and target."""
-    keys = [f"acl-{secrets.token_hex(4)}:{lane}" for lane in range(2)]
-    inspector = RedisInspector(server.settings, keys)
+    prefix = f"acl-{secrets.token_hex(4)}"
+    keys = [f"{prefix}:{lane}" for lane in range(2)]
     made = {}
     for role in ("source", "target"):
         name = f"{role}-{secrets.token_hex(4)}"
-        for line in inspector.acls(role):
-            words = line.replace(" crossfade on >PASSWORD", f" {name} on >secret").split()
-            await server.application.execute_command(*words)
         made[role] = RedisSettings(server.settings.addresses, username=name, password=lambda: "secret")
+        line = acl_line(made[role], {role: key_patterns([key.encode() for key in keys])})
+        await server.application.execute_command(*line.replace(">PASSWORD", ">secret").split())
     yield keys, made
     for settings in made.values():
         await server.application.acl_deluser(settings.username)
@@ -398,6 +394,48 @@ async def test_the_printed_rights_are_enough(server, users):
     await board.delete("name")
     for made in (source, target, board):
         await made.close()
+
+
+async def test_the_printed_rights_are_enough_to_discover_verify_repair_and_uninstall(server, users):
+    """The source's account reads a stream, the target's account writes another: all that the README does with them."""
+    keys, settings = users
+    route = f"route-{secrets.token_hex(4)}"
+    await server.application.xadd(keys[0], {"n": 1})
+    nodes = Nodes(settings["source"])
+    assert await count_keys(nodes, lambda lane: f"{keys[0][:-1]}{lane}") == 1
+    await nodes.close()
+
+    source = RedisLog(settings["source"], keys[:1], name="acl")
+    target = RedisLog(settings["target"], keys[1:], name="acl")
+    board = RedisBoard(settings["target"])
+    await source.open()
+    await target.open()
+    places = await source.begin([0], Start())
+    batch = (await source.read(places, 10, 1 << 20, 0.1))[0]
+    taken = await claim(target, route=route)
+    wide = write([1], [PAST], entries=True, fields=[b"f"] * (VALUES_MAX + 2))
+    wide.quarantine_left = 1
+    await target.append(taken, [wide])
+    await target.append(taken, [Write((0, 0), batch.positions, batch.rows, batch.place)])
+    await board.put(f"started/{route}", b"1")
+
+    quarantined = await target.quarantined(route)
+    assert quarantined == {0: {f"{PAST + 1}-1"}}
+    report = await audit(source, target, mapping_named("lossless"), route_id=route, lanes=[0], is_settled=True)
+    assert report.lanes[0].matched == 1
+    remover = RedisRemover(target.nodes, target.stream_keys)
+    (entry,) = await there(server, target)
+    found = await remover.entries(0, [entry[0].decode()])
+    assert list((await remover.remove(0, found)).values()) == [Removal.REMOVED]
+    for made in (source, target, board):
+        await made.close()
+
+    for role, own in (("target", keys[1:]), ("source", keys[:1])):  # as uninstall goes
+        inspector = RedisInspector(settings[role], own)
+        left = await inspector.footprint(route)
+        assert left
+        await inspector.erase(route, left)
+        assert await inspector.footprint(route) == []
 
 
 async def test_a_missing_right_is_named(server, users):

@@ -337,7 +337,7 @@ def test_the_printed_rights_are_enough_for_a_certificate_and_a_redis_user(
             else:
                 for line in row["commands"]:
                     words = line.split()
-                    assert words[:5] == ["ACL", "SETUSER", "crossfade", "on", ">PASSWORD"], line
+                    assert words[:5] == ["ACL", "SETUSER", user, "on", ">PASSWORD"], line
                     admin.execute_command("ACL", "SETUSER", user, "on", f">{password}", *words[5:])
     for lane in range(2):
         ends[0].write_numbers(lane, range(lane, _RECORDS, 2))

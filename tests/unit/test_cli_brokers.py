@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,9 +59,6 @@ class FakeBroker:
         if self.error is not None:
             raise self.error
         return self.findings
-
-    def acls(self, role: str) -> list[str]:
-        return [f"ACL SETUSER relay # {role}"]
 
     async def footprint(self, route: str) -> list[str]:
         return list(self.things.get(route, []))
@@ -231,13 +229,41 @@ def test_doctor_in_json_holds_every_finding(brokers: Brokers, capsys: pytest.Cap
     assert set(told["guarantees"]) == {"forward", "back"}
 
 
-def test_print_acls_asks_no_broker(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["doctor", "forward", "--print-acls"]) == 0
-    assert capsys.readouterr().out == (
-        "# route forward: old as source\nACL SETUSER relay # source\n\n"
-        "# route forward: new as target\nACL SETUSER relay # target\n"
+def _printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    assert run(["doctor", *arguments, "--print-acls", "-o", "json"]) == 0
+    rights: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["rights"]
+    return rights
+
+
+def test_print_acls_has_one_line_for_an_account_however_many_routes_it_serves(
+    brokers: Brokers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source, _) = _printed(capsys, "forward")
+    old, new = _printed(capsys)
+    assert old["uses"] == [{"route": "forward", "role": "source"}, {"route": "back", "role": "target"}]
+    (line,) = old["commands"]
+    assert line.startswith(
+        "ACL SETUSER crossfade on >PASSWORD resetkeys resetchannels -@all ~msg:stream:* ~crossfade:*"
     )
-    assert brokers.old.asked == brokers.new.asked == []
+    assert {"+xadd", "+xgroup|create", "+xgroup|destroy", "+xdel"} <= set(line.split())
+    assert set(source["commands"][0].split()) - set(line.split()) == {"%R~crossfade:*"}
+    assert len(new["commands"]) == len(set(new["commands"]))
+    assert run(["doctor", "--print-acls"]) == 0
+    assert capsys.readouterr().out.startswith("# old: source of route forward, target of route back\nACL SETUSER ")
+
+
+def test_print_acls_asks_no_broker_and_names_the_configured_user(
+    brokers: Brokers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = 'url: "redis://127.0.0.1:1"'
+    text = CONFIG.replace(url, url + ", username: relay").replace("count: 16", "count: discover")
+    Path("crossfade.yaml").write_text(text.replace("msg:stream:<lane>", "msg[{<lane>}]"))
+    (source, _) = _printed(capsys, "forward")
+    assert source["commands"][0].startswith("ACL SETUSER relay on >PASSWORD ")
+    assert " ~msg\\[{*}\\] " in source["commands"][0]
+    Path("crossfade.yaml").write_text(CONFIG.replace(url, url + ", username: default"))
+    (source, _) = _printed(capsys, "forward")
+    assert source["commands"][0].startswith("ACL SETUSER crossfade on ")
 
 
 def test_an_unknown_route_names_the_nearest(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +306,13 @@ def test_uninstall_removes_exactly_what_it_lists(brokers: Brokers, capsys: pytes
     ]
     assert (brokers.old.erased, brokers.new.erased) == (["a"], ["c"])
     assert brokers.old.things["idback"] == ["b"]
+
+
+def test_uninstall_begins_with_the_target_whose_account_may_remove_more(brokers: Brokers) -> None:
+    shared = {"idforward": ["a"]}
+    brokers.old.things = brokers.new.things = shared
+    assert run(["uninstall", "forward", "--yes"]) == 0
+    assert (brokers.old.erased, brokers.new.erased) == ([], ["a"])
 
 
 def test_uninstall_says_what_is_still_there(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:

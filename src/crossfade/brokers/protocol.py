@@ -270,10 +270,6 @@ class Inspector(Protocol):
         """Check the live broker for `role` ("source" or "target")."""
         ...
 
-    def acls(self, role: str) -> list[str]:
-        """The least rights that the relay needs in `role`, as commands an administrator can paste."""
-        ...
-
     async def footprint(self, route: str) -> list[str]:
         """Everything that Crossfade left on this broker for the route, as names."""
         ...

@@ -47,7 +47,7 @@ def doctor(
         typer.Argument(help="Only this route; by default all of them.", autocompletion=complete_routes),
     ] = None,
     print_acls: Annotated[
-        bool, typer.Option("--print-acls", help="Print the least rights that the relay needs, and ask no broker.")
+        bool, typer.Option("--print-acls", help="Print the least rights that Crossfade needs, and ask no broker.")
     ] = False,
 ) -> None:
     """Check the configuration against the live brokers.
@@ -65,7 +65,7 @@ def doctor(
     config = output.config()
     names = routes_of(config, route)
     if print_acls:
-        asyncio.run(_print_acls(config, names, output))
+        _print_acls(config, names, output)
         return
     examined = asyncio.run(_examine(config, names))
     _print(config, examined, output)
@@ -201,16 +201,18 @@ def _lines_of(examined: Examined) -> list[str]:
     return lines
 
 
-async def _print_acls(config: Config, names: Sequence[str], output: Output) -> None:
+def _print_acls(config: Config, names: Sequence[str], output: Output) -> None:
     from .. import wiring
 
-    rows = []
-    for name in names:
-        async with wiring.open_inspectors(config, name) as inspectors:
-            for broker, role, inspector in inspectors:
-                commands = inspector.acls(role)
-                rows.append({"route": name, "broker": broker, "role": role, "commands": commands})
-    text = "\n\n".join(
-        "\n".join([f"# route {row['route']}: {row['broker']} as {row['role']}", *row["commands"]]) for row in rows
-    )
+    rights = wiring.least_rights(config, names)
+    rows = [
+        {"brokers": each.brokers, "uses": [{"route": route, "role": role} for route, role in each.uses]}
+        | {"commands": each.commands}
+        for each in rights
+    ]
+    heads = [
+        f"# {', '.join(each.brokers)}: " + ", ".join(f"{role} of route {route}" for route, role in each.uses)
+        for each in rights
+    ]
+    text = "\n\n".join("\n".join([head, *each.commands]) for head, each in zip(heads, rights, strict=True))
     output.document({"rights": rows}, text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from ..errors import CrossfadeError, RefusedByRail
+from ..errors import BrokerError, CrossfadeError, RefusedByRail
 from .doctor import routes_of
 from .output import Column, complete_routes, output_of
 
@@ -84,18 +84,18 @@ async def _uninstall(config: Config, names: Sequence[str], *, remove: bool) -> t
         # All of them before the first removal: a refusal must not leave half of the routes removed.
         await refuse_running(config, name)
     for name in names:
-        left = await _footprint(config, name, erase=remove)
+        left = await _footprint(config, name, names, erase=remove)
         found += [each for each in left if each not in found]
         if remove:
-            still_there = await _still_there(config, name, left)
+            still_there = await _still_there(config, name, names, left)
             remaining += [each for each in still_there if each not in remaining]
     return found, remaining
 
 
-async def _still_there(config: Config, name: str, removed: Sequence[Left]) -> list[Left]:
+async def _still_there(config: Config, name: str, leaving: Sequence[str], removed: Sequence[Left]) -> list[Left]:
     """What of the removed a broker still shows; one that lags behind the others is asked again for a while."""
     for left in reversed(range(_LOOKS)):
-        after = set(await _footprint(config, name, erase=False))
+        after = set(await _footprint(config, name, leaving, erase=False))
         still_there = [each for each in removed if each in after]
         if not still_there or left == 0:
             return still_there
@@ -103,18 +103,45 @@ async def _still_there(config: Config, name: str, removed: Sequence[Left]) -> li
     return []
 
 
-async def _footprint(config: Config, name: str, *, erase: bool) -> list[Left]:
+async def _footprint(config: Config, name: str, leaving: Sequence[str], *, erase: bool) -> list[Left]:
     from .. import wiring
 
     route_id = config.routes[name].id
     left: list[Left] = []
     async with wiring.open_inspectors(config, name) as inspectors:
-        for broker, _role, inspector in inspectors:
+        # The target first: where both are one service, the source's account may see what it may not remove.
+        for broker, _role, inspector in reversed(inspectors):
             names = [each for each in await inspector.footprint(route_id) if Left(name, broker, each) not in left]
-            left += [Left(name, broker, each) for each in names]
+            if any(map(_is_shared, names)) and await _others_read(config, name, leaving):
+                names = [each for each in names if not _is_shared(each)]
+            left = [Left(name, broker, each) for each in names] + left
             if erase and names:
                 await inspector.erase(route_id, names)
     return left
+
+
+def _is_shared(name: str) -> bool:
+    """Made by an earlier release for every route that reads the stream."""
+    return name.startswith("shared ")
+
+
+async def _others_read(config: Config, name: str, leaving: Sequence[str]) -> bool:
+    """Whether a route that stays was started on the same source: what they share is needed."""
+    from .. import wiring
+
+    def source_of(route: str) -> tuple[object, ...]:
+        settings = config.routes[route]
+        return settings.source, config.streams[settings.stream].sides[settings.source]
+
+    for other in config.routes:
+        if other not in leaving and source_of(other) == source_of(name):
+            try:
+                async with wiring.open_board(config, other) as board:
+                    if await board.started():
+                        return True
+            except BrokerError:
+                return True  # it cannot be asked
+    return False
 
 
 async def refuse_running(config: Config, name: str) -> None:

@@ -53,7 +53,7 @@ class KafkaInspector:
             cluster.close()
 
     def acls(self, role: str) -> list[str]:
-        """The least rights, as lines for kafka-acls.sh."""
+        """The least rights in `role`, as lines for kafka-acls.sh. Asks no broker."""
         add = (
             f"kafka-acls.sh --bootstrap-server {self._settings.bootstrap} --add "
             f"--allow-principal {shlex.quote(self._settings.principal)}"

@@ -18,7 +18,7 @@ from .link import Command, Link
 from .log import VERSION_MIN
 from .nodes import Nodes, call_all, call_key
 from .replies import check, code_of, info_fields, is_error, pairs
-from .rights import Right, acl_lines, rights_of
+from .rights import Right, rights_of
 from .settings import RedisSettings
 
 _MEMORY_WARN = 0.80
@@ -49,10 +49,6 @@ class RedisInspector:
             return findings
         finally:
             await self._nodes.close()
-
-    def acls(self, role: str) -> list[str]:
-        """See `Inspector.acls`."""
-        return acl_lines(role, self.settings.mode == "cluster", self.stream_keys)
 
     async def footprint(self, route: str) -> list[str]:
         """See `Inspector.footprint`. Raises Unreachable, AccessRefused."""
@@ -96,7 +92,7 @@ class RedisInspector:
         return findings
 
     async def _rights(self, link: Link, role: str, user: Any) -> Finding:
-        rights = rights_of(role, self.settings.mode == "cluster")
+        rights = rights_of(role, self.settings)
         if is_error(user):
             return _rights_unknown(f"ACL WHOAMI: {user}")
         own = b"crossfade:lane:{" + self.stream_keys[0] + b"}"
@@ -115,7 +111,7 @@ class RedisInspector:
             return Finding("redis.acl", Level.OK, f"user {user.decode()} may do all that the relay needs")
         needed = [right for right in missing if not right.without]
         names = " ".join(f"+{right.name}" for right in missing)
-        lost = "; ".join(right.without for right in missing if right.without)
+        lost = "; ".join(dict.fromkeys(right.without for right in missing if right.without))
         level = Level.FAIL if needed else Level.WARN
         found = f"user {user.decode()} lacks {names}" + (f" ({lost})" if lost else "")
         return Finding("redis.acl", level, found, f"ACL SETUSER {user.decode()} {names}; see --print-acls")

@@ -1,18 +1,22 @@
 """The rights that Crossfade needs on Redis, as data: for `ACL SETUSER`, and to ask the server about each of them.
 
-Invariant: what is listed here is what the code sends; a test runs source and target under a user that has nothing else.
-Called by `doctor`.
+Invariant: what is listed here is what the documented commands send; a test copies, verifies, repairs and uninstalls
+under accounts that have nothing else. Called by `doctor` and `wiring`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .link import Argument
+from .settings import RedisSettings
 
 #: names of our own keys
 OWN_KEYS = "crossfade:*"
+#: who has no name in the configuration is called this; also for `default`, whom the printed line would shut out
+ACCOUNT = "crossfade"
+_READ_ONLY = "%R"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,13 @@ _CONNECTION = (
     Right("role", ("ROLE",), "a replica is noticed only when it refuses a write"),
     Right("client|setname", ("CLIENT", "SETNAME", "crossfade"), "connections have no name in CLIENT LIST"),
 )
-_CLUSTER = (Right("cluster|slots", ("CLUSTER", "SLOTS")),)
+_CLUSTER = (
+    Right("cluster|slots", ("CLUSTER", "SLOTS")),
+    Right("asking", ("ASKING",), "nothing is copied while a hash slot moves"),
+)
+_DATABASE = (Right("select", ("SELECT", "0")),)
+_UNINSTALL = "uninstall does not work"
+_VERIFY = "verify does not work"
 _SOURCE = (
     Right("multi", ("MULTI",)),
     Right("exec", ("EXEC",)),
@@ -45,6 +55,10 @@ _SOURCE = (
     Right(
         "xgroup|setid", ("XGROUP", "SETID", "KEY", "crossfade.x", "$"), "trimming that waits for groups waits longer"
     ),
+    Right("exists", ("EXISTS", "OWN"), f"{_UNINSTALL}, nor does `count: discover`"),
+    Right("hget", ("HGET", "OWN", "f"), _UNINSTALL),
+    Right("hkeys", ("HKEYS", "OWN"), _UNINSTALL),
+    Right("xgroup|destroy", ("XGROUP", "DESTROY", "KEY", "crossfade.x"), _UNINSTALL),
 )
 _TARGET = (
     Right("script|load", ("SCRIPT", "LOAD", "return 1")),
@@ -60,21 +74,43 @@ _TARGET = (
     Right("hdel", ("HDEL", "OWN", "f")),
     Right("type", ("TYPE", "OWN")),
     Right("time", ("TIME",)),
+    Right("multi", ("MULTI",), _VERIFY),
+    Right("exec", ("EXEC",), _VERIFY),
+    Right("xrange", ("XRANGE", "KEY", "-", "+"), _VERIFY),
+    Right("xrevrange", ("XREVRANGE", "KEY", "+", "-"), _VERIFY),
+    Right("xinfo|groups", ("XINFO", "GROUPS", "KEY"), f"{_VERIFY}, nor does uninstall"),
+    Right("xdel", ("XDEL", "KEY", "0-1"), "verify --repair apply does not work"),
+    Right("exists", ("EXISTS", "OWN"), _UNINSTALL),
+    Right("del", ("DEL", "OWN"), _UNINSTALL),
 )
 
 
-def rights_of(role: str, is_cluster: bool) -> tuple[Right, ...]:
-    """What the relay needs as "source" or "target"."""
+def rights_of(role: str, settings: RedisSettings) -> tuple[Right, ...]:
+    """What Crossfade needs as "source" or "target"."""
     own = _SOURCE if role == "source" else _TARGET
-    return _CONNECTION + (_CLUSTER if is_cluster else ()) + own
+    return _CONNECTION + (_CLUSTER if settings.mode == "cluster" else ()) + (_DATABASE if settings.db else ()) + own
 
 
-def acl_lines(role: str, is_cluster: bool, stream_keys: Sequence[bytes]) -> list[str]:
-    """An ACL user with exactly these rights, to be pasted on every node: ACLs are not replicated."""
-    patterns = key_patterns(stream_keys) + ([OWN_KEYS] if role == "target" else [])
-    rights = " ".join(f"+{right.name}" for right in rights_of(role, is_cluster))
-    keys = " ".join(f"~{pattern}" for pattern in patterns)
-    return [f"ACL SETUSER crossfade on >PASSWORD resetkeys resetchannels -@all {keys} {rights}"]
+def account_of(settings: RedisSettings) -> str:
+    """The ACL user that the rights are for."""
+    return settings.username if settings.username not in ("", "default") else ACCOUNT
+
+
+def acl_line(settings: RedisSettings, patterns: Mapping[str, Sequence[str]]) -> str:
+    """An ACL user with exactly these rights, to be pasted on every node: ACLs are not replicated.
+
+    `patterns`: those of the stream keys, by role. One line for all roles: it takes away what the user had before.
+    """
+    rights = dict.fromkeys(f"+{right.name}" for role in patterns for right in rights_of(role, settings))
+    own = f"~{OWN_KEYS}" if "target" in patterns else f"{_READ_ONLY}~{OWN_KEYS}"
+    keys = dict.fromkeys(f"~{pattern}" for listed in patterns.values() for pattern in listed)
+    words = " ".join([*keys, own, *rights])
+    return f"ACL SETUSER {account_of(settings)} on >PASSWORD resetkeys resetchannels -@all {words}"
+
+
+def numbered(before: str, after: str) -> str:
+    """The pattern of all stream keys that differ only in the number between these."""
+    return f"{_escape(before)}*{_escape(after)}"
 
 
 def key_patterns(stream_keys: Sequence[bytes]) -> list[str]:
