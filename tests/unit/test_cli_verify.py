@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from crossfade import wiring
-from crossfade.brokers.memory import MemoryBroker, MemoryLog
-from crossfade.brokers.protocol import Start
+from crossfade.brokers.memory import MemoryBoard, MemoryBroker, MemoryLog
+from crossfade.brokers.protocol import From, Start
 from crossfade.cli import verify_scope, verify_watch
 from crossfade.cli.main import run
 from crossfade.cli.output import Output
@@ -24,9 +25,12 @@ from crossfade.cli.verify_scope import parse_lanes
 from crossfade.config import Config
 from crossfade.errors import Unreachable, UsageError
 from crossfade.model.mapping import mapping_named
+from crossfade.model.partitioner import partition_many
 from crossfade.model.record import Record, Shape
-from crossfade.model.route import LaneMap
+from crossfade.model.route import LaneMap, Route
 from crossfade.model.wire import XF, Origin, encode_origin
+from crossfade.relay.beginning import start_lanes
+from crossfade.relay.documents import RouteBoard
 from crossfade.verify.diff import Kind
 from crossfade.verify.report import AuditReport, LaneReport
 
@@ -64,9 +68,10 @@ def record(lane: int, number: int, value: bytes | None = None) -> Record:
     return Record(b"k%d" % number, value or b"v%d-%d" % (lane, number), None, 1_700_000_000_000 + number)
 
 
-def copy(lane: int, number: int, value: bytes | None = None) -> Record:
+def copy(lane: int, number: int, value: bytes | None = None, *, first: int = 0) -> Record:
+    """The copy of a record, where that of record `first` was the first."""
     made = record(lane, number, value)
-    origin = encode_origin(Origin("idforward", lane, str(number), number + 1, 1))
+    origin = encode_origin(Origin("idforward", lane, str(number), number - first + 1, 1))
     return made._replace(headers=[(XF, origin.encode())])
 
 
@@ -85,7 +90,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
             id="idforward", source_lanes=LANES, lane_map=made.lane_map, partitioner="murmur2", pair=""
         )
         yield SimpleNamespace(
-            route=route, source=ends[0], target=ends[1], mapping=mapping_named("lossless"), start=Start()
+            route=route,
+            source=ends[0],
+            target=ends[1],
+            mapping=mapping_named("lossless"),
+            board=RouteBoard(MemoryBoard(made.broker), "idforward"),
+            start=Start(),
         )
 
     monkeypatch.setattr(wiring, "open_route", open_route)
@@ -147,6 +157,32 @@ def test_what_is_gone_from_the_beginning_is_no_complete_proof(world: World, caps
     assert verified(capsys, "--complete")[0] == 1
     assert run(["verify"]) == 0
     assert "equal as far as both sides can be compared" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lane_map", LaneMap)
+def test_a_beginning_that_was_asked_for_at_the_start_is_remembered(
+    world: World, capsys: pytest.CaptureFixture[str], lane_map: LaneMap
+) -> None:
+    world.lane_map = lane_map
+    world.broker.write("a", 0, [record(0, number) for number in range(RECORDS)])
+
+    async def start() -> None:
+        source, target = (MemoryLog(world.broker, end, LANES, Shape.RECORD) for end in ("a", "b"))
+        route = Route("idforward", "forward", LANES, LANES, lane_map, "murmur2", "digest")
+        board = RouteBoard(MemoryBoard(world.broker), route.id)
+        await start_lanes(route, source, target, board, Start(From.LATEST), [0, 1])  # `from` of the file: earliest
+        await start_lanes(route, source, target, board, Start(), [2])
+
+    asyncio.run(start())
+    later = record(0, RECORDS, b"later")
+    (to,) = partition_many("murmur2", [later.key], LANES, 0) if lane_map is LaneMap.BY_KEY else [0]
+    world.broker.write("a", 0, [later])
+    world.broker.write("b", to, [copy(0, RECORDS, b"later", first=RECORDS)])
+    code, told = verified(capsys, "--settled")
+    assert (code, told["missing"], told["before_target"], told["matched"]) == (0, 0, RECORDS, 1)
+    world.broker.write("a", 2, [record(2, 0)])  # that lane was begun at its first record
+    code, told = verified(capsys, "--settled")
+    assert (code, told["missing"], told["before_target"]) == (3, 1, RECORDS)
 
 
 def test_two_empty_sides_prove_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -347,12 +347,15 @@ async def test_copy_from_latest_expects_nothing_older() -> None:
     await world.copy(start)
     await world.fill(50, first=100)
     await world.copy()
-    report = await world.audit(start=start)
+    starts = dict.fromkeys(range(LANES), start)
+    report = await world.audit(starts=starts)
     assert report.ok, report.as_dict()
     assert report.records == 50 * LANES
     del world.stored(0)[0]
-    assert found(await world.audit(start=start)) == {"missing": 1}
+    assert found(await world.audit(starts=starts)) == {"missing": 1}
     assert found(await world.audit()) == {"missing": 100 * LANES + 1}
+    # each lane by its own beginning
+    assert found(await world.audit(starts={1: start})) == {"missing": 100 * (LANES - 1) + 1}
 
 
 async def test_quarantined_records_are_not_missing() -> None:

@@ -15,6 +15,7 @@ from .output import Output
 from .verify_scope import Scope, Store, parse_lanes
 
 if TYPE_CHECKING:
+    from ..brokers.protocol import Start
     from ..config import Config
     from ..verify.audit import Progress
     from ..verify.report import AuditReport
@@ -86,6 +87,7 @@ async def audit_opened(
 
     extents = await extents_of(opened.source, lanes, scope.since, scope.until)
     quarantined = await opened.target.quarantined(opened.route.id)
+    starts = await _starts(opened)
     if opened.route.lane_map is LaneMap.BY_KEY:
         return await audit_by_key(
             opened.source,
@@ -94,7 +96,7 @@ async def audit_opened(
             route_id=opened.route.id,
             partitioner=opened.route.partitioner,
             on_progress=tell,
-            start=opened.start,
+            starts=starts,
             is_settled=scope.is_settled,
             quarantined=quarantined,
             extents=extents,
@@ -113,7 +115,7 @@ async def audit_opened(
         lanes=lanes,
         on_progress=tell,
         resume=state,
-        start=opened.start,
+        starts=starts,
         is_settled=scope.is_settled,
         quarantined=quarantined,
         extents=extents,
@@ -123,6 +125,11 @@ async def audit_opened(
     for lane, count in echoes.items():
         report.lanes[lane].quarantined += count
     return report
+
+
+async def _starts(opened: OpenRoute) -> dict[int, Start]:
+    """Where the copy of each lane began; what the file says of lanes that were begun before the board kept it."""
+    return dict.fromkeys(range(opened.source.lanes), opened.start) | await opened.board.beginnings()
 
 
 async def _worth(opened: OpenRoute, lanes: Sequence[int], processes: int | None) -> int:

@@ -39,7 +39,7 @@ async def start_lanes(
     places: dict[Lane, Place] = {}
     for left in reversed(range(_START_TRIES)):
         try:
-            await _start_once(route, source, target, start, lanes, places)
+            await _start_once(route, source, target, board, start, lanes, places)
             break
         except BrokerError as error:
             if error.kind is Kind.HALT or left == 0:
@@ -51,7 +51,13 @@ async def start_lanes(
 
 
 async def _start_once(
-    route: Route, source: Log, target: Log, start: Start, lanes: list[Lane], places: dict[Lane, Place]
+    route: Route,
+    source: Log,
+    target: Log,
+    board: RouteBoard,
+    start: Start,
+    lanes: list[Lane],
+    places: dict[Lane, Place],
 ) -> None:
     """One claim and one append; `places` takes what was tried, as it may have been written."""
     paths = [path for lane in lanes for path in route.paths_of(lane)]
@@ -66,6 +72,7 @@ async def _start_once(
         places |= await begin_with_echoes(source, route.pair, fresh, start)
     else:
         places |= await begin(source, fresh, start)
+    await board.note_beginning(set(fresh), start)
     writes = [
         Write(path, [], [], places[lane])
         for lane in fresh

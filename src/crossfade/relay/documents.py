@@ -1,19 +1,30 @@
 """What the relay keeps on the board: which lanes were started, what the operator wants, what each process reports.
 
-Documents are JSON with a `version`; a newer major version is refused. Positions are never kept here.
+Documents are JSON with a `version`; a newer major version is refused. Where a lane stands is never kept here, only what
+an operator asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
-from ..brokers.protocol import Board, VersionConflict
+from ..brokers.protocol import Board, Document, From, Start, VersionConflict
 from ..errors import UsageError
+from ..model.record import Lane
 
 _VERSION = 1
 _TRIES = 5
+
+
+class Begun(msgspec.Struct, omit_defaults=True):
+    """Lanes that were begun at one declared beginning."""
+
+    where: From
+    value: str = ""
+    lanes: list[int] = []
 
 
 class Started(msgspec.Struct, omit_defaults=True):
@@ -23,6 +34,8 @@ class Started(msgspec.Struct, omit_defaults=True):
     lanes: list[int] = []
     #: lanes that the source had at the first start: the route stays bound to them when more come; 0 = all in `lanes`
     first_lanes: int = 0
+    #: where each lane was begun, the last time that it was; nothing of lanes that were begun before this was kept
+    begun: list[Begun] = []
 
 
 class AcceptedLoss(msgspec.Struct):
@@ -95,6 +108,10 @@ def _decode(body: bytes, kind: type[_T], name: str) -> _T:
     return document
 
 
+def _beginnings(found: Started) -> dict[Lane, Start]:
+    return {lane: Start(begun.where, begun.value) for begun in found.begun for lane in begun.lanes}
+
+
 class RouteBoard:
     """The documents of one route."""
 
@@ -105,26 +122,54 @@ class RouteBoard:
         self._status = f"status/{route_id}/"
 
     async def started(self) -> frozenset[int]:
-        document = await self._board.get(self._started)
-        return frozenset(_decode(document.body, Started, self._started).lanes) if document else frozenset()
+        return frozenset((await self._get_started())[0].lanes)
+
+    async def beginnings(self) -> dict[Lane, Start]:
+        """Where each lane was begun, the last time that it was; absent where that was not kept yet."""
+        return _beginnings((await self._get_started())[0])
 
     async def first_lanes(self) -> int:
         """How many lanes the source had when the route was first started; 0 = it never was."""
-        document = await self._board.get(self._started)
-        if document is None:
-            return 0
-        found = _decode(document.body, Started, self._started)
+        found, _ = await self._get_started()
         return found.first_lanes or max(found.lanes, default=-1) + 1
 
-    async def add_started(self, lanes: set[int]) -> None:
-        for _ in range(_TRIES):
-            document = await self._board.get(self._started)
-            found = _decode(document.body, Started, self._started) if document else Started()
+    async def note_beginning(self, lanes: set[Lane], start: Start) -> None:
+        """Lanes are about to be begun at `start`. Told before it is done: a call that is cut short leaves a marker whose
+        beginning is known. Raises VersionConflict, Unreachable, AccessRefused."""
+
+        def note(found: Started) -> None:
+            held = _beginnings(found) | dict.fromkeys(lanes, start)
+            found.begun = [
+                Begun(one.where, one.value, sorted(lane for lane, at in held.items() if at == one))
+                for one in dict.fromkeys(held.values())
+            ]
+
+        await self._change_started(note)
+
+    async def add_started(self, lanes: set[Lane]) -> None:
+        """Lanes have their first marker. Raises VersionConflict, Unreachable, AccessRefused."""
+
+        def add(found: Started) -> None:
             known = set(found.lanes)
             if lanes <= known:
                 return
-            first = found.first_lanes or max(known or lanes) + 1
-            body = msgspec.json.encode(Started(lanes=sorted(known | lanes), first_lanes=first))
+            found.first_lanes = found.first_lanes or max(known or lanes) + 1
+            found.lanes = sorted(known | lanes)
+
+        await self._change_started(add)
+
+    async def _get_started(self) -> tuple[Started, Document | None]:
+        document = await self._board.get(self._started)
+        return (_decode(document.body, Started, self._started) if document else Started()), document
+
+    async def _change_started(self, change: Callable[[Started], None]) -> None:
+        for _ in range(_TRIES):
+            found, document = await self._get_started()
+            before = msgspec.json.encode(found)
+            change(found)
+            body = msgspec.json.encode(found)
+            if body == before:
+                return
             try:
                 await self._board.put(self._started, body, document.version if document else 0)
                 return

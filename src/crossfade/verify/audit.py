@@ -59,7 +59,7 @@ async def audit(
     on_progress: Callable[[Progress], None] | None = None,
     window_records: int = 2_000,
     resume: Mapping[str, Any] | None = None,
-    start: Start | None = None,
+    starts: Mapping[Lane, Start] | None = None,
     is_settled: bool = False,
     quarantined: Mapping[Lane, Collection[str]] | None = None,
     extents: Mapping[Lane, Extent] | None = None,
@@ -68,7 +68,8 @@ async def audit(
 ) -> AuditReport:
     """Compare the lanes of an open source and target, one to one.
 
-    `start`: where the copy began (default: earliest; anything else is found from the first record on the target).
+    `starts`: where the copy of a lane began (default: earliest; anything else is found from the first record on the
+    target).
     `is_settled`: nothing is on its way any more, so what the target's end lacks is missing, not pending.
     `quarantined`: source positions that the route quarantined, by lane. `resume`: the `state` of an earlier audit.
     `extents`: the part of each source lane to compare, see `extents_of`; such an audit leaves no state to go on from.
@@ -79,7 +80,6 @@ async def audit(
     started_s = time.monotonic()
     target_bounds = await target.bounds(lanes)
     source_bounds = await source.bounds(lanes)
-    is_earliest = start is None or start.where is From.EARLIEST
     report = AuditReport(source.name, target.name, {}, **(keep or {}))
     run = _Run(source, target, on_progress, max(1, parts))
     known = (resume or {}).get("lanes", {})
@@ -94,7 +94,7 @@ async def audit(
             target_bounds[lane],
             route_id=route_id,
             window_rows=window_records,
-            is_earliest=is_earliest,
+            is_earliest=is_from_earliest(starts, lane),
             quarantined=frozenset((quarantined or {}).get(lane, ())),
             extent=None if extents is None else extents[lane],
         )
@@ -112,6 +112,11 @@ async def audit(
     report.seconds = time.monotonic() - started_s
     report.records_per_s = (report.records - before) / max(report.seconds, 1e-9)
     return report
+
+
+def is_from_earliest(starts: Mapping[Lane, Start] | None, lane: Lane) -> bool:
+    """Whether all that the source lane ever held was to be copied."""
+    return (starts or {}).get(lane, Start()).where is From.EARLIEST
 
 
 @contextmanager

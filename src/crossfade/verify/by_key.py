@@ -12,13 +12,22 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from ..brokers.protocol import From, Log, Start
+from ..brokers.protocol import Log, Start
 from ..errors import LaneError, SourceDeleted, SourceTrimmed
 from ..model.partitioner import partition_many
 from ..model.position import position_order, position_text
 from ..model.record import Batch, Lane, Path, Row, Shape
 from ..model.wire import XF, XF_FIELD, Origin, decode_origin
-from .audit import BUFFERED_ROWS_MAX, READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_S, Progress, Watch, calm_collector
+from .audit import (
+    BUFFERED_ROWS_MAX,
+    READ_BYTES_MAX,
+    READ_RECORDS_MAX,
+    READ_WAIT_S,
+    Progress,
+    Watch,
+    calm_collector,
+    is_from_earliest,
+)
 from .diff import Difference, Kind, LaneDiff
 from .extent import Extent
 from .lane import Reading, Translates, cut
@@ -42,7 +51,7 @@ async def audit_by_key(
     partitioner: str,
     on_progress: Callable[[Progress], None] | None = None,
     window_records: int = 2_000,
-    start: Start | None = None,
+    starts: Mapping[Lane, Start] | None = None,
     is_settled: bool = False,
     quarantined: Mapping[Lane, Collection[str]] | None = None,
     extents: Mapping[Lane, Extent] | None = None,
@@ -64,10 +73,9 @@ async def audit_by_key(
         run.sources[lane] = Reading(clipped, extent, source.shape)
     run.targets = {lane: Reading(bounds) for lane, bounds in target_bounds.items()}
     run.quarantined = {lane: frozenset(positions) for lane, positions in (quarantined or {}).items()}
-    is_earliest = start is None or start.where is From.EARLIEST
     for lane in range(source.lanes):
         report.lanes[lane] = LaneReport(lane, source.lane_name(lane), target.name)
-        run.add_paths(lane, route_id, window_records, is_earliest)
+        run.add_paths(lane, route_id, window_records, is_from_earliest(starts, lane))
     with calm_collector():
         await run.to_the_end()
     run.finish(is_settled=is_settled)

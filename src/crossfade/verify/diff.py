@@ -198,6 +198,10 @@ class LaneDiff:
         """The target has ended: what is expected now is its tail, however long it is. Some of it is remembered by
         position, so that it can be named if it is settled."""
         positions, rows = self.expected.first(len(self.expected))
+        if self._begins_late and self.frontier is None and not self._early:
+            self.before += len(positions)  # nothing of the copy is there that says where it began
+            self.expected.drop(len(positions))
+            return
         for position, row in zip(positions, rows, strict=True):
             if position in self._early or len(self.missing) < self._remembered_max:
                 self._not_here(position, row)
