@@ -7,7 +7,7 @@ import time
 import pytest
 from redis_fixture import RedisBackend, make_redis_log
 
-from crossfade.brokers.protocol import Appended, From, Level, Owner, Start
+from crossfade.brokers.protocol import Appended, Level, Owner, Start
 from crossfade.brokers.redis import RedisBoard, RedisInspector, RedisLease, RedisLog, RedisSettings
 from crossfade.brokers.redis.discover import count_keys
 from crossfade.brokers.redis.keys import state_key
@@ -513,8 +513,9 @@ async def test_what_may_not_be_asked_is_unknown(server, users):
 
 
 async def test_everything_that_was_left_is_listed_and_goes(server):
-    source, target = await server.log(1), await server.log(2)
+    target = await server.log(2)
     route = f"route-{secrets.token_hex(4)}"
+    source = await make_redis_log(server.settings, 1, f"source-{secrets.token_hex(4)}", route=route)
     board = await server.board()
     await source.begin([0], Start())
     taken = await claim(target, (0, 0), (1, 1), route=route)
@@ -543,6 +544,7 @@ async def test_everything_that_was_left_is_listed_and_goes(server):
     with pytest.raises(Exception, match="nothing that Crossfade made"):
         await sides[0].erase(route, [f"key {source.lane_name(0)}"])
     await board.close()
+    await source.close()
 
 
 class _Owned:

@@ -81,6 +81,9 @@ class FakeBoard:
     async def first_lanes(self) -> int:
         return self.started_lanes
 
+    async def started(self) -> frozenset[int]:
+        return frozenset(range(self.started_lanes)) if self.running_route in ("", self.route) else frozenset()
+
     async def reports(self) -> list[Report]:
         return self.running if self.running_route in ("", self.route) else []
 
@@ -345,6 +348,26 @@ def test_one_running_route_keeps_the_others_from_being_half_removed(brokers: Bro
 def test_uninstall_with_nothing_left_says_so(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["uninstall", "--yes"]) == 0
     assert "nothing of Crossfade is left" in capsys.readouterr().err
+
+
+def test_what_several_routes_share_goes_with_the_last_of_them(
+    brokers: Brokers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brokers.new.things = {name: ["shared messages crossfade.1"] for name in ("idforward", "idback")}
+    brokers.board.started_lanes, brokers.board.running_route = 1, "back"
+    assert run(["uninstall", "forward", "--yes"]) == 0
+    assert "nothing of Crossfade is left" in capsys.readouterr().err
+    assert brokers.new.erased == []
+    brokers.board.running_route = "forward"  # the other one was uninstalled, or never began
+    assert run(["uninstall", "forward", "--yes"]) == 0
+    assert brokers.new.erased == ["shared messages crossfade.1"]
+
+
+def test_what_all_routes_share_goes_with_all_of_them(brokers: Brokers) -> None:
+    brokers.new.things = {name: ["shared messages crossfade.1"] for name in ("idforward", "idback")}
+    brokers.board.started_lanes = 1
+    assert run(["uninstall", "--yes"]) == 0
+    assert "shared messages crossfade.1" in brokers.new.erased
 
 
 def test_who_counts_as_running() -> None:

@@ -81,14 +81,13 @@ class Server:
         rows = window[1:] if has_own else window[:count]
         look = Look(
             exists=True,
-            births=(self.birth,) if self.birth else (),
+            births={self.birth: id_text(self.vouched)} if self.birth else {},
             added=self.added,
             length=len(self.entries),
             last=id_text(self.last),
             max_deleted=id_text(self.max_deleted),
             first=id_text(self.entries[0][0]) if self.entries else "",
             history=f"h{self.history}",
-            vouched=id_text(self.vouched),
         )
         return look.with_read(has_own=has_own, witness=witness, rows=len(rows), at_end=at_end), rows
 
@@ -243,7 +242,7 @@ def look_at(first, last, added, **more):
     length = last - first + 1 if first else 0
     values = {
         "exists": True,
-        "births": ("crossfade.1",),
+        "births": {"crossfade.1": "0-0"},
         "added": added,
         "length": length,
         "last": id_text(last),
@@ -267,8 +266,17 @@ def look_at(first, last, added, **more):
         # the place's own entry deleted after it was copied
         (place_at(10, 10), look_at(5, 20, 20, max_deleted=id_text(10), length=15, rows=10), None, -1),
         # re-created: marker at 100, 200 new entries, 150 left (attack 6)
-        (place_at(100, 100), look_at(151, 300, 200, births=(), rows=150), Fault.RESET, -1),
+        (place_at(100, 100), look_at(151, 300, 200, births={}, rows=150), Fault.RESET, -1),
         (place_at(100, 100), Look(exists=False), Fault.RESET, -1),
+        # the group alone is gone: the place's own entry stands and the counters go on
+        (place_at(10, 10), look_at(5, 20, 20, births={}, has_own=True, witness="10", rows=10), Fault.ORPHANED, -1),
+        (place_at(10, -1), look_at(5, 20, 20, births={}, has_own=True, witness="10", rows=10), Fault.ORPHANED, -1),
+        (place_at(10, 10), look_at(5, 20, 22, births={}, has_own=True, witness="10", rows=10), Fault.ORPHANED, -1),
+        # made anew with the same ids: another entry, no digest to compare, counters that went back
+        (place_at(10, 10), look_at(5, 20, 20, births={}, has_own=True, witness="other", rows=10), Fault.RESET, -1),
+        (place_at(10, 10, uid=""), look_at(5, 20, 20, births={}, has_own=True, rows=10), Fault.RESET, -1),
+        (place_at(10, 10), look_at(5, 20, 16, births={}, has_own=True, witness="10", rows=10), Fault.RESET, -1),
+        (place_at(10, 10), look_at(5, 20, 9, births={}, has_own=True, witness="10", at_end=False), Fault.RESET, -1),
         # a failover that lost what was read
         (place_at(10, 10), look_at(1, 8, 8, rows=0), Fault.REGRESSED, -1),
         (place_at(10, 10), look_at(0, 8, 10, rows=0), Fault.REGRESSED, -1),
@@ -277,8 +285,26 @@ def look_at(first, last, added, **more):
         (place_at(10, 10), look_at(1, 20, 18, history="h1", length=18, rows=10), Fault.REGRESSED, -1),
         # history changed and nothing vouches for the place; then the birth group does
         (place_at(10, 10), look_at(11, 20, 20, history="h1", rows=10), Fault.REGRESSED, -1),
-        (place_at(10, 10), look_at(11, 20, 20, history="h1", vouched=id_text(10), rows=10), None, -1),
-        (place_at(10, 10), look_at(11, 20, 20, history="h1", vouched=id_text(12), rows=10), Fault.REGRESSED, -1),
+        (place_at(10, 10), look_at(11, 20, 20, history="h1", births={"crossfade.1": id_text(10)}, rows=10), None, -1),
+        (
+            place_at(10, 10),
+            look_at(11, 20, 20, history="h1", births={"crossfade.1": id_text(12)}, rows=10),
+            Fault.REGRESSED,
+            -1,
+        ),
+        # what another route's group says of its own place is nothing to this one
+        (
+            place_at(10, 10),
+            look_at(11, 20, 20, history="h1", births={"crossfade.0": id_text(10), "crossfade.1": "0-0"}, rows=10),
+            Fault.REGRESSED,
+            -1,
+        ),
+        (
+            place_at(10, 10),
+            look_at(11, 20, 20, history="h1", births={"crossfade.0": "0-0", "crossfade.1": id_text(10)}, rows=10),
+            None,
+            -1,
+        ),
         # counters rewritten
         (place_at(10, 10), look_at(11, 20, 15, rows=10), Fault.REGRESSED, -1),
         # never existed

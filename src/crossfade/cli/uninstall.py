@@ -112,7 +112,7 @@ async def _footprint(config: Config, name: str, leaving: Sequence[str], *, erase
         # The target first: where both are one service, the source's account may see what it may not remove.
         for broker, _role, inspector in reversed(inspectors):
             names = [each for each in await inspector.footprint(route_id) if Left(name, broker, each) not in left]
-            if any(map(_is_shared, names)) and await _others_read(config, name, leaving):
+            if any(map(_is_shared, names)) and await _others_read(config, name, broker, leaving):
                 names = [each for each in names if not _is_shared(each)]
             left = [Left(name, broker, each) for each in names] + left
             if erase and names:
@@ -125,16 +125,14 @@ def _is_shared(name: str) -> bool:
     return name.startswith("shared ")
 
 
-async def _others_read(config: Config, name: str, leaving: Sequence[str]) -> bool:
-    """Whether a route that stays was started on the same source: what they share is needed."""
+async def _others_read(config: Config, name: str, broker: str, leaving: Sequence[str]) -> bool:
+    """Whether a route that stays was started on what this one has on `broker`: what they share is needed."""
     from .. import wiring
 
-    def source_of(route: str) -> tuple[object, ...]:
-        settings = config.routes[route]
-        return settings.source, config.streams[settings.stream].sides[settings.source]
-
-    for other in config.routes:
-        if other not in leaving and source_of(other) == source_of(name):
+    side = config.streams[config.routes[name].stream].sides[broker]
+    for other, settings in config.routes.items():
+        reads = settings.source == broker and config.streams[settings.stream].sides[broker] == side
+        if reads and other not in leaving:
             try:
                 async with wiring.open_board(config, other) as board:
                     if await board.started():

@@ -1,7 +1,8 @@
 """Everything that Crossfade left on a Redis service for one route, as names; and removing exactly these.
 
-Names are `key <name>`, `document <name>`, `group <stream key> <group>`. Invariant: nothing is removed whose name was
-not given, and a stream key itself is never named. Called by `doctor`.
+Names are `key <name>`, `document <name>`, `group <stream key> <group>`, and `shared <stream key> <group>` for a birth
+group that an earlier release made for all routes. Invariant: nothing is removed whose name was not given, and neither a
+stream key itself nor what is another route's is ever named. Called by `doctor`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UsageError
-from .keys import BIRTH_PREFIX, BOARD_KEY, lease_key, quarantine_key, state_key
+from .keys import BIRTH_PREFIX, BOARD_KEY, lease_key, quarantine_key, route_of_birth, state_key
 from .link import Command
 from .nodes import Nodes, call_key
 from .replies import check, is_error, pairs
@@ -45,8 +46,10 @@ class Footprint:
             found.append(f"key {_text(quarantine)}")
         (groups,) = await call_key(self._nodes, key, [("XINFO", "GROUPS", key)], "looking for what is left")
         if not is_error(groups):
-            names = [pairs(group)[b"name"] for group in groups]
-            found += [f"group {_text(key)} {_text(name)}" for name in names if name.startswith(BIRTH_PREFIX)]
+            names = [_text(pairs(group)[b"name"]) for group in groups]
+            births = {name: route_of_birth(name) for name in names if name.startswith(BIRTH_PREFIX)}
+            found += [f"group {_text(key)} {name}" for name, owner in births.items() if owner == route]
+            found += [f"shared {_text(key)} {name}" for name, owner in births.items() if not owner]
         return found
 
     async def erase(self, names: Sequence[str]) -> None:
@@ -57,7 +60,7 @@ class Footprint:
                 await self._ask(_bytes(rest), ("DEL", _bytes(rest)))
             elif kind == "document":
                 await self._erase_document(_bytes(rest))
-            elif kind == "group" and " crossfade." in rest:
+            elif kind in ("group", "shared") and f" {BIRTH_PREFIX}" in rest:
                 key, _, group = rest.rpartition(" ")
                 await self._ask(_bytes(key), ("XGROUP", "DESTROY", _bytes(key), _bytes(group)))
             else:

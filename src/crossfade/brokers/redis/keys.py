@@ -7,6 +7,7 @@ both, on Redis Cluster too. Every key of ours starts with `crossfade:`.
 from __future__ import annotations
 
 import binascii
+import uuid
 from functools import lru_cache
 
 from ...errors import UsageError
@@ -14,8 +15,8 @@ from ...errors import UsageError
 SLOTS = 16384
 #: documents of the board
 BOARD_KEY = b"crossfade:board"
-#: names of the empty consumer groups that tell a stream key from a re-created one
-BIRTH_PREFIX = b"crossfade."
+#: names of the empty consumer groups that tell a stream key from a re-created one: `crossfade.<route>.<random>`
+BIRTH_PREFIX = "crossfade."
 
 
 def hash_tag(key: bytes) -> bytes:
@@ -53,6 +54,16 @@ def quarantine_key(key: bytes, route: str) -> bytes:
 def lease_key(route: str) -> bytes:
     """The hash that says which process works on which lane of a route."""
     return b"crossfade:lease:" + route.encode()
+
+
+def new_birth(route: str) -> str:
+    """A name for a birth group of `route`; a group that several routes shared would go with the first of them."""
+    return BIRTH_PREFIX + (f"{route}." if route else "") + uuid.uuid4().hex[:12]
+
+
+def route_of_birth(name: str) -> str:
+    """The route that a birth group belongs to; "" = an earlier release made it, for every route that reads the key."""
+    return name.removeprefix(BIRTH_PREFIX).rpartition(".")[0]
 
 
 def check_slots(stream_keys: list[bytes]) -> None:

@@ -41,14 +41,16 @@ class RedisLog:
         stream_keys: Sequence[str | bytes],
         *,
         name: str,
+        route: str = "",
         deleted: Literal["halt", "count"] = "halt",
         read: Literal["at_once", "replicated"] = "at_once",
         memory_bytes_max: int = 0,
         key_of: Callable[[int], str] | None = None,
     ) -> None:
-        """`deleted`: what happens when applications delete entries that are not copied yet. `read`: hand out entries
-        at once, or only when all replicas have them. `memory_bytes_max`: as a target, stop above it (0 = maxmemory).
-        `key_of`: the stream key of any lane, where more lanes may come than there are now."""
+        """`route`: id of the route, as a source on whose keys it gives births. `deleted`: what happens if applications
+        delete entries that are not copied yet. `read`: hand out entries at once, or only when all replicas have them.
+        `memory_bytes_max`: as a target, stop above it (0 = maxmemory). `key_of`: the stream key of any lane, where more
+        lanes may come than there are now."""
         if not stream_keys:
             raise UsageError(f"stream {name} has no stream keys", hint="set count, or name the keys")
         self.stream_keys: list[bytes] = [key.encode() if isinstance(key, str) else key for key in stream_keys]
@@ -61,7 +63,7 @@ class RedisLog:
         self.version = ""
         self._key_of = key_of
         self.nodes = Nodes(settings)
-        self.source = Source(self.nodes, self.stream_keys, deleted=deleted, read=read)
+        self.source = Source(self.nodes, self.stream_keys, route=route, deleted=deleted, read=read)
         self.claims = Claims(self.nodes, self.stream_keys)
         self.target = Target(self.nodes, self.stream_keys, memory_bytes_max)
 

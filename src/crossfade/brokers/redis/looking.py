@@ -70,20 +70,18 @@ class Looker:
         stream = pairs(check(info, doing))
         births: dict[str, str] = {}
         for group in map(pairs, check(groups, doing)):
-            if group[b"name"].startswith(BIRTH_PREFIX):
+            if group[b"name"].startswith(BIRTH_PREFIX.encode()):
                 births[group[b"name"].decode()] = group[b"last-delivered-id"].decode()
-        names = tuple(sorted(births))
         first = stream[b"first-entry"]
         look = Look(
             exists=True,
-            births=names,
+            births=births,
             added=stream[b"entries-added"],
             length=stream[b"length"],
             last=stream[b"last-generated-id"].decode(),
             max_deleted=stream[b"max-deleted-entry-id"].decode(),
             first=first[0].decode() if first else "",
             history=history,
-            vouched=births[names[0]] if names else "",
         )
         return look, entries or []
 

@@ -11,7 +11,8 @@ it ever removed. `Place.count` says how many of the entries ever added are accou
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from ...model.position import Place, position_order
@@ -25,8 +26,9 @@ class Look:
     """One atomic look at a lane, taken while reading on from a place."""
 
     exists: bool
-    #: names of our birth groups on the key
-    births: tuple[str, ...] = ()
+    #: birth groups on the key, of all routes, with their last-delivered-id: a route sets that of its own to its place
+    #: from time to time, and it is replicated behind the data
+    births: Mapping[str, str] = field(default_factory=dict)
     added: int = 0
     length: int = 0
     last: str = "0-0"
@@ -43,8 +45,6 @@ class Look:
     at_end: bool = True
     #: identity of the server's replication history; it changes with every failover and restart, "" = not known
     history: str = ""
-    #: last-delivered-id of the birth group, which we set to our place from time to time: replicated behind the data
-    vouched: str = ""
 
     def with_read(self, *, has_own: bool, witness: str, rows: int, at_end: bool) -> Look:
         """The look, together with what the read of the same moment gave."""
@@ -57,6 +57,7 @@ class Fault(Enum):
     TRIMMED = "trimmed"
     DELETED = "deleted"
     RESET = "reset"
+    ORPHANED = "orphaned"
     REGRESSED = "regressed"
 
 
@@ -90,13 +91,31 @@ def judge(place: Place, look: Look, *, counts_deleted: bool) -> Verdict:
             return Verdict(None, count=0)
         return Verdict(Fault.RESET, "the key is gone: deleted, expired or evicted")
     if place.incarnation and place.incarnation not in look.births:
-        return Verdict(Fault.RESET, f"its birth group {place.incarnation} is gone: the key was deleted and made anew")
+        return _judge_orphan(place, look)
     regressed = _regressed(place, look, counts_deleted)
     if regressed:
         return Verdict(Fault.REGRESSED, regressed)
     if place.count == _UNKNOWN:
         return _judge_uncounted(place, look)
     return _judge_counted(place, look, counts_deleted)
+
+
+def _judge_orphan(place: Place, look: Look) -> Verdict:
+    """The birth group is gone: with its key, unless the place's own entry and the counters speak for the same key.
+
+    Proven is that not: an application may number its entries and write the same ones into a new key.
+    """
+    gone = f"its birth group {place.incarnation} is gone"
+    digest, _, _ = place.witness.partition(".")
+    missing = None if place.count == _UNKNOWN else _missing(place, look, look.added - place.count)
+    went_back = place.count > look.added or (missing is not None and missing < 0)
+    if look.has_own and digest and digest == look.witness and not went_back:
+        return Verdict(
+            Fault.ORPHANED,
+            f"{gone}, but entry {place.position} stands as it was read: somebody removed the group, or made the key "
+            "anew with the same entries",
+        )
+    return Verdict(Fault.RESET, f"{gone}: the key was deleted and made anew")
 
 
 def _regressed(place: Place, look: Look, counts_deleted: bool) -> str:
@@ -118,7 +137,8 @@ def _regressed(place: Place, look: Look, counts_deleted: bool) -> str:
     # set by us behind what we had read and is replicated in order: where it stands, everything before it stood too.
     # Where deletions are only counted, the counters prove nothing finer anyway, and task queues delete all the time.
     is_other_history = bool(history and look.history) and history != look.history
-    if is_other_history and look.vouched != place.position and not (counts_deleted and was_deleted):
+    vouched = look.births.get(place.incarnation, "")
+    if is_other_history and vouched != place.position and not (counts_deleted and was_deleted):
         return f"entry {place.position} is gone and the server's history changed: a failover may have undone it"
     return ""
 

@@ -1,8 +1,8 @@
 """Redis stream keys as a relay's source: read on from a place, and prove at each read that nothing was lost.
 
 Hides pipelining, polling and the size of reads. Invariant: the records of a batch and the counters that vouch for them
-come from one MULTI. Writes nothing to a source but its birth: an empty consumer group `crossfade.<random>` on each key,
-which dies with the key and so tells a re-created one. Called by `log`.
+come from one MULTI. Writes nothing to a source but its births: an empty consumer group `crossfade.<route>.<random>` on
+each key, which dies with the key and so tells a re-created one. Each route has its own. Called by `log`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
@@ -29,7 +28,7 @@ from ...model.position import Place, position_order
 from ...model.record import Batch, EntryColumns, Lane, Row, Shape
 from ...telemetry import step
 from ..protocol import Bounds, From, Start
-from .keys import BIRTH_PREFIX, quarantine_key
+from .keys import new_birth, quarantine_key, route_of_birth
 from .link import Command, LinkLost, pack_one
 from .looking import Looker, Range
 from .nodes import Nodes, call_key, unreachable
@@ -50,6 +49,11 @@ _FAULTS: dict[Fault, tuple[type[LaneError], str]] = {
         "set `deleted: count` where applications delete entries, or resume with --accept-loss",
     ),
     Fault.RESET: (SourceReset, "resume with --accept-loss from the new beginning, or copy the lane anew"),
+    Fault.ORPHANED: (
+        SourceDeleted,  # what an accepted loss does is right here: go on behind the place, which still stands
+        "if the group alone was removed, resume with --accept-loss: the lane goes on behind that entry; if the key was "
+        "made anew, copy the lane anew",
+    ),
     Fault.REGRESSED: (SourceRegressed, "compare both sides with `crossfade verify`, then resume with --accept-loss"),
 }
 
@@ -62,12 +66,14 @@ class Source:
         nodes: Nodes,
         stream_keys: Sequence[bytes],
         *,
+        route: str,
         deleted: Literal["halt", "count"],
         read: Literal["at_once", "replicated"],
     ) -> None:
         self._nodes = nodes
         self._looker = Looker(nodes, stream_keys)
         self._keys = stream_keys
+        self._route = route
         self._deleted = deleted
         self._replicated = read == "replicated"
         self._pacing = Pacing()
@@ -77,6 +83,10 @@ class Source:
         #: when a lane's birth group may move next, and to where
         self._vouching: dict[Lane, tuple[float, Place]] = {}
         self._vouched: dict[Lane, str] = {}
+        #: the birth group that the lane's places name: it may be one that an earlier release made for all routes
+        self._named: dict[Lane, str] = {}
+        #: places whose birth group is gone while their entry stands; an accepted loss makes the group again
+        self._orphans: dict[Lane, Place] = {}
         #: records that were deleted uncopied, by lane, under policy `count`
         self.forgiven: dict[Lane, int] = {}
 
@@ -93,7 +103,7 @@ class Source:
                 last="" if look.last == "0-0" else look.last,
                 count=look.added,
                 length=look.length,
-                incarnation=look.births[0] if look.births else "",
+                incarnation=self._own_birth(lane, look) or min(filter(_is_shared, look.births), default=""),
                 first_time_ms=int(look.first.partition("-")[0]) if look.first else -1,
             )
         return result
@@ -117,7 +127,10 @@ class Source:
         births = await self._give_birth(lanes)
         # the last entry that the start leaves out, and the counters, in one look
         looks = await self._looker.look(lanes, {lane: Range(until, 1, reverse=True) for lane in lanes})
-        return {lane: self._begin_place(lane, start, births[lane], *looks[lane][:2]) for lane in lanes}
+        return {
+            lane: self._begin_place(lane, start, birth, *looks[lane][:2]) if isinstance(birth, str) else birth
+            for lane, birth in births.items()
+        }
 
     def _begin_place(self, lane: Lane, start: Start, birth: str, look: Look, entries: list[Any]) -> Place | LaneError:
         if start.where is From.POSITION and position_order(start.value) > position_order(look.last):
@@ -136,20 +149,44 @@ class Source:
         is_last = start.where is From.LATEST or position == look.last
         return Place(position, look.added if is_last else -1, birth, witness_text(digest_of(fields), look.history))
 
-    async def _give_birth(self, lanes: Sequence[Lane]) -> dict[Lane, str]:
-        """The birth group of each lane, made where there is none; "" where we may not."""
-        looks = await self._looker.look(lanes, {lane: Range(b"+", 0, reverse=True) for lane in lanes})
-        births = {lane: look.births[0] for lane, (look, _, _) in looks.items() if look.births}
+    async def _give_birth(self, lanes: Sequence[Lane]) -> dict[Lane, str | LaneError]:
+        """This route's birth group of each lane, made where there is none; "" where we may not."""
+        places = {lane: self._orphans.get(lane) for lane in lanes}
+        ranges = {
+            lane: Range(place.position.encode(), 1, reverse=True) if place else Range(b"+", 0, reverse=True)
+            for lane, place in places.items()
+        }
+        looks = await self._looker.look(lanes, ranges)
+        births: dict[Lane, str | LaneError] = {}
         for lane in lanes:
-            if lane not in births:
-                name = BIRTH_PREFIX.decode() + uuid.uuid4().hex[:12]
-                create: Command = ("XGROUP", "CREATE", self._keys[lane], name, "$", "MKSTREAM")
-                (reply,) = await call_key(self._nodes, self._keys[lane], [create], f"giving {self._name(lane)} a birth")
-                # Without the right the claim is weaker, and doctor says so.
-                births[lane] = "" if is_error(reply) and code_of(reply) in ("NOPERM", "READONLY") else name
-                if births[lane]:
-                    check(reply, f"giving {self._name(lane)} a birth")
+            look, entries, _ = looks[lane]
+            place, birth = places[lane], self._own_birth(lane, look)
+            if place is None or place.incarnation in look.births:
+                births[lane] = birth or await self._create_birth(lane, new_birth(self._route))
+            elif entries and _is_at(place, entries[0]):
+                # The same name again: places of one life of the key must be comparable, whichever path they are from.
+                births[lane] = await self._create_birth(lane, place.incarnation)
+            else:
+                del self._orphans[lane]
+                reset = Verdict(Fault.RESET, f"entry {place.position} stands there no more: the key was made anew")
+                births[lane] = self._error(lane, place, reset)
         return births
+
+    async def _create_birth(self, lane: Lane, name: str) -> str:
+        create: Command = ("XGROUP", "CREATE", self._keys[lane], name, "$", "MKSTREAM")
+        doing = f"giving {self._name(lane)} a birth"
+        (reply,) = await call_key(self._nodes, self._keys[lane], [create], doing)
+        if is_error(reply) and code_of(reply) in ("NOPERM", "READONLY"):
+            return ""  # without the right the claim is weaker, and doctor says so
+        if not (is_error(reply) and code_of(reply) == "BUSYGROUP"):
+            check(reply, doing)
+        return name
+
+    def _own_birth(self, lane: Lane, look: Look) -> str:
+        """The birth group that this route's places name, else one of its own, else ""."""
+        named = self._named.get(lane, "")
+        own = (name for name in look.births if route_of_birth(name) == self._route)
+        return named if named in look.births else min(own, default="")
 
     # read ------------------------------------------------------------------------------------------------------------
 
@@ -233,7 +270,12 @@ class Source:
         entries, size_bytes, is_cut = _cut(entries, read_bytes, bytes_max)
         at_end = at_end and not is_cut
         look = look.with_read(has_own=has_own, witness=witness, rows=len(entries), at_end=at_end)
+        self._named[lane] = place.incarnation
         verdict = judge(place, look, counts_deleted=self._deleted == "count")
+        if verdict.fault is Fault.ORPHANED:
+            self._orphans[lane] = place
+        else:
+            self._orphans.pop(lane, None)
         if verdict.fault is not None:
             return self._error(lane, place, verdict)
         if verdict.forgiven_records:
@@ -317,6 +359,15 @@ class Source:
 def digest_of(fields: list[bytes]) -> str:
     """What tells an entry from another one at the same id."""
     return hashlib.blake2b(pack_one(tuple(fields)), digest_size=8).hexdigest()
+
+
+def _is_at(place: Place, entry: tuple[bytes, list[bytes]]) -> bool:
+    """Whether it is the very entry that was read at `place`."""
+    return entry[0] == place.position.encode() and digest_of(entry[1]) == place.witness.partition(".")[0]
+
+
+def _is_shared(birth: str) -> bool:
+    return not route_of_birth(birth)
 
 
 def _is_news(outcome: Batch | LaneError) -> bool:

@@ -1,0 +1,115 @@
+"""Redis as a source, on real servers: births that belong to a route, and what is said when one is gone."""
+
+import secrets
+
+import pytest
+from redis_fixture import RedisBackend, make_redis_log
+
+from crossfade.brokers.protocol import From, Start
+from crossfade.brokers.redis import RedisInspector
+from crossfade.errors import SourceDeleted, SourceReset
+from crossfade.model.record import Batch
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(params=["valkey", "redis7"])
+async def server(request):
+    made = RedisBackend(request.getfixturevalue(f"{request.param}_lab"))
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def routes(server):
+    """Two routes that read the same stream keys."""
+    name = f"source-{secrets.token_hex(4)}"
+    made = [await make_redis_log(server.settings, 1, name, route=route) for route in ("one", "two")]
+    yield made
+    for log in made:
+        await log.close()
+
+
+async def add(server, log, *numbers):
+    for number in numbers:
+        await server.application.xadd(log.stream_keys[0], {"n": number}, id=f"{number}-0")
+
+
+async def read(log, place, records=100):
+    return (await log.read({0: place}, records, 1 << 20, 0.1)).get(0)
+
+
+async def births(server, log):
+    return sorted(group["name"].decode() for group in await server.application.xinfo_groups(log.stream_keys[0]))
+
+
+async def test_what_one_route_leaves_is_not_anothers(server, routes):
+    one, two = routes
+    await add(server, one, 1, 2, 3)
+    first, second = (await one.begin([0], Start()))[0], (await two.begin([0], Start()))[0]
+    assert first.incarnation.startswith("crossfade.one.")
+    assert second.incarnation.startswith("crossfade.two.")
+    assert (await one.begin([0], Start()))[0] == first
+    assert (await one.bounds([0]))[0].incarnation == first.incarnation
+    second = (await read(two, second)).place
+
+    inspector = RedisInspector(server.settings, one.stream_keys)
+    left = await inspector.footprint("one")
+    assert left == [f"group {one.lane_name(0)} {first.incarnation}"]
+    await inspector.erase("one", left)
+    await add(server, one, 4)
+    batch = await read(two, second)
+    assert isinstance(batch, Batch)
+    assert batch.positions == [b"4-0"]
+
+
+async def test_a_birth_of_an_earlier_release_is_kept_and_is_nobodys_own(server, routes):
+    one, two = routes
+    await add(server, one, 1, 2, 3)
+    earlier = await make_redis_log(server.settings, 1, one.name)
+    old = (await earlier.begin([0], Start(From.POSITION, "1-0")))[0]
+    await earlier.close()
+    batch = await read(one, old)
+    assert batch.positions == [b"2-0", b"3-0"]
+    assert batch.place.incarnation == old.incarnation
+    # behind a loss that was accepted it stays the same: places of all paths can be compared
+    assert (await one.begin([0], Start(From.POSITION, "2-0")))[0].incarnation == old.incarnation
+    # a route that begins now has its own
+    assert (await two.begin([0], Start()))[0].incarnation.startswith("crossfade.two.")
+    inspector = RedisInspector(server.settings, one.stream_keys)
+    assert await inspector.footprint("one") == [f"shared {one.lane_name(0)} {old.incarnation}"]
+    await inspector.erase("one", await inspector.footprint("one"))
+    assert await inspector.footprint("one") == []
+
+
+async def test_a_birth_group_that_somebody_removed_is_made_again_behind_the_accepted_loss(server, routes):
+    log, _ = routes
+    await add(server, log, 1, 2, 3)
+    place = (await read(log, (await log.begin([0], Start()))[0], records=2)).place
+    await server.application.xgroup_destroy(log.stream_keys[0], place.incarnation)
+    error = await read(log, place)
+    assert isinstance(error, SourceDeleted)
+    assert "entry 2-0 stands as it was read" in error.message
+    assert await births(server, log) == []
+    # nothing before the place comes again, and places before and after can be compared
+    again = (await log.begin([0], Start(From.POSITION, error.position)))[0]
+    assert again.incarnation == place.incarnation
+    assert await births(server, log) == [place.incarnation]
+    batch = await read(log, again)
+    assert batch.positions == [b"3-0"]
+    assert batch.place.incarnation == place.incarnation
+
+
+async def test_a_key_that_is_made_anew_while_its_lane_is_halted_gets_no_old_birth(server, routes):
+    log, _ = routes
+    await add(server, log, 1, 2, 3)
+    place = (await read(log, (await log.begin([0], Start()))[0], records=2)).place
+    await server.application.xgroup_destroy(log.stream_keys[0], place.incarnation)
+    assert isinstance(await read(log, place), SourceDeleted)
+    await server.application.delete(log.stream_keys[0])
+    await server.application.xadd(log.stream_keys[0], {"another": "life"}, id="2-0")
+    error = (await log.begin([0], Start(From.POSITION, "2-0")))[0]
+    assert isinstance(error, SourceReset)
+    assert await births(server, log) == []
+    place = (await log.begin([0], Start()))[0]
+    assert len((await read(log, place)).rows) == 1
