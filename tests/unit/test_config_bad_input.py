@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from crossfade.config import ConfigError, load
+from crossfade.config import ConfigError, PropertyMistake, load
 
 GOOD = """\
 version: 1
@@ -383,6 +384,63 @@ def test_all_problems_come_at_once_in_file_order(tmp_path: Path) -> None:
         "streams.messages.old.count",
         "routes.forward.source",
     ]
+
+
+def test_every_wrong_property_has_its_line_and_shows_no_secret(tmp_path: Path) -> None:
+    path = tmp_path / "crossfade.yaml"
+    path.write_text(
+        changed(
+            'new: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:9092"}}',
+            'new:\n    kind: kafka\n    properties:\n      bootstrap.servers: "http://h:9092"\n      acks: 1\n'
+            "      sasl.password: hunter2\n      a: ${env:A}",
+        )
+    )
+    asked: list[dict[str, str]] = []
+
+    def check(properties: Mapping[str, str]) -> list[PropertyMistake]:
+        asked.append(dict(properties))
+        return [
+            PropertyMistake("acks", "acks", "no such key"),
+            PropertyMistake("sasl.password", "", "another"),
+            PropertyMistake("a", "", "another", "b"),
+            PropertyMistake("", "it all", "another"),
+        ]
+
+    with pytest.raises(ConfigError) as caught:
+        load(path, {}, {"A": "hunter3"}, check)
+    assert asked == [{"bootstrap.servers": "http://h:9092", "acks": "1", "sasl.password": "hunter2", "a": "hunter3"}]
+    key = "brokers.new.properties"
+    assert [str(problem).replace(str(path), "F") for problem in caught.value.problems] == [
+        f"F:6: {key}: found it all, expected another",
+        f'F:7: {key}.bootstrap.servers: found "http://h:9092", expected HOST:PORT[,HOST:PORT]',
+        f"F:8: {key}.acks: found acks, expected no such key",
+        f"F:9: {key}.sasl.password: found a secret, expected another",
+        f'F:10: {key}.a: found "${{env:A}}", expected another; did you mean "b"?',
+    ]
+
+
+def test_properties_without_anything_but_addresses_need_no_client(tmp_path: Path) -> None:
+    path = tmp_path / "crossfade.yaml"
+    path.write_text(GOOD)
+    load(path, {}, {}, pytest.fail)
+
+
+@pytest.mark.parametrize(
+    "servers", ["h", "h:1,i:65535", " h:1 , i", "[::1]:1,[fe80::1]", "SASL_SSL://h:1", "1.2.3.4:5,"]
+)
+def test_addresses_of_kafka(tmp_path: Path, servers: str) -> None:
+    path = tmp_path / "crossfade.yaml"
+    path.write_text(changed("127.0.0.1:9092", servers))
+    load(path, {}, {})
+
+
+@pytest.mark.parametrize(
+    "servers", ["http://h:9092", ",", "h:99999", "h:0", "h:x", "h:1:2", "u:p@h:1", "h:9092/x", "h:1 i:2", "kafka://h:1"]
+)
+def test_what_is_no_address_of_kafka(tmp_path: Path, servers: str) -> None:
+    (found,) = problems(tmp_path, changed("127.0.0.1:9092", servers))
+    assert found.startswith("F:4: brokers.new.properties.bootstrap.servers: found ")
+    assert found.endswith("expected HOST:PORT[,HOST:PORT]")
 
 
 def test_two_routes_cannot_share_an_id(tmp_path: Path) -> None:

@@ -1,22 +1,24 @@
 """Properties that pass through, those that do not, error codes, threads, and what the doctor says."""
 
 import asyncio
+import socket
 import threading
 import time
 
 import pytest
 import structlog
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from crossfade.brokers.kafka import verdicts
 from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
 from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
 from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS, _Member
 from crossfade.brokers.kafka.lanes import generation_of
+from crossfade.brokers.kafka.properties import property_mistakes
 from crossfade.brokers.kafka.settings import DOUBT_S, REFUSED, RETRY_BACKOFF_MS, KafkaSettings
 from crossfade.brokers.kafka.threads import HandleThread
 from crossfade.brokers.protocol import Level
-from crossfade.errors import AccessRefused, Fenced, Indeterminate, Unreachable, UsageError
+from crossfade.errors import AccessRefused, Fenced, Indeterminate, Kind, Unreachable, UsageError
 
 AT = {"bootstrap.servers": "127.0.0.1:1"}
 
@@ -34,6 +36,125 @@ def test_what_would_break_the_guarantee_is_refused_by_name(name):
 )
 def test_the_bearers_of_the_guarantee_are_on_the_list(name):
     assert name in REFUSED
+
+
+@pytest.mark.parametrize("name", ["oauth_cb", "default.topic.config", "error_cb", "logger"])
+def test_what_is_no_text_is_refused(name):
+    with pytest.raises(UsageError, match="uses it itself"):
+        KafkaSettings(AT | {name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({}, []),
+        ({"linger.ms": "5", "compression.type": "lz4", "client.rack": "a", "security.protocol": "ssl"}, []),
+        (
+            {"foo.bar": "1", "sasl.usrname": "x"},
+            [
+                ("foo.bar", "an unknown property", "a property of librdkafka", ""),
+                ("sasl.usrname", "an unknown property", "a property of librdkafka", "sasl.username"),
+            ],
+        ),
+        (
+            {"security.protocol": "SASLSSL"},
+            [("security.protocol", "", "one of PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL", "SASL_SSL")],
+        ),
+        ({"compression.type": "lz5"}, [("compression.type", "", "one of none, gzip, snappy, lz4, zstd", "lz4")]),
+        ({"linger.ms": "abc"}, [("linger.ms", "", "a value that librdkafka takes", "")]),
+        ({"queued.min.messages": "0"}, [("queued.min.messages", "", "a number in the range 1..10000000", "")]),
+        ({"debug": "foo"}, [("debug", "", "a value that librdkafka takes", "")]),
+        (
+            {"ssl.ca.location": "/nope.pem"},
+            [("ssl.ca.location", "", "a file that can be read (No such file or directory)", "")],
+        ),
+        (
+            {"acks": "1"},
+            [("acks", "a property that cannot be set (an acknowledged record could be lost)", "no such key", "")],
+        ),
+        ({"oauth_cb": "x"}, [("oauth_cb", "a property that Crossfade sets itself", "no such key", "")]),
+        (
+            {"default.topic.config": "x"},
+            [("default.topic.config", "a property that Crossfade sets itself", "no such key", "")],
+        ),
+        (
+            {"sasl.jaas.config": "x", "ssl.truststore.location": "x.jks"},
+            [
+                ("sasl.jaas.config", "a property of the Java client", "sasl.username and sasl.password", ""),
+                (
+                    "ssl.truststore.location",
+                    "a property of the Java client",
+                    "ssl.ca.location, the file of the certificate authority in PEM",
+                    "",
+                ),
+            ],
+        ),
+        (
+            {"security.protocol": "SASL_SSL"},
+            [("sasl.mechanism", "nothing", "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER", "")],
+        ),
+        (
+            {"security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA512"},
+            [("sasl.mechanism", "", "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER", "SCRAM-SHA-512")],
+        ),
+        (
+            {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"},
+            [
+                (
+                    "",
+                    "what librdkafka does not take (sasl.username and sasl.password must be set)",
+                    "what goes together",
+                    "",
+                )
+            ],
+        ),
+        (
+            {"fetch.max.bytes": "5"},
+            [
+                (
+                    "fetch.max.bytes",
+                    "what librdkafka does not take (`fetch.max.bytes` must be >= `message.max.bytes`)",
+                    "what goes together",
+                    "",
+                )
+            ],
+        ),
+    ],
+)
+def test_wrong_properties_are_told_before_any_connection(properties, expected):
+    assert property_mistakes(AT | properties) == expected
+
+
+def test_the_check_reaches_no_broker_and_no_identity_provider():
+    """A handle with an address connects as soon as it is made; one with a token endpoint asks for a token."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.5)
+        at = f"127.0.0.1:{listening.getsockname()[1]}"
+        sasl = {"security.protocol": "SASL_PLAINTEXT", "bootstrap.servers": at}
+        oidc = {
+            "sasl.mechanism": "OAUTHBEARER",
+            "sasl.oauthbearer.method": "oidc",
+            "sasl.oauthbearer.client.id": "a",
+            "sasl.oauthbearer.client.secret": "b",
+            "sasl.oauthbearer.token.endpoint.url": f"http://{at}/token",
+        }
+        plain = {"sasl.mechanism": "PLAIN", "sasl.username": "u", "sasl.password": "p"}
+        for more in (plain, oidc):
+            assert property_mistakes(sasl | more) == []
+            with pytest.raises(TimeoutError):
+                listening.accept()
+
+
+@pytest.mark.parametrize("properties", [{"foo.bar": "1"}, {"linger.ms": "abc"}, {"ssl.ca.location": "/nope.pem"}])
+def test_a_handle_that_cannot_be_made_is_a_mistake_and_not_retried(properties):
+    with pytest.raises(KafkaException) as caught:
+        Producer({"security.protocol": "ssl"} | properties)
+    error = translate(caught.value, "testing")
+    assert isinstance(error, UsageError)
+    assert (error.exit_code, error.kind) == (2, Kind.HALT)
+    assert isinstance(doubt(caught.value, "testing"), UsageError)
+    # The same code, of a call: not this.
+    assert isinstance(translate(KafkaError(KafkaError._INVALID_ARG), "testing"), Unreachable)
 
 
 def test_addresses_are_needed():

@@ -22,7 +22,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..config import Config
+    from ..config import Config, PropertyMistake
 
 #: version of every `-o json` document; a change that breaks readers raises it
 JSON_VERSION = 1
@@ -56,7 +56,7 @@ class Output:
         # Unless told otherwise structlog prints to stdout, where only data belongs.
         if not structlog.is_configured():
             setup_logging(json=self.is_json, level="debug" if self.is_verbose else "warning")
-        return load(self.config_path, self.sets, os.environ)
+        return load(self.config_path, self.sets, os.environ, _property_mistakes)
 
     def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, live: bool = False) -> None:
         """Print rows: a table of `columns`, or JSON with everything that the rows hold.
@@ -105,6 +105,12 @@ class Output:
         console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
         console.print(_rich_table(rows, columns))
         sys.stdout.flush()
+
+
+def _property_mistakes(properties: Mapping[str, str]) -> list[PropertyMistake]:
+    from ..brokers.kafka.properties import property_mistakes
+
+    return property_mistakes(properties)
 
 
 def output_of(context: typer.Context) -> Output:

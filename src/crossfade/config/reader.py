@@ -7,10 +7,10 @@ each other, a Redis URL holds credentials. Every problem is one line with its pl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import msgspec
 
@@ -25,6 +25,7 @@ from .shape import (
     KafkaBroker,
     KafkaSide,
     MappingChoice,
+    PropertyMistake,
     RedisBroker,
     RedisSide,
     RouteSettings,
@@ -36,12 +37,25 @@ from .walk import BAD, Walk, one_of
 _USERINFO = re.compile(r"(\w*://)(?:([^:@/]*)(?::(.*))?@)?([^@]*)")
 _URL = re.compile(r"(?:(rediss?)://([^@/?#]+)(?:/(\d*))?|unix:///[^?#]+)")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\],]+)(:\d{1,5})?")
+#: librdkafka also takes the protocol before an address
+_KAFKA_SERVER = re.compile(
+    r"(?:(?:SASL_)?(?:SSL|PLAINTEXT)://)?(?:\[[0-9a-fA-F:.]+\]|[^:\s\[\],/@]+)(?::\d{1,5})?", re.I
+)
+_SERVERS = "HOST:PORT[,HOST:PORT]"
+_ADDRESSES = frozenset({"bootstrap.servers", "metadata.broker.list"})
 _BEGINNINGS = "earliest, latest, {time: 2026-01-31T12:00:00Z} or {position: ..}"
 #: property names whose literal values must not show in logs
 _SECRET_PROPERTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config")
 
 
+PropertyCheck: TypeAlias = Callable[[Mapping[str, str]], Iterable[PropertyMistake]]
+
 _ENDS = ("stream", "source", "target", "lanes", "reverse_of")
+
+
+def _port_fits(server: str) -> bool:
+    port = re.search(r":(\d+)$", server)
+    return port is None or 0 < int(port[1]) < 65_536
 
 
 def _scalar(node: Node, name: str) -> str:
@@ -52,9 +66,12 @@ def _scalar(node: Node, name: str) -> str:
 class Reader(Walk):
     """One reading of one tree."""
 
-    def __init__(self, root: Node, path: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: Node, path: Path, environ: Mapping[str, str], check_properties: PropertyCheck | None = None
+    ) -> None:
         super().__init__(path, environ)
         self._root = root
+        self._check_properties = check_properties
         self._brokers = self._names("brokers")
         self._streams = self._names("streams")
         #: route id -> route, as far as read
@@ -104,8 +121,26 @@ class Reader(Walk):
         if properties is not None and properties.kind == "map" and "bootstrap.servers" not in properties.entries:
             close = nearest("bootstrap.servers", properties.entries)
             found = f'no "bootstrap.servers" (but "{close}")' if close else "nothing"
-            return self._note(properties, join(key, "properties.bootstrap.servers"), found, "HOST:PORT[,HOST:PORT]")
-        return broker
+            return self._note(properties, join(key, "properties.bootstrap.servers"), found, _SERVERS)
+        return broker if broker is BAD or self._properties_fit(broker, node, key) else BAD
+
+    def _properties_fit(self, broker: KafkaBroker, node: Node, key: str) -> bool:
+        """Whether addresses are addresses, and the client takes the properties."""
+        properties, key = node.entries["properties"], join(key, "properties")
+        before = len(self.problems)
+        given = broker.plain_properties()
+        for name in _ADDRESSES & given.keys():
+            servers = [server.strip() for server in given[name].split(",") if server.strip()]
+            if not servers or not all(_KAFKA_SERVER.fullmatch(server) and _port_fits(server) for server in servers):
+                self._wrong(properties.entries[name], join(key, name), _SERVERS)
+        # The client is asked only where there is something to ask: it takes its time to be imported.
+        others = given.keys() - _ADDRESSES
+        for mistake in self._check_properties(given) if self._check_properties and others else ():
+            at = properties.entries.get(mistake.name, properties)
+            secret = isinstance(broker.properties.get(mistake.name), Secret) and not has_reference(at.text)
+            found = mistake.found or ("a secret" if secret else at.describe())
+            self._note(at, join(key, mistake.name) if mistake.name else key, found, mistake.expected, mistake.nearest)
+        return len(self.problems) == before
 
     def _redis(self, node: Node, key: str) -> Any:
         broker = self._struct(RedisBroker, node, key)
@@ -330,10 +365,16 @@ class Reader(Walk):
         return choice
 
 
-def load(path: Path | None, overrides: Mapping[str, str], environ: Mapping[str, str]) -> Config:
+def load(
+    path: Path | None,
+    overrides: Mapping[str, str],
+    environ: Mapping[str, str],
+    check_properties: PropertyCheck | None = None,
+) -> Config:
     """Read the configuration at `path`, else at $CROSSFADE_CONFIG, else `crossfade.yaml` in this folder.
 
     `overrides` maps dotted keys to text and beats `CROSSFADE_<KEY>__<KEY>` variables of `environ`, which beat the file.
+    `check_properties` says what is wrong with a Kafka broker's properties, given as the client takes them.
     Raises ConfigError with every problem found.
     """
     path = path or Path(environ.get("CROSSFADE_CONFIG") or "crossfade.yaml")
@@ -354,7 +395,7 @@ def load(path: Path | None, overrides: Mapping[str, str], environ: Mapping[str, 
             [Problem(root.where, "", found, "a mapping with version, brokers, streams and routes", line=root.line)]
         )
     override(root, overrides, environ)
-    reader = Reader(root, path, environ)
+    reader = Reader(root, path, environ, check_properties)
     config = reader.read()
     problems += reader.problems
     if problems:

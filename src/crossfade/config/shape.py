@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -86,6 +86,15 @@ class RedisBroker(msgspec.Struct, frozen=True, kw_only=True):
         scheme, _, rest = self.url.partition("://")
         hosts, _, database = rest.partition("/")
         return tuple(f"{scheme}://{host}/{database}" for host in hosts.split(","))
+
+
+class PropertyMistake(NamedTuple):
+    """What is wrong with one of a Kafka broker's properties."""
+
+    name: str  # "" = several, together
+    found: str  # "" = the value as it is written
+    expected: str
+    nearest: str = ""
 
 
 class KafkaBroker(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 from confluent_kafka import KafkaError, KafkaException
 
-from ...errors import AccessRefused, BrokerError, Fenced, Indeterminate, Unreachable
+from ...errors import AccessRefused, BrokerError, Fenced, Indeterminate, Unreachable, UsageError
 
 _E = KafkaError
 
@@ -123,6 +123,14 @@ _GOES_ON = (
 )
 
 
+#: what librdkafka says when a handle is made, and then alone
+_NOT_MADE = re.compile(r"^Failed to create |[Cc]onfiguration property|^Java ")
+
+
+class PropertiesRefused(UsageError, BrokerError):
+    """librdkafka made no handle of these properties: no broker was asked, and trying again says the same."""
+
+
 def error_of(exception: KafkaException) -> KafkaError:
     """The KafkaError inside an exception."""
     first = exception.args[0] if exception.args else None
@@ -146,6 +154,11 @@ def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHe
     """The error to raise for a failed call; `doing` completes "Kafka failed while ..."."""
     error = _plain(failure)
     code, text = error.code(), error.str()
+    if code == _E._INVALID_ARG and _NOT_MADE.search(text):
+        return PropertiesRefused(
+            f"Kafka's client does not take the properties while {doing}: {text.strip()}",
+            hint="correct the broker's properties; `crossfade doctor` checks them",
+        )
     refusal = health.refusal() if health is not None else None
     no_token = health.no_token() if health is not None else ""
     if (code in _AUTHENTICATION and not no_token) or refusal is not None:

@@ -63,9 +63,12 @@ _LOGIN_TAKES_S = 20.0
 #: one line of librdkafka's log of each kind in this time
 _QUIET_S = 10.0
 
-_NOT_TEXT = (
+#: what Crossfade gives to the client itself, or what text cannot say
+NOT_TEXT = (
+    "default.topic.config",
     "error_cb",
     "logger",
+    "oauth_cb",
     "stats_cb",
     "on_delivery",
     "on_commit",
@@ -168,7 +171,7 @@ class KafkaSettings:
                     f"the Kafka property {name!r} cannot be set: {REFUSED[name]}",
                     hint=f"remove {name!r} from the broker's properties",
                 )
-            if name in _NOT_TEXT:
+            if name in NOT_TEXT and not (name == "oauth_cb" and callable(properties[name])):
                 raise UsageError(
                     f"the Kafka property {name!r} cannot be set: Crossfade uses it itself",
                     hint=f"remove {name!r} from the broker's properties",
