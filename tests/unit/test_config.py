@@ -33,7 +33,7 @@ brokers:
     kind: redis
     url: rediss://relay:p%40ss@10.0.0.1:7000,10.0.0.2:7001/0
     mode: cluster
-    tls: {ca: certs/ca.pem, cert: /etc/client.pem, verify: false}
+    tls: {ca: certs/ca.pem, cert: certs/client.pem, verify: false}
     request_timeout_s: 2
   new:
     kind: kafka
@@ -63,6 +63,13 @@ routes:
 """
 
 
+@pytest.fixture(autouse=True)
+def _certificates(tmp_path: Path) -> None:
+    (tmp_path / "certs").mkdir()
+    for name in ("certs/ca.pem", "certs/client.pem", "ca.pem", "client.pem", "client.key"):
+        (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----")
+
+
 def read(tmp_path: Path, text: str, environ: dict[str, str] | None = None, **sets: str) -> Config:
     path = tmp_path / "crossfade.yaml"
     path.write_text(text)
@@ -90,7 +97,8 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert redis.password is not None
     assert redis.password.get() == "p@ss"
     assert redis.tls is not None
-    assert (redis.tls.ca, redis.tls.cert, redis.tls.key) == (str(tmp_path / "certs/ca.pem"), "/etc/client.pem", "")
+    folder = tmp_path / "certs"
+    assert (redis.tls.ca, redis.tls.cert, redis.tls.key) == (str(folder / "ca.pem"), str(folder / "client.pem"), "")
     assert redis.tls.verify is False
     assert kafka_of(config).plain_properties() == {
         "bootstrap.servers": "a:9092,b:9092",
@@ -174,6 +182,12 @@ def test_variables_reach_names_with_dashes_and_properties_with_dots(tmp_path: Pa
     assert config.streams["messages"].from_ == Beginning("latest")
     assert redis_of(config).tls is not None
     assert redis_of(config).tls.verify is True  # type: ignore[union-attr]
+
+
+def test_an_absolute_path_of_a_certificate_stays(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "client.pem"
+    config = read(tmp_path, FULL.replace("certs/client.pem", str(elsewhere)))
+    assert redis_of(config).tls.cert == str(elsewhere)  # type: ignore[union-attr]
 
 
 def test_the_file_is_named_by_flag_then_variable_then_this_folder(

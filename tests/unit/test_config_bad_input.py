@@ -26,6 +26,7 @@ routes:
 
 def problems(tmp_path: Path, text: str, environ: dict[str, str] | None = None, **sets: str) -> list[str]:
     path = tmp_path / "crossfade.yaml"
+    (tmp_path / "key.pem").write_text("-----BEGIN PRIVATE KEY-----")
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load(path, sets, environ or {})
@@ -253,6 +254,32 @@ ONE_MISTAKE = [
         "127.0.0.1:6379/0",
         "u:topsecret@127.0.0.1:x/0",
         f'F:3: brokers.old.url: found "redis://127.0.0.1:x/0", expected {REDIS_URL}',
+    ),
+    (
+        "127.0.0.1:6379/0",
+        "h:99999/0",
+        'F:3: brokers.old.url: found "redis://h:99999/0", expected ports from 1 to 65535',
+    ),
+    (
+        "127.0.0.1:6379/0",
+        "u:topsecret@h:0",
+        'F:3: brokers.old.url: found "redis://h:0", expected ports from 1 to 65535',
+    ),
+    (
+        '127.0.0.1:6379/0"',
+        '127.0.0.1:6379/0", tls: {ca: /nope.pem}',
+        'F:3: brokers.old.tls.ca: found "/nope.pem", expected a file in PEM that can be read (No such '
+        "file or directory)",
+    ),
+    (
+        '127.0.0.1:6379/0"',
+        '127.0.0.1:6379/0", tls: {cert: crossfade.yaml}',
+        'F:3: brokers.old.tls.cert: found "crossfade.yaml", expected a file in PEM that can be read (it holds no PEM)',
+    ),
+    (
+        '127.0.0.1:6379/0"',
+        '127.0.0.1:6379/0", tls: {key: key.pem}',
+        "F:3: brokers.old.tls.cert: found nothing, expected the certificate of this key",
     ),
     (
         "127.0.0.1:6379/0",

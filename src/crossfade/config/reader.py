@@ -16,6 +16,16 @@ import msgspec
 
 from ..errors import UsageError, invariant
 from ..model.mapping import mapping_named
+from .addresses import (
+    KAFKA_ADDRESSES,
+    KAFKA_SERVER,
+    KAFKA_SERVERS,
+    REDIS_HOST,
+    REDIS_URL,
+    USERINFO,
+    not_pem,
+    port_fits,
+)
 from .secret import Secret, has_reference, masked
 from .shape import (
     LANE_MARK,
@@ -34,15 +44,6 @@ from .shape import (
 from .tree import ConfigError, Node, Problem, join, nearest, override, parse
 from .walk import BAD, Walk, one_of
 
-_USERINFO = re.compile(r"(\w*://)(?:([^:@/]*)(?::(.*))?@)?([^@]*)")
-_URL = re.compile(r"(?:(rediss?)://([^@/?#]+)(?:/(\d*))?|unix:///[^?#]+)")
-_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\],]+)(:\d{1,5})?")
-#: librdkafka also takes the protocol before an address
-_KAFKA_SERVER = re.compile(
-    r"(?:(?:SASL_)?(?:SSL|PLAINTEXT)://)?(?:\[[0-9a-fA-F:.]+\]|[^:\s\[\],/@]+)(?::\d{1,5})?", re.I
-)
-_SERVERS = "HOST:PORT[,HOST:PORT]"
-_ADDRESSES = frozenset({"bootstrap.servers", "metadata.broker.list"})
 _BEGINNINGS = "earliest, latest, {time: 2026-01-31T12:00:00Z} or {position: ..}"
 #: property names whose literal values must not show in logs
 _SECRET_PROPERTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config")
@@ -51,11 +52,6 @@ _SECRET_PROPERTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config")
 PropertyCheck: TypeAlias = Callable[[Mapping[str, str]], Iterable[PropertyMistake]]
 
 _ENDS = ("stream", "source", "target", "lanes", "reverse_of")
-
-
-def _port_fits(server: str) -> bool:
-    port = re.search(r":(\d+)$", server)
-    return port is None or 0 < int(port[1]) < 65_536
 
 
 def _scalar(node: Node, name: str) -> str:
@@ -121,7 +117,7 @@ class Reader(Walk):
         if properties is not None and properties.kind == "map" and "bootstrap.servers" not in properties.entries:
             close = nearest("bootstrap.servers", properties.entries)
             found = f'no "bootstrap.servers" (but "{close}")' if close else "nothing"
-            return self._note(properties, join(key, "properties.bootstrap.servers"), found, _SERVERS)
+            return self._note(properties, join(key, "properties.bootstrap.servers"), found, KAFKA_SERVERS)
         return broker if broker is BAD or self._properties_fit(broker, node, key) else BAD
 
     def _properties_fit(self, broker: KafkaBroker, node: Node, key: str) -> bool:
@@ -129,12 +125,12 @@ class Reader(Walk):
         properties, key = node.entries["properties"], join(key, "properties")
         before = len(self.problems)
         given = broker.plain_properties()
-        for name in _ADDRESSES & given.keys():
+        for name in KAFKA_ADDRESSES & given.keys():
             servers = [server.strip() for server in given[name].split(",") if server.strip()]
-            if not servers or not all(_KAFKA_SERVER.fullmatch(server) and _port_fits(server) for server in servers):
-                self._wrong(properties.entries[name], join(key, name), _SERVERS)
+            if not servers or not all(KAFKA_SERVER.fullmatch(server) and port_fits(server) for server in servers):
+                self._wrong(properties.entries[name], join(key, name), KAFKA_SERVERS)
         # The client is asked only where there is something to ask: it takes its time to be imported.
-        others = given.keys() - _ADDRESSES
+        others = given.keys() - KAFKA_ADDRESSES
         for mistake in self._check_properties(given) if self._check_properties and others else ():
             at = properties.entries.get(mistake.name, properties)
             secret = isinstance(broker.properties.get(mistake.name), Secret) and not has_reference(at.text)
@@ -148,13 +144,15 @@ class Reader(Walk):
             return BAD
         url_node = node.entries["url"]
         # Credentials are split off the raw text, so that a reference in them stays one that can be read again.
-        raw = _USERINFO.fullmatch(url_node.text)
+        raw = USERINFO.fullmatch(url_node.text)
         text = Secret(f"{raw[1]}{raw[4]}" if raw else url_node.text, self._environ, self._path.parent).get()
-        match = _URL.fullmatch(text)
-        if raw is None or match is None or not all(_HOST.fullmatch(host) for host in (match[2] or "h").split(",")):
+        match = REDIS_URL.fullmatch(text)
+        if raw is None or match is None or not all(REDIS_HOST.fullmatch(host) for host in (match[2] or "h").split(",")):
             close = nearest(text.partition("://")[0], ["redis", "rediss", "unix"]) if match is None else ""
             expected = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH"
             return self._note(url_node, join(key, "url"), f'"{masked(text)}"', expected, close)
+        if not all(map(port_fits, (match[2] or "").split(","))):
+            return self._note(url_node, join(key, "url"), f'"{masked(text)}"', "ports from 1 to 65535")
         if broker.mode == "standalone" and "," in (match[2] or ""):
             expected = "one HOST:PORT, or mode: sentinel or cluster"
             return self._note(url_node, join(key, "url"), "several servers with mode: standalone", expected)
@@ -168,7 +166,7 @@ class Reader(Walk):
         if credentials is BAD:
             return BAD
         url = text if match[2] is None else f"{match[1]}://{match[2]}/{match[3] or 0}"
-        return self._with_files_found(msgspec.structs.replace(broker, url=url, **credentials))
+        return self._with_files_found(msgspec.structs.replace(broker, url=url, **credentials), node, key)
 
     def _credentials(self, broker: RedisBroker, raw: re.Match[str], node: Node, key: str) -> Any:
         """User and password of the URL, where the broker's own keys do not give them."""
@@ -188,14 +186,21 @@ class Reader(Walk):
                 given[name] = secret if name == "password" else secret.get()
         return given
 
-    def _with_files_found(self, broker: RedisBroker) -> RedisBroker:
+    def _with_files_found(self, broker: RedisBroker, node: Node, key: str) -> Any:
         """The broker with the paths of its certificates starting at the configuration's folder."""
         if broker.tls is None:
             return broker
         folder, tls = self._path.parent, broker.tls
+        given, key = node.entries["tls"], join(key, "tls")
         files = {"ca": tls.ca, "cert": tls.cert, "key": tls.key}
         found = {name: str(folder / Path(file).expanduser()) for name, file in files.items() if file}
-        return msgspec.structs.replace(broker, tls=msgspec.structs.replace(tls, **found))
+        wrong = {name: reason for name, file in found.items() if (reason := not_pem(Path(file)))}
+        for name, reason in wrong.items():
+            self._wrong(given.entries[name], join(key, name), f"a file in PEM that can be read ({reason})")
+        if tls.key and not tls.cert:  # it would be left aside, and no certificate shown
+            self._note(given.entries["key"], join(key, "cert"), "nothing", "the certificate of this key")
+            return BAD
+        return BAD if wrong else msgspec.structs.replace(broker, tls=msgspec.structs.replace(tls, **found))
 
     def _stream(self, node: Node, key: str) -> Any:
         own = [field.encode_name for field in msgspec.structs.fields(StreamSettings) if field.name != "sides"]

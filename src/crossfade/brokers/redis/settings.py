@@ -54,13 +54,17 @@ class TlsSettings:
                 context.load_cert_chain(self.cert_file, self.key_file or None)
         except (OSError, ssl.SSLError) as error:
             raise UsageError(
-                f"the TLS files of a Redis broker cannot be used: {error}",
+                f"the TLS files of a Redis broker cannot be used ({self._files}): {error}",
                 hint="check tls.ca, tls.cert and tls.key: PEM, readable by this user",
             ) from error
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+    @property
+    def _files(self) -> str:
+        return ", ".join(filter(None, (self.ca_file, self.cert_file, self.key_file))) or "of the system"
 
 
 @dataclass(frozen=True, slots=True)
