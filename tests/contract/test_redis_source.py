@@ -113,3 +113,26 @@ async def test_a_key_that_is_made_anew_while_its_lane_is_halted_gets_no_old_birt
     assert await births(server, log) == []
     place = (await log.begin([0], Start()))[0]
     assert len((await read(log, place)).rows) == 1
+
+
+@pytest.mark.parametrize("start", [Start(From.POSITION, "3-0"), Start(From.TIME, "4")])
+async def test_from_a_start_inside_a_stream_deletions_are_seen_before_its_end(server, routes, start):
+    log, _ = routes
+    await add(server, log, *range(1, 11))
+    await server.application.xdel(log.stream_keys[0], "2-0", "5-0")  # before the copy began: no loss
+    place = (await log.begin([0], start))[0]
+    batch = await read(log, place, records=2)
+    assert batch.positions == [b"4-0", b"6-0"]
+    assert batch.place.count == -1
+    await server.application.xdel(log.stream_keys[0], "6-0")  # it is copied
+    batch = await read(log, batch.place, records=1)
+    assert batch.positions == [b"7-0"]
+    await server.application.xdel(log.stream_keys[0], "9-0")
+    for earlier in (batch.place, place):
+        error = await read(log, earlier)
+        assert isinstance(error, SourceDeleted)
+        assert "up to 9-0" in error.message
+    again = (await log.begin([0], Start(From.POSITION, batch.place.position)))[0]
+    rest = await read(log, again)
+    assert rest.positions == [b"8-0", b"10-0"]
+    assert rest.place.count == 10

@@ -6,7 +6,9 @@ server lets anybody know; where counting cannot tell, the verdict is an error th
 
 What counts: `entries-added` grows by one with every XADD and never falls (XSETID may rewrite it: then nothing here
 holds). XTRIM removes from the left only and leaves `max-deleted-entry-id` alone; XDEL moves it to the highest id that
-it ever removed. `Place.count` says how many of the entries ever added are accounted for.
+it ever removed. `Place.count` says how many of the entries ever added are accounted for. While it is not known
+(from a start inside a stream to the first end), that highest id alone tells of deletions: one beyond the place that has
+grown since the place was made is a loss. (What goes below an id that had gone before the place was made does not show.)
 """
 
 from __future__ import annotations
@@ -75,9 +77,29 @@ class Verdict:
     forgiven_records: int = 0
 
 
-def witness_text(digest: str, history: str) -> str:
-    """The witness of a place: digest of its entry, and the replication history in which it was seen."""
-    return f"{digest}.{history}" if history else digest
+def witness_text(digest: str, look: Look, count: int) -> str:
+    """The witness of a place: digest of its entry, and the replication history in which it was seen.
+
+    Where the count is not known, the highest id that was deleted by then as well ("" = none).
+    """
+    if count == _UNKNOWN:
+        return f"{digest}.{look.history}.{'' if look.max_deleted == '0-0' else look.max_deleted}"
+    return f"{digest}.{look.history}" if look.history else digest
+
+
+def digest_in(witness: str) -> str:
+    """Digest of a place's own entry, "" = not known."""
+    return witness.partition(".")[0]
+
+
+def _history_in(witness: str) -> str:
+    return witness.partition(".")[2].partition(".")[0]
+
+
+def _deleted_by_then(witness: str) -> str | None:
+    """The highest id that was deleted when the place was made; None = nobody noted it."""
+    _, has_noted, deleted = witness.partition(".")[2].partition(".")
+    return deleted if has_noted else None
 
 
 def judge(place: Place, look: Look, *, counts_deleted: bool) -> Verdict:
@@ -96,7 +118,7 @@ def judge(place: Place, look: Look, *, counts_deleted: bool) -> Verdict:
     if regressed:
         return Verdict(Fault.REGRESSED, regressed)
     if place.count == _UNKNOWN:
-        return _judge_uncounted(place, look)
+        return _judge_uncounted(place, look, counts_deleted)
     return _judge_counted(place, look, counts_deleted)
 
 
@@ -106,7 +128,7 @@ def _judge_orphan(place: Place, look: Look) -> Verdict:
     Proven is that not: an application may number its entries and write the same ones into a new key.
     """
     gone = f"its birth group {place.incarnation} is gone"
-    digest, _, _ = place.witness.partition(".")
+    digest = digest_in(place.witness)
     missing = None if place.count == _UNKNOWN else _missing(place, look, look.added - place.count)
     went_back = place.count > look.added or (missing is not None and missing < 0)
     if look.has_own and digest and digest == look.witness and not went_back:
@@ -125,7 +147,7 @@ def _regressed(place: Place, look: Look, counts_deleted: bool) -> str:
         return f"it ends at {look.last}, before {place.position} which was already read"
     if place.count > look.added:
         return f"{look.added} entries were ever added, {place.count} were already read"
-    digest, _, history = place.witness.partition(".")
+    digest, history = digest_in(place.witness), _history_in(place.witness)
     if look.has_own and digest and look.witness and digest != look.witness:
         return f"another entry stands at {place.position} than the one that was read"
     if not place.position or look.has_own:
@@ -148,12 +170,21 @@ def _has_older(place: Place, look: Look) -> bool:
     return bool(look.first) and position_order(look.first) < position_order(place.position)
 
 
-def _judge_uncounted(place: Place, look: Look) -> Verdict:
-    """The count is not known yet (a start from a time or position): only the place's own entry can prove anything."""
-    count = look.added if look.at_end else _UNKNOWN
-    if look.has_own or _has_older(place, look):
-        return Verdict(None, count=count)
-    return Verdict(Fault.TRIMMED, f"entry {place.position} was trimmed; whether anything behind it too cannot be told")
+def _judge_uncounted(place: Place, look: Look, counts_deleted: bool) -> Verdict:
+    """The count is not known yet (a start from a time or position): the place's own entry proves that nothing behind it
+    was trimmed, and the highest deleted id that nothing was deleted since the place was made."""
+    if not (look.has_own or _has_older(place, look)):
+        why = f"entry {place.position} was trimmed; whether anything behind it too cannot be told"
+        return Verdict(Fault.TRIMMED, why)
+    known = _deleted_by_then(place.witness)
+    seen = max(position_order(place.position), position_order(known or ""))
+    if known is not None and position_order(look.max_deleted) > seen and not counts_deleted:
+        return Verdict(
+            Fault.DELETED,
+            f"entries behind {place.position}, up to {look.max_deleted}, were deleted before they were copied; "
+            "how many cannot be told",
+        )
+    return Verdict(None, count=look.added if look.at_end else _UNKNOWN)
 
 
 def _judge_counted(place: Place, look: Look, counts_deleted: bool) -> Verdict:

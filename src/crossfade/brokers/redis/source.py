@@ -33,7 +33,7 @@ from .link import Command, LinkLost, pack_one
 from .looking import Looker, Range
 from .nodes import Nodes, call_key, unreachable
 from .pacing import Pacing
-from .reckoning import Fault, Look, Verdict, judge, witness_text
+from .reckoning import Fault, Look, Verdict, digest_in, judge, witness_text
 from .replies import check, code_of, info_fields, is_error, pairs
 
 #: an idle lane is looked at this often, at first and at most
@@ -147,7 +147,8 @@ class Source:
         entry_id, fields = entries[0]
         position = entry_id.decode()
         is_last = start.where is From.LATEST or position == look.last
-        return Place(position, look.added if is_last else -1, birth, witness_text(digest_of(fields), look.history))
+        count = look.added if is_last else -1
+        return Place(position, count, birth, witness_text(digest_of(fields), look, count))
 
     async def _give_birth(self, lanes: Sequence[Lane]) -> dict[Lane, str | LaneError]:
         """This route's birth group of each lane, made where there is none; "" where we may not."""
@@ -258,7 +259,7 @@ class Source:
     ) -> Batch | LaneError | None:
         """Judge one lane's look and make its batch; None = nothing new."""
         at_end = len(entries) < asked
-        digest, _, _ = place.witness.partition(".")
+        digest = digest_in(place.witness)
         witness, has_own = "", False
         if entries and place.position and entries[0][0] == place.position.encode():
             has_own = True
@@ -291,7 +292,10 @@ class Source:
         last_id, last_fields = entries[-1]
         ids = [entry[0] for entry in entries]
         here = Place(
-            last_id.decode(), verdict.count, place.incarnation, witness_text(digest_of(last_fields), look.history)
+            last_id.decode(),
+            verdict.count,
+            place.incarnation,
+            witness_text(digest_of(last_fields), look, verdict.count),
         )
         return Batch(lane, Shape.ENTRY, ids, _rows(ids, entries), here, at_end=at_end, size_bytes=size_bytes)
 
@@ -363,7 +367,7 @@ def digest_of(fields: list[bytes]) -> str:
 
 def _is_at(place: Place, entry: tuple[bytes, list[bytes]]) -> bool:
     """Whether it is the very entry that was read at `place`."""
-    return entry[0] == place.position.encode() and digest_of(entry[1]) == place.witness.partition(".")[0]
+    return entry[0] == place.position.encode() and digest_of(entry[1]) == digest_in(place.witness)
 
 
 def _is_shared(birth: str) -> bool:
