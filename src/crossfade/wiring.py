@@ -24,6 +24,7 @@ from .relay.pace import Limits
 from .relay.service import ByHand
 
 if TYPE_CHECKING:
+    from .brokers.kafka.doctor import KafkaInspector
     from .brokers.kafka.log import KafkaLog
     from .brokers.kafka.settings import KafkaSettings
     from .brokers.redis.settings import RedisSettings
@@ -256,11 +257,9 @@ def least_rights(config: Config, names: Sequence[str]) -> list[Rights]:
                 rights = found.setdefault(who, Rights([], [], []))
                 rights.commands = [acl_line(redis, roles)]
             else:
-                from .brokers.kafka.doctor import KafkaInspector
-
                 kafka = _kafka(at)
                 rights = found.setdefault((kafka.bootstrap, kafka.principal), Rights([], [], []))
-                lines = KafkaInspector(kafka, _kafka_side(side).topic).acls(role)
+                lines = _kafka_inspector(config, settings, at, _kafka_side(side)).acls(role)
                 rights.commands = list(dict.fromkeys([*rights.commands, *lines]))
             rights.brokers = list(dict.fromkeys([*rights.brokers, broker]))
             rights.uses.append((name, role))
@@ -336,10 +335,16 @@ async def _open_inspector(config: Config, settings: RouteSettings, broker: str, 
         redis = _redis_side(side)
         inspector: Inspector = RedisInspector(_redis(at), redis.first_keys(lanes or await _discovered(at, redis, 0)))
     else:
-        from .brokers.kafka.doctor import KafkaInspector
-
-        inspector = KafkaInspector(_kafka(at), _kafka_side(side).topic)
+        inspector = _kafka_inspector(config, settings, at, _kafka_side(side))
     return inspector
+
+
+def _kafka_inspector(config: Config, settings: RouteSettings, at: KafkaBroker, side: KafkaSide) -> KafkaInspector:
+    from .brokers.kafka.doctor import KafkaInspector
+
+    # The group is in the target cluster; in the source's only where the target has none, see `_make_assignment`.
+    has_group = at is config.brokers[settings.target] or not isinstance(config.brokers[settings.target], KafkaBroker)
+    return KafkaInspector(_kafka(at), side.topic, settings.id, has_group=has_group)
 
 
 async def _discovered(at: RedisBroker, side: RedisSide, known: int) -> int:

@@ -91,6 +91,10 @@ def _split(camel):
     return words
 
 
+async def acl_of(inspector, role):
+    return next(found for found in await inspector.inspect(role, 60) if found.check == "kafka.acl-own")
+
+
 async def test_what_is_printed_is_enough(user, administrator):
     source, target = f"source-{secrets.token_hex(4)}", f"target-{secrets.token_hex(4)}"
     config = {"retention.ms": "-1"}
@@ -101,8 +105,18 @@ async def test_what_is_printed_is_enough(user, administrator):
     with pytest.raises(AccessRefused):
         await stranger.open()
     await stranger.close()
+    route = f"route-{secrets.token_hex(4)}"
+    read_and_write = f"--allow-principal {settings.principal} --operation Read --operation Write --operation Describe"
+    grant(administrator, [f"kafka-acls.sh {read_and_write} --topic {target}"])
+    found = await acl_of(KafkaInspector(settings, target, route), "target")
+    assert found.level is Level.FAIL
+    assert "topic crossfade.control" in found.found
+    assert f"group crossfade.{route}" in found.found
     grant(administrator, KafkaInspector(settings, source).acls("source"))
     grant(administrator, KafkaInspector(settings, target).acls("target"))
+    found = await acl_of(KafkaInspector(settings, target, route), "target")
+    assert found.level is Level.UNKNOWN
+    assert "transactional ids" in found.found
 
     reading = KafkaLog(settings, source)
     await reading.open()
@@ -112,7 +126,6 @@ async def test_what_is_printed_is_enough(user, administrator):
             pass
     assert batches[0].at_end
 
-    route = f"route-{secrets.token_hex(4)}"
     writing = KafkaLog(settings, target, allow_weak=True)
     await writing.open()
 
@@ -151,8 +164,11 @@ async def test_what_is_printed_is_enough(user, administrator):
     await board.close()
 
     for topic, role in ((source, "source"), (target, "target")):
-        found = {f.check: f for f in await KafkaInspector(settings, topic).inspect(role, 60)}
+        found = {f.check: f for f in await KafkaInspector(settings, topic, route).inspect(role, 60)}
         assert found["kafka.acl"].level is Level.OK
+        assert found["kafka.acl-own"].level is Level.UNKNOWN
+    # Who is asked for no right (an administrator, or anybody on a cluster without ACLs) has nothing to compare.
+    assert (await acl_of(KafkaInspector(KafkaSettings(administrator), target, route), "target")).level is Level.OK
     assert found["kafka.replication"].level is Level.FAIL
     assert found["kafka.offsets-topic"].level is Level.UNKNOWN  # its description is not among the least rights
     await writing.close()

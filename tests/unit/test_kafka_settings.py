@@ -9,7 +9,7 @@ import pytest
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from crossfade.brokers.kafka import verdicts
+from crossfade.brokers.kafka import KafkaInspector, verdicts
 from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
 from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
 from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS, _Member
@@ -578,6 +578,29 @@ def test_what_cannot_be_asked_is_unknown():
     assert set(levels(verdicts.unaskable("target")).values()) == {Level.UNKNOWN}
     (found,) = verdicts.internal_findings("__consumer_offsets", "kafka.offsets-topic", None, None)
     assert found.level is Level.UNKNOWN
+
+
+def test_rights_on_what_is_our_own():
+    everything = ("READ", "WRITE", "CREATE", "DESCRIBE", "DELETE", "ALTER", "DESCRIBE_CONFIGS", "ALTER_CONFIGS")
+    on_cluster = frozenset(
+        {"CREATE", "CLUSTER_ACTION", "DESCRIBE_CONFIGS", "ALTER_CONFIGS", "IDEMPOTENT_WRITE", "ALTER", "DESCRIBE"}
+    )
+    assert verdicts.is_unrestricted(on_cluster, facts(operations=everything))
+    assert not verdicts.is_unrestricted(on_cluster - {"ALTER"}, facts(operations=everything))
+    assert not verdicts.is_unrestricted(on_cluster, facts(operations=everything[:-1]))
+    assert not verdicts.is_unrestricted(frozenset(), facts(operations=()))
+    assert verdicts.missing_on_own(facts(operations=("READ", "DESCRIBE"))) == ["Write", "Delete"]
+    assert verdicts.missing_on_own(facts(operations=())) == []
+    assert verdicts.own_rights(["Read on x"], ["Create on y"]).level is Level.FAIL
+    assert verdicts.own_rights([], ["Create on y"]).level is Level.UNKNOWN
+    assert verdicts.own_rights([], []).level is Level.OK
+
+
+def test_a_source_needs_no_group_where_the_target_has_it():
+    settings = KafkaSettings({"bootstrap.servers": "h:1"})
+    assert any("--group" in line for line in KafkaInspector(settings, "t", "r").acls("source"))
+    assert not any("--group" in line for line in KafkaInspector(settings, "t", "r", has_group=False).acls("source"))
+    assert any("--group" in line for line in KafkaInspector(settings, "t", "r", has_group=False).acls("target"))
 
 
 def test_broker_settings():

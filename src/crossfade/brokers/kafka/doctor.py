@@ -5,25 +5,35 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ...errors import AccessRefused, BrokerError, UsageError
 from ..protocol import Finding
 from . import names, verdicts
 from .board import KafkaBoard
 from .cluster import SETTLE_S, Cluster, ConfigValue, TopicFacts
+from .failures import HandleHealth, error_of
 from .settings import KafkaSettings
 
 _INTERNAL = (("kafka.offsets-topic", "__consumer_offsets"), ("kafka.transactions-topic", "__transaction_state"))
+#: a group's coordinator answers by then
+_COORDINATOR_TRIES = 6
+_COORDINATOR_S = 1.0
+_GROUP_REFUSED = KafkaError.GROUP_AUTHORIZATION_FAILED
 
 
 class KafkaInspector:
     """Inspects the cluster of one topic. Implements `brokers.protocol.Inspector`."""
 
-    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+    def __init__(self, settings: KafkaSettings, topic: str, route: str = "", *, has_group: bool = True) -> None:
+        """`has_group`: the group of the route that hands out its lanes is in this cluster; a target's always is."""
         self._settings = settings
         self._topic = topic
+        self._route = route
+        self._has_group = has_group
         self.lanes = 0
 
     async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
@@ -38,6 +48,7 @@ class KafkaInspector:
             found = verdicts.topic_findings(
                 role, facts, await _config(cluster, self._topic, "topic"), retention_needed_s
             )
+            found += await self._own_rights(cluster, role, described, facts)
             if role == "target":
                 for check, name in _INTERNAL:
                     internal = await _facts(cluster, name)
@@ -51,6 +62,57 @@ class KafkaInspector:
             ]
         finally:
             cluster.close()
+
+    async def _own_rights(self, cluster: Cluster, role: str, described: Any, facts: TopicFacts) -> list[Finding]:
+        """About what the stream's topic does not tell: our own topics, transactional ids and group."""
+        cluster_wide = frozenset(operation.name for operation in described.authorized_operations or ())
+        if verdicts.is_unrestricted(cluster_wide, facts):
+            return [verdicts.own_rights([], [])]
+        refused: list[str] = []
+        unasked: list[str] = []
+        if role == "target":
+            for name in (names.BOARD_TOPIC, names.lanes_topic(self._route)):
+                try:
+                    own = await cluster.topic(name, operations=True)
+                except AccessRefused:
+                    refused.append(f"Describe on topic {name}")
+                    continue
+                missing = verdicts.missing_on_own(own) if own is not None else []
+                refused += [f"{operation} on topic {name}" for operation in missing]
+            unasked += [f"Create on topics {names.PREFIX}*", f"Write on transactional ids {names.PREFIX}*"]
+        if role == "target" or self._has_group:
+            group = names.group(self._route)
+            if await asyncio.to_thread(self._is_group_refused, group):
+                refused.append(f"Describe on group {group}")
+            else:
+                unasked.append(f"Read on group {group}")
+        return [verdicts.own_rights(refused, unasked)] if refused or unasked else []
+
+    def _is_group_refused(self, group: str) -> bool:
+        """Whether brokers say that we may not look at a group; it need not exist.
+
+        Not by the admin API: its calls about groups can crash the process, see `MarkerReader.peek` and
+        `Cluster.live_instances`.
+        """
+        health = HandleHealth(f"rights {group}")
+        consumer = Consumer(
+            self._settings.consumer(
+                health, group_id=group, enable_auto_commit=False, isolation_level="read_uncommitted"
+            )
+        )
+        try:
+            for _ in range(_COORDINATOR_TRIES):  # a coordinator may be away, or load, for a moment
+                try:
+                    consumer.committed([TopicPartition(self._topic, 0)], _COORDINATOR_S)
+                    return False
+                except KafkaException as failure:
+                    told = consumer.poll(0.1)  # who may not look for the coordinator is told here, and above times out
+                    errors = [error_of(failure), told.error() if told is not None else None]
+                    if any(error is not None and error.code() == _GROUP_REFUSED for error in errors):
+                        return True
+            return False
+        finally:
+            consumer.close()
 
     def acls(self, role: str) -> list[str]:
         """The least rights in `role`, as lines for kafka-acls.sh. Asks no broker."""
@@ -69,6 +131,8 @@ class KafkaInspector:
                 f"{add} --operation Write --operation Describe --resource-pattern-type prefixed "
                 "--transactional-id crossfade.",
             ]
+        if role == "source" and not self._has_group:
+            return lines
         return [
             *lines,
             f"{add} --operation Read --operation Describe --operation Delete --resource-pattern-type prefixed "

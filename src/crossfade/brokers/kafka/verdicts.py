@@ -5,7 +5,7 @@ Every finding has a stable name; what could not be asked is UNKNOWN and never OK
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..protocol import Finding, Level
 from .cluster import ConfigValue, TopicFacts
@@ -20,6 +20,13 @@ _NEEDED = {
     "source": frozenset({"READ", "DESCRIBE"}),
     "target": frozenset({"READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS"}),
 }
+
+#: all that can be granted on a cluster and on a topic: who has it all is asked for no right here, or has every one
+_ALL_CLUSTER = frozenset(
+    {"CREATE", "CLUSTER_ACTION", "DESCRIBE_CONFIGS", "ALTER_CONFIGS", "IDEMPOTENT_WRITE", "ALTER", "DESCRIBE"}
+)
+_ALL_TOPIC = frozenset({"READ", "WRITE", "CREATE", "DESCRIBE", "DELETE", "ALTER", "DESCRIBE_CONFIGS", "ALTER_CONFIGS"})
+_NEEDED_ON_OWN = {"READ": "Read", "WRITE": "Write", "DELETE": "Delete"}
 
 
 def topic_findings(role: str, facts: TopicFacts, config: Config | None, retention_needed_s: float) -> list[Finding]:
@@ -141,6 +148,29 @@ def _rights(role: str, facts: TopicFacts) -> Finding:
         level = Level.WARN if missing == {"DESCRIBE_CONFIGS"} else Level.FAIL
         return Finding("kafka.acl", level, f"rights on {facts.name} are missing: {names}", "see --print-acls")
     return Finding("kafka.acl", Level.OK, f"the rights on {facts.name} are there")
+
+
+def is_unrestricted(cluster_wide: frozenset[str], facts: TopicFacts) -> bool:
+    """Whether no ACL holds for us: the cluster has none, or we are its administrator."""
+    return cluster_wide >= _ALL_CLUSTER and facts.operations >= _ALL_TOPIC
+
+
+def missing_on_own(facts: TopicFacts) -> list[str]:
+    """Rights that are missing on a topic of our own that is there; none where the broker does not tell."""
+    if not facts.operations:
+        return []
+    return [name for operation, name in _NEEDED_ON_OWN.items() if operation not in facts.operations]
+
+
+def own_rights(refused: Sequence[str], unasked: Sequence[str]) -> Finding:
+    """About rights on what is Crossfade's own."""
+    check = "kafka.acl-own"
+    if refused:
+        return Finding(check, Level.FAIL, f"rights are missing: {', '.join(refused)}", "see --print-acls")
+    if unasked:
+        fix = "compare with --print-acls; a right that is missing is named by `relay start` and `relay run`"
+        return Finding(check, Level.UNKNOWN, f"not told by brokers: {', '.join(unasked)}", fix)
+    return Finding(check, Level.OK, "no right is restricted for us")
 
 
 def _cleanup(role: str, name: str, config: Config) -> Finding:
