@@ -32,11 +32,15 @@ def step(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _wants_colors() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
+
+
 def setup_logging(*, json: bool, level: str = "info") -> None:
     """Send structured logs to stderr: JSON lines for machines, coloured words for people."""
     numeric = {"debug": 10, "info": 20, "warning": 30, "error": 40}[level]
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=_wants_colors())
     )
     structlog.configure(
         processors=[

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from crossfade import errors
+from crossfade import errors, telemetry
 from crossfade.cli import init, main, output
 from crossfade.cli.main import hoisted, run
 from crossfade.cli.output import Column, Output, Progress, cell, printable
@@ -106,6 +106,48 @@ def test_an_unexpected_error_says_how_to_see_its_trace(
     assert "--verbose" in told
     assert run(["init", "--new-id", "--verbose"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_mistake_of_the_user_shows_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "-c", "nope.yaml", "--verbose"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        (">&-", 1, "error: cannot write: standard output is closed\nhint: see where the output goes\n"),
+        (">/dev/full", 1, "error: cannot write: No space left on device\nhint: see where the output goes\n"),
+        ("--force 2>/dev/full", 2, ""),
+        ("--force 2>&-", 2, ""),
+    ],
+)
+def test_output_that_cannot_be_written_is_told(redirection: str, code: int, told: str) -> None:
+    start = f"exec {sys.executable} -c 'from crossfade.cli.main import main; main()' init --new-id "
+    if code == 2:
+        start += "--bogus "
+    done = subprocess.run(["sh", "-c", start + redirection], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+def test_a_command_without_data_needs_no_output() -> None:
+    code = "import sys; from crossfade.cli.main import main; main(['lab', 'env', 'nothing'])"
+    done = subprocess.run(
+        ["sh", "-c", f'exec {sys.executable} -c "{code}" >&-'], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no lab" in done.stderr
+
+
+@pytest.mark.parametrize(("no_color", "colored"), [("", True), ("1", False)])
+def test_log_lines_have_colours_where_they_are_wanted(
+    no_color: str, colored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert telemetry._wants_colors() is colored
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert telemetry._wants_colors() is False
 
 
 @pytest.mark.parametrize(

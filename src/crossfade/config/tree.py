@@ -103,10 +103,19 @@ def parse(text: str, file: str) -> tuple[Node, list[Problem]]:
     except YAMLError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError([Problem(file, "", f"no YAML ({reason})", "a YAML file")]) from None
+    except RecursionError:
+        raise _too_deep(file) from None
     if root is None:
         return Node("map", file), []
     builder = _Builder(file)
-    return builder.build(root, ""), builder.problems
+    try:
+        return builder.build(root, ""), builder.problems
+    except RecursionError:
+        raise _too_deep(file) from None
+
+
+def _too_deep(file: str) -> ConfigError:
+    return ConfigError([Problem(file, "", "hundreds of lists or mappings within each other", "a YAML file")])
 
 
 class _Builder:
