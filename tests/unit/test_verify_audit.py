@@ -20,7 +20,7 @@ from crossfade.verify.audit import Progress, audit
 from crossfade.verify.by_key import audit_by_key
 from crossfade.verify.digests import RangeDigests
 from crossfade.verify.extent import extents_of
-from crossfade.verify.lane import Reading
+from crossfade.verify.reading import Reading
 from crossfade.verify.report import AuditReport
 
 LANES = 3

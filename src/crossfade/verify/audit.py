@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..brokers.protocol import From, Log, Start
-from ..errors import SourceDeleted, SourceTrimmed, Unreachable, invariant
-from ..model.record import Lane, Shape
+from ..errors import LaneError, SourceDeleted, SourceTrimmed, Unreachable, invariant
+from ..model.position import Place
+from ..model.record import Batch, Lane, Shape
 from .extent import Extent
-from .lane import LaneAudit, Translates
+from .lane import LaneAudit, Translates, cut
 from .report import AuditReport, Keeping
 from .second_look import second_look
 
@@ -187,6 +188,8 @@ class _Run:
             taken = await asyncio.gather(self._read_source(from_source), self._read_target(from_target))
             self._watch.heard(any(taken))
             for one in lanes:
+                while one.in_doubt is not None:
+                    one.resolve(await self._record_at(one.lane, one.in_doubt))
                 one.advance()
             self._watch.tell(
                 sum(one.records for one in lanes),
@@ -226,6 +229,19 @@ class _Run:
             else:
                 self.lanes[lane].take_source(outcome)
         return bool(outcomes)
+
+    async def _record_at(self, lane: Lane, offset: int) -> Batch | None:
+        """The record at an offset of the source; None = there is none."""
+        place = Place("", offset)
+        while True:
+            outcome = (await self._source.read({lane: place}, 1, READ_BYTES_MAX, READ_WAIT_S)).get(lane)
+            if isinstance(outcome, LaneError):
+                return None
+            if outcome is not None and (outcome.positions or outcome.at_end):
+                is_there = bool(outcome.positions) and outcome.positions[0] == offset
+                return cut(outcome, slice(0, 1)) if is_there else None
+            self._watch.heard(outcome is not None)
+            place = place if outcome is None else outcome.place
 
     async def _read_target(self, lanes: list[Lane]) -> bool:
         if not lanes:

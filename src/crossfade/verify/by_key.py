@@ -28,10 +28,11 @@ from .audit import (
     calm_collector,
     is_from_earliest,
 )
-from .diff import Difference, Kind, LaneDiff
+from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .extent import Extent
-from .lane import Reading, Translates, cut
+from .lane import Translates, cut
 from .origins import codec_for
+from .reading import Reading
 from .report import AuditReport, Keeping, LaneReport
 from .second_look import second_look
 
@@ -234,7 +235,7 @@ class _Run:
                     continue  # it stands among records that are not part of the audit
                 # No lane of ours: it is named with the source lane of the same number, or the first.
                 home = to if to in self.sources else 0
-                foreign = Difference(Kind.EXTRA, None, position, "carries no mark of this route", row)
+                foreign = Difference(Kind.EXTRA, None, position, NO_MARK, row)
                 self._report.add(home, foreign, to)
                 continue
             positions, actual = sorted_out.setdefault(lane, ([], []))

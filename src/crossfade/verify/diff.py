@@ -9,7 +9,7 @@ Called by `audit`, which knows where the sides end; nothing here knows brokers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ REMEMBERED_MAX = 20_000
 #: rows compared in one go: fewer where differences are dense, so that they cost in proportion
 SLICE_ROWS_MAX = 1_024
 SLICE_ROWS_MIN = 256
+NO_MARK = "carries no mark of this route"
 
 
 class Kind(Enum):
@@ -273,6 +274,8 @@ class LaneDiff:
         positions, rows = self.expected.first(self._window)
         targets, actual = self.actual.first(self._window)
         copies = self._codec.normal(targets, actual)
+        if self._begins_late and self.frontier is None:
+            copies = _without_chance(copies, dict(zip(positions, rows, strict=True)))
         window = Window(positions, rows, targets, copies)
         at_end = len(positions) == len(self.expected) and len(targets) == len(self.actual)
         take_expected, take_actual = window.cut(is_last=at_end and self.expected.is_ended and self.actual.is_ended)
@@ -367,7 +370,7 @@ class LaneDiff:
         origin = copy.origin
         if origin is None:
             self.unmarked += 1
-            self._report(Difference(Kind.EXTRA, None, target, "carries no mark of this route", copy.row))
+            self._report(Difference(Kind.EXTRA, None, target, NO_MARK, copy.row))
         elif self._extent is not None and self._extent.leaves_out(self._order(origin), copy.ordinal >= 0):
             return
         elif self._gaps and any(after < self._order(origin) < before for after, before in self._gaps):
@@ -411,3 +414,14 @@ class LaneDiff:
     def _advance_frontier(self, position: SourcePosition) -> None:
         if self.frontier is None or self._order(position) > self._order(self.frontier):
             self.frontier = position
+
+
+def _without_chance(copies: list[Copy], expected: Mapping[SourcePosition, Row]) -> list[Copy]:
+    """The copies, but where the copy begins is not told by an entry id that only looks like one's: that has its time
+    from the record too."""
+    return [
+        copy._replace(origin=None)
+        if copy.ordinal < 0 and copy.origin in expected and expected[copy.origin][-1] != copy.row[-1]
+        else copy
+        for copy in copies
+    ]

@@ -1,111 +1,39 @@
 """One lane of an audit: what was read of either side, where its ends are, and what is expected at all.
 
-Hides the reading positions, the rows that are not to be compared (before the copy began, trimmed, quarantined, newer
+Hides where the copy began, the rows that are not to be compared (before the copy began, trimmed, quarantined, newer
 than the audit) and what is kept so that an audit can go on later. Called by `audit`, which does the reading.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from ..brokers.protocol import Bounds, Log
-from ..errors import LaneError, SourceReset
-from ..model.position import Place, position_order, position_text
+from ..errors import LaneError, SourceReset, invariant
+from ..model.position import position_order, position_text
 from ..model.record import Batch, Lane, Mapped, Row, Shape
 from .columns import Columns
-from .diff import Difference, Kind, LaneDiff
+from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .digests import RangeDigests
 from .extent import Extent
 from .origins import Copy, codec_for
+from .reading import Reading
 from .report import AuditReport, LaneReport, Range
 
 _BEFORE_ALL = (-2, 0)
 _AFTER_ALL = (1 << 80, 0)
-#: places of batches that are remembered before those that are dealt with are let go
-_PLACES_MAX = 64
+#: originals of a lane that are looked for, one by one, to know where its copy begins
+_QUESTIONS_MAX = 8
 
 
 class Translates(Protocol):
     """What is needed of a mapping."""
 
     def translate(self, batch: Batch, target: Shape) -> Mapped: ...
-
-
-class Reading:
-    """Where the reading of one side stands."""
-
-    def __init__(self, bounds: Bounds, begin: Extent | None = None, shape: Shape = Shape.ENTRY) -> None:
-        """`begin`: what lies before this extent counts as dealt with; a Kafka topic is read from there."""
-        self.bounds = bounds
-        #: everything that was removed from the beginning counts as read. The incarnation is left out on purpose: a
-        #: Redis source moves its birth group along with a place that names it, and an audit writes nothing.
-        self.place = Place("", bounds.count - bounds.length)
-        self.is_ended = bounds.length <= 0
-        #: rows up to here were dealt with by an earlier audit
-        self.done_until: tuple[int, int] | None = None
-        if begin is not None:
-            self.done_until = begin.before
-            if shape is Shape.RECORD and begin.first[0] > self.place.count:
-                self.place = Place("", min(begin.first[0], bounds.count))
-        #: place before each batch that is not yet compared whole, and the last position in it
-        self._batches: deque[tuple[Place, tuple[int, int]]] = deque()
-
-    @property
-    def is_trimmed(self) -> bool:
-        return self.bounds.count > self.bounds.length
-
-    def take(self, batch: Batch) -> None:
-        if batch.positions:
-            self._batches.append((self.place, _order(batch.positions[-1])))
-        self.place = msgspec.structs.replace(batch.place, incarnation="")
-        place, end = self.place, self.bounds
-        is_behind = position_order(place.position) >= position_order(end.last)
-        self.is_ended = batch.at_end or place.count >= end.count or is_behind
-
-    def new_rows(self, batch: Batch) -> slice:
-        """Which rows of a batch were not dealt with before and are not newer than the bounds."""
-        positions = batch.positions
-        first, last = 0, len(positions)
-        if self.done_until is not None and positions and _order(positions[0]) <= self.done_until:
-            first = bisect_right(positions, self.done_until, key=_order)
-        end = position_order(self.bounds.last)
-        if positions and _order(positions[-1]) > end:
-            last = bisect_right(positions, end, key=_order)
-        return slice(first, last)
-
-    def reanchor(self, bounds: Bounds) -> None:
-        """Go on from what is still there."""
-        self.place = Place("", bounds.count - bounds.length)
-        self.is_ended = bounds.length <= 0
-
-    def forget(self, after: Any) -> tuple[int, int] | None:
-        """Let go of the places of batches that are compared whole; `after`: the last row that is. Gives its order."""
-        done = self.done_until if after is None else _order(after)
-        while self._batches and done is not None and self._batches[0][1] <= done:
-            self._batches.popleft()
-        return done
-
-    @property
-    def has_many_places(self) -> bool:
-        return len(self._batches) > _PLACES_MAX
-
-    def save(self, after: Any) -> dict[str, Any]:
-        done = self.forget(after)
-        place = self._batches[0][0] if self._batches else self.place
-        return {"place": msgspec.to_builtins(place), "after": None if done is None else list(done)}
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        place = msgspec.convert(saved["place"], Place)
-        if place.count >= self.place.count:  # else it was trimmed meanwhile
-            self.place = place
-        if saved["after"] is not None:
-            self.done_until = (saved["after"][0], saved["after"][1])
-            self.is_ended = self.is_ended or self.place.count >= self.bounds.count
 
 
 class LaneAudit:
@@ -157,7 +85,7 @@ class LaneAudit:
         )
         self._matched_before = 0
         self._quarantined = quarantined
-        self._is_earliest = is_earliest
+        self._in_doubt: _InDoubt | None = None
         #: source rows before this are not on the target and need not be; None = not known before the target is read
         self._floor: tuple[int, int] | None = None
         if is_earliest and not self.target.is_trimmed:
@@ -173,7 +101,7 @@ class LaneAudit:
 
     @property
     def wants_target(self) -> bool:
-        return not self.target.is_ended and self._diff.wants_actual
+        return not self.target.is_ended and (self._floor is None or self._diff.wants_actual)
 
     @property
     def may_read_source(self) -> bool:
@@ -227,9 +155,45 @@ class LaneAudit:
         batch = cut(outcome, rows)
         if self._floor is None:
             self._find_floor(batch)
+        if self._in_doubt is None:
+            self._see(batch)
+
+    def _see(self, batch: Batch) -> None:
+        is_before_copy = self._floor is None and bool(batch.rows)
+        last = batch.positions[-1] if is_before_copy else None
         if self._extent is not None:
             batch = self._of_extent(batch, self._extent)
-        self._diff.see(batch.positions, batch.rows)
+        if not is_before_copy:
+            self._diff.see(batch.positions, batch.rows)
+            return
+        # There may be any number of these: none of them waits for the first copy.
+        for position, row in zip(batch.positions, batch.rows, strict=True):
+            self._differs(Difference(Kind.EXTRA, None, position, NO_MARK, row))
+        self.target.done_until = _order(last)
+
+    @property
+    def in_doubt(self) -> int | None:
+        """The source offset whose record says whether a first entry of the target is its copy; None = no need."""
+        return self._in_doubt.by_id[0].origin if self._in_doubt else None
+
+    def resolve(self, original: Batch | None) -> None:
+        """Tell the record that is `in_doubt`, None = it is gone. An id that is a mark has offset and time of it."""
+        doubt, self._in_doubt = self._in_doubt, None
+        invariant(doubt is not None, "only what is in doubt is resolved")
+        assert doubt is not None
+        copy, *others = doubt.by_id
+        rows = [] if original is None else self._mapping.translate(original, self._target_shape).rows
+        is_copy = bool(rows) and rows[0][-1] == copy.row[-1]
+        is_other = doubt.is_other or (bool(rows) and not is_copy)
+        if others and not is_copy:
+            self._in_doubt = doubt._replace(by_id=others, is_other=is_other)
+            return
+        # Behind an entry of another writer the relay marks all that it writes.
+        self._codec.ids_may_mark = is_copy or not is_other
+        begin = copy if is_copy else doubt.marked if is_other else doubt.first
+        if begin is not None:
+            self._floor = _order(begin.origin)
+        self._see(doubt.batch)
 
     def source_trimmed(self, bounds: Bounds) -> None:
         """The source was trimmed while it was read: go on behind the gap, whose copies cannot be verified."""
@@ -294,6 +258,7 @@ class LaneAudit:
             "missing": [position_text(place) for place in diff.missing if _order(place) < frontier],
             "early": [[position_text(origin), position_text(place)] for origin, place in diff.came_early()],
             "frontier": None if diff.frontier is None else position_text(diff.frontier),
+            "ids_may_mark": self._codec.ids_may_mark,
             "floor": None if self._floor in (None, _AFTER_ALL) else list(self._floor or ()),
             "ranges": msgspec.to_builtins(mine.ranges),
         }
@@ -309,6 +274,7 @@ class LaneAudit:
         mine.source_gone, mine.stale_epochs = saved["source_gone"], saved["stale_epochs"]
         mine.ranges.extend(msgspec.convert(saved["ranges"], list[Range]))
         self._digests = RangeDigests(mine.ranges)
+        self._codec.ids_may_mark = saved.get("ids_may_mark", True)
         if saved["floor"] is not None:
             self._floor = (saved["floor"][0], saved["floor"][1])
         self._diff.restore(
@@ -354,16 +320,39 @@ class LaneAudit:
         return Batch(batch.lane, batch.shape, positions, rows, batch.place, batch.at_end)
 
     def _find_floor(self, batch: Batch) -> None:
-        """The first record of the copy that is on the target says where the comparison begins."""
-        for copy in self._codec.normal(batch.positions, batch.rows):
-            if copy.origin is not None:
-                self._floor = _order(copy.origin)
-                self._check_beginning(copy)
-                return
+        """The first record of the copy that is on the target says where the comparison begins.
 
-    def _check_beginning(self, copy: Copy) -> None:
+        An entry id looks like a mark, whoever chose it. One that is none stands behind all that are: from then on the
+        lane has other writers. So the first entries decide: ids that come from Kafka are looked up there, and those of
+        another Redis rise up to the first mark.
+        """
+        copies = [copy for copy in self._codec.normal(batch.positions, batch.rows) if copy.origin is not None]
+        at = next((at for at, copy in enumerate(copies) if copy.ordinal >= 0), len(copies))
+        marked = copies[at] if at < len(copies) else None
+        by_id = copies[:at]
+        if by_id and self._codec.is_source_numeric:
+            there = range(int(self.source.bounds.first or 0), int(self.source.bounds.last or -1) + 1)
+            to_ask: dict[Any, Copy] = {}
+            for copy in by_id:
+                if copy.origin in there and len(to_ask) < _QUESTIONS_MAX:
+                    to_ask.setdefault(copy.origin, copy)
+            if to_ask:
+                self._in_doubt = _InDoubt([*to_ask.values()], by_id[0], marked, batch)
+                return
+            if marked is None:
+                self._floor = _BEFORE_ALL  # the originals are gone, if they were any
+        elif by_id and (marked is None or _order(by_id[0].origin) < _order(marked.origin)):
+            self._floor = _order(by_id[0].origin)
+            return
+        elif by_id:
+            self._codec.ids_may_mark = False
+        if marked is not None:
+            self._floor = _order(marked.origin)
+            self._check_beginning(marked, is_first=not by_id and self._codec.ids_may_mark)
+
+    def _check_beginning(self, copy: Copy, *, is_first: bool) -> None:
         """Nothing was trimmed on the target: then its first record is the first of the copy, and has ordinal 1."""
-        if self._extent is None and not self.target.is_trimmed and copy.ordinal > 1:
+        if is_first and self._extent is None and not self.target.is_trimmed and copy.ordinal > 1:
             absent = copy.ordinal - 1
             self._differs(Difference(Kind.MISSING, None, None, f"the first {absent} records of the copy are gone"))
             self._mine.counts[Kind.MISSING] += absent - 1
@@ -388,6 +377,18 @@ class LaneAudit:
 
     def _differs(self, difference: Difference) -> None:
         self._report.add(self.lane, difference)
+
+
+class _InDoubt(NamedTuple):
+    """What waits for a look at the source: whether the first entries, with ids like those of copies, are any."""
+
+    by_id: list[Copy]
+    #: where the copy begins if nobody can tell, and where if they are none
+    first: Copy
+    marked: Copy | None
+    batch: Batch
+    #: one of them is not
+    is_other: bool = False
 
 
 def cut(batch: Batch, rows: slice) -> Batch:

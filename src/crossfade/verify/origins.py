@@ -35,6 +35,8 @@ class Codec(Protocol):
 
     #: source positions are numbers (Kafka offsets), not texts
     is_source_numeric: bool
+    #: an entry without mark may be a copy by its id; set it to False where another writer is known to write there
+    ids_may_mark: bool
 
     def equal(
         self,
@@ -65,6 +67,7 @@ class _Marks:
         self._route_id = route_id
         self._lane = lane
         self.is_source_numeric = is_source_numeric
+        self.ids_may_mark = True
         prefix = f"1;{route_id}/{lane}@".encode()
         self._template = prefix + (b"%d" if is_source_numeric else b"%b") + b"#%d;"
 
@@ -191,6 +194,8 @@ class EntryMarks(_Marks):
                         time_ms = origin.time_ms
                     rest = [*fields[:at], *fields[at + 2 :]]
                     return Copy(self._source_position(origin), (rest, time_ms), origin.ordinal, origin.epoch)
+        if not self.ids_may_mark:
+            return Copy(None, row, -1, -1)
         if not self.is_source_numeric:
             return Copy(position_text(position).encode(), row, -1, -1)
         return Copy(int(position_text(position).partition("-")[2] or 0), row, -1, -1)

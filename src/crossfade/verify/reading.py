@@ -1,0 +1,98 @@
+"""Where the reading of one side of a lane stands: which rows are new, and what is kept so that it can go on later.
+
+Hides places of batches that are not compared yet, and what an extent or an earlier audit lets a reader pass over.
+Called by `lane` and `by_key`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ..brokers.protocol import Bounds
+from ..model.position import Place, position_order, position_text
+from ..model.record import Batch, Shape
+from .extent import Extent
+
+#: places of batches that are remembered before those that are dealt with are let go
+_PLACES_MAX = 64
+
+
+class Reading:
+    """Where the reading of one side stands."""
+
+    def __init__(self, bounds: Bounds, begin: Extent | None = None, shape: Shape = Shape.ENTRY) -> None:
+        """`begin`: what lies before this extent counts as dealt with; a Kafka topic is read from there."""
+        self.bounds = bounds
+        #: everything that was removed from the beginning counts as read. The incarnation is left out on purpose: a
+        #: Redis source moves its birth group along with a place that names it, and an audit writes nothing.
+        self.place = Place("", bounds.count - bounds.length)
+        self.is_ended = bounds.length <= 0
+        #: rows up to here were dealt with by an earlier audit
+        self.done_until: tuple[int, int] | None = None
+        if begin is not None:
+            self.done_until = begin.before
+            if shape is Shape.RECORD and begin.first[0] > self.place.count:
+                self.place = Place("", min(begin.first[0], bounds.count))
+        #: place before each batch that is not yet compared whole, and the last position in it
+        self._batches: deque[tuple[Place, tuple[int, int]]] = deque()
+
+    @property
+    def is_trimmed(self) -> bool:
+        return self.bounds.count > self.bounds.length
+
+    def take(self, batch: Batch) -> None:
+        if batch.positions:
+            self._batches.append((self.place, _order(batch.positions[-1])))
+        self.place = msgspec.structs.replace(batch.place, incarnation="")
+        place, end = self.place, self.bounds
+        is_behind = position_order(place.position) >= position_order(end.last)
+        self.is_ended = batch.at_end or place.count >= end.count or is_behind
+
+    def new_rows(self, batch: Batch) -> slice:
+        """Which rows of a batch were not dealt with before and are not newer than the bounds."""
+        positions = batch.positions
+        first, last = 0, len(positions)
+        if self.done_until is not None and positions and _order(positions[0]) <= self.done_until:
+            first = bisect_right(positions, self.done_until, key=_order)
+        end = position_order(self.bounds.last)
+        if positions and _order(positions[-1]) > end:
+            last = bisect_right(positions, end, key=_order)
+        return slice(first, last)
+
+    def reanchor(self, bounds: Bounds) -> None:
+        """Go on from what is still there."""
+        self.place = Place("", bounds.count - bounds.length)
+        self.is_ended = bounds.length <= 0
+
+    def forget(self, after: Any) -> tuple[int, int] | None:
+        """Let go of the places of batches that are compared whole; `after`: the last row that is. Gives its order."""
+        done = self.done_until if after is None else _order(after)
+        while self._batches and done is not None and self._batches[0][1] <= done:
+            self._batches.popleft()
+        return done
+
+    @property
+    def has_many_places(self) -> bool:
+        return len(self._batches) > _PLACES_MAX
+
+    def save(self, after: Any) -> dict[str, Any]:
+        done = self.forget(after)
+        place = self._batches[0][0] if self._batches else self.place
+        return {"place": msgspec.to_builtins(place), "after": None if done is None else list(done)}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        place = msgspec.convert(saved["place"], Place)
+        if place.count >= self.place.count:  # else it was trimmed meanwhile
+            self.place = place
+        if saved["after"] is not None:
+            self.done_until = (saved["after"][0], saved["after"][1])
+            self.is_ended = self.is_ended or self.place.count >= self.bounds.count
+
+
+def _order(position: Any) -> tuple[int, int]:
+    return position_order(position_text(position))

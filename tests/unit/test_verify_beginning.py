@@ -1,0 +1,158 @@
+"""Where the comparison of a lane begins: at the first copy on the target, and at nothing that only looks like one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from test_verify_audit import DIRECTIONS, ENTRY, LANES, RECORD, TIME_MS, World, found
+
+from crossfade.brokers.protocol import From, Start
+from crossfade.model.record import Shape
+from crossfade.model.wire import decode_origin
+
+LATEST = dict.fromkeys(range(LANES), Start(From.LATEST))
+BEFORE, COPIED = 100, 60
+
+
+def written_by_others(world: World, count: int = 1) -> None:
+    """Records of another writer at the end of every target lane, each at a time of its own."""
+    for lane in range(LANES):
+        times = range(TIME_MS + 5_000_000, TIME_MS + 5_000_000 + count)
+        rows: list[Any] = [
+            (b"mine", b"x", None, time_ms) if world.target.shape is RECORD else ([b"mine", b"x"], time_ms)
+            for time_ms in times
+        ]
+        world.broker.write("target", lane, rows)
+
+
+async def begun_late(source: Shape, target: Shape, *, others: int = 0) -> World:
+    """A copy that began behind the first records of the source, and perhaps behind what others wrote to the target."""
+    world = World(source, target)
+    await world.fill(BEFORE)
+    written_by_others(world, others)
+    await world.copy(Start(From.LATEST))
+    await world.fill(COPIED, first=BEFORE)
+    await world.copy()
+    return world
+
+
+def told_by_ids(world: World) -> None:
+    """Let the entries be as in a lane that no other wrote to: `<time>-<offset>` and no mark, where these rise."""
+    for lane in range(LANES):
+        stored, last = world.stored(lane), (0, -1)
+        for at, ((id_ms, _), (fields, _)) in enumerate(stored):
+            origin = decode_origin(fields[-1])
+            assert origin is not None
+            own_ms = id_ms if origin.time_ms is None else origin.time_ms
+            if (own_ms, int(origin.position)) > last:
+                last = own_ms, int(origin.position)
+                stored[at] = last, (fields[:-2], own_ms)
+            else:
+                last = last[0], int(origin.position)
+                mark = fields[-1].partition(b";t=")[0] + b";t=%d" % own_ms
+                stored[at] = last, ([*fields[:-1], mark], last[0])
+        world.broker.stream("target", LANES, ENTRY).lanes[lane].last = last  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("others", [1, 3, 300])
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_what_others_wrote_before_the_copy_is_not_its_beginning(
+    source: Shape, target: Shape, others: int
+) -> None:
+    world = await begun_late(source, target, others=others)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert found(report) == {"extra": others * LANES}
+    assert (report.records, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
+    state = json.loads(json.dumps(report.state))
+    await world.fill(5, first=BEFORE + COPIED)
+    await world.copy()
+    later = await world.audit(starts=LATEST, is_settled=True, resume=state)
+    assert (found(later), later.records) == ({"extra": others * LANES}, (COPIED + 5) * LANES)
+    del world.stored(1)[others + 30]
+    assert found(await world.audit(starts=LATEST, is_settled=True)) == {"extra": others * LANES, "missing": 1}
+
+
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_any_number_of_others_records_may_stand_before_the_copy(
+    source: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 60)  # less than that in one go
+    world = await begun_late(source, RECORD, others=300)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert (found(report), report.records) == ({"extra": 300 * LANES}, COPIED * LANES)
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_a_trimmed_target_may_begin_with_what_others_wrote(source: Shape, target: Shape) -> None:
+    world = World(source, target)
+    await world.fill(BEFORE)
+    await world.copy()
+    written_by_others(world)
+    await world.fill(COPIED, first=BEFORE)
+    await world.copy()
+    for lane in range(LANES):
+        world.broker.trim("target", lane, COPIED + 1)
+    report = await world.audit(is_settled=True)
+    assert found(report) == {"extra": LANES}
+    assert (report.records, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
+
+
+async def test_where_nobody_else_writes_the_first_id_is_the_beginning() -> None:
+    world = await begun_late(RECORD, ENTRY)
+    told_by_ids(world)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert found(report) == {}
+    assert (report.records, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
+    written_by_others(world)  # behind them
+    assert found(await world.audit(starts=LATEST, is_settled=True)) == {"extra": LANES}
+    del world.stored(1)[20]
+    assert found(await world.audit(starts=LATEST, is_settled=True)) == {"extra": LANES, "missing": 1}
+
+
+async def test_a_first_copy_that_was_altered_does_not_hide_the_others() -> None:
+    world = await begun_late(RECORD, ENTRY)
+    told_by_ids(world)
+    stored = world.stored(1)
+    (id_ms, offset), row = stored[0]
+    stored[0] = (id_ms - 7, offset), (row[0], id_ms - 7)
+    assert sum(found(await world.audit(starts=LATEST, is_settled=True)).values()) == 1
+
+
+async def test_the_time_that_an_older_hop_carried_is_that_of_the_id() -> None:
+    world = World(RECORD, ENTRY)
+    await world.fill(BEFORE)
+    await world.copy(Start(From.LATEST))
+    for lane in range(LANES):
+        marks = [b"1;older/0@%d#%d;1;t=%d" % (at, at + 1, TIME_MS + at) for at in range(9)]
+        world.broker.write("source", lane, [(b"k", b"v", [("xf", mark)], TIME_MS + 999) for mark in marks])
+    await world.copy()
+    told_by_ids(world)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert (found(report), report.records) == ({}, 9 * LANES)
+
+
+@pytest.mark.parametrize("gone", [1, 3, 20, COPIED])
+async def test_originals_that_compaction_took_say_nothing_against_their_copies(gone: int) -> None:
+    world = await begun_late(RECORD, ENTRY)
+    told_by_ids(world)
+    lanes = world.broker.stream("source", LANES, RECORD).lanes
+    for lane in range(LANES):
+        kept: list[Any] = lanes[lane].committed  # type: ignore[union-attr]
+        del kept[BEFORE : BEFORE + gone]
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert report.total("missing") == 0
+    assert report.records == (COPIED - gone) * LANES
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_a_target_that_only_others_wrote_to_lacks_nothing(source: Shape, target: Shape) -> None:
+    world = World(source, target)
+    await world.fill(BEFORE)
+    written_by_others(world, 3)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    expected = {"extra": 3 * LANES}
+    if (source, target) == (ENTRY, ENTRY):  # their ids are the only ones that there are: they may be copies
+        assert report.total("missing") == 0
+    assert found(report) == expected
