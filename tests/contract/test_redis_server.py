@@ -255,12 +255,24 @@ async def test_a_marker_ahead_of_its_stream_is_torn(server):
     assert isinstance((await claim(log)).errors[0, 0], TargetTorn)
 
 
-async def test_a_key_of_another_type_is_refused_by_name(server):
-    log = await server.log(1)
+async def test_a_target_key_of_another_type_takes_its_lane_out_alone(server):
+    log = await server.log(2)
+    older = await claim(log, (0, 0), (1, 1))
+    await log.append(older, [write([1], [PAST]), write([1], [PAST], path=(1, 1))])
     await server.application.set(log.stream_keys[0], "text")
-    for attempt in (claim(log), log.begin([0], Start()), log.bounds([0])):
-        with pytest.raises(AccessRefused, match=log.name):
-            await attempt
+    taken = await claim(log, (0, 0), (1, 1))
+    assert list(taken.errors) == [(0, 0)]
+    error = taken.errors[0, 0]
+    assert isinstance(error, TargetTorn)
+    assert log.lane_name(0) in error.message
+    assert "WRONGTYPE" in error.message
+    assert taken.markers[0, 0].ordinal == 1
+    assert (await log.append(taken, [write([2], [PAST], path=(1, 1))]))[1, 1].records == 1
+    # the older claim is fenced there as well, whatever stands at the key by then
+    await server.application.delete(log.stream_keys[0])
+    with pytest.raises(Fenced):
+        await log.append(older, [write([2], [PAST])])
+    assert isinstance((await claim(log, (0, 0), (1, 1))).errors[0, 0], TargetReset)
 
 
 async def test_state_that_vanished_fences(server):

@@ -8,7 +8,9 @@ from redis_fixture import RedisBackend, make_redis_log
 from crossfade.brokers.protocol import From, Start
 from crossfade.brokers.redis import RedisInspector
 from crossfade.errors import SourceDeleted, SourceReset
+from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Batch
+from crossfade.verify.audit import audit
 
 pytestmark = pytest.mark.lab
 
@@ -136,3 +138,26 @@ async def test_from_a_start_inside_a_stream_deletions_are_seen_before_its_end(se
     rest = await read(log, again)
     assert rest.positions == [b"8-0", b"10-0"]
     assert rest.place.count == 10
+
+
+async def test_a_source_key_of_another_type_takes_its_lane_out_alone(server):
+    log = await server.log(2)
+    places = await log.begin([0, 1], Start())
+    await server.application.xadd(log.stream_keys[1], {"n": 1})
+    await server.application.set(log.stream_keys[0], "text")
+    outcomes = await log.read(places, 100, 1 << 20, 0.1)
+    assert isinstance(outcomes[0], SourceReset)
+    assert outcomes[0].message == f"{log.lane_name(0)}: the key holds something else than a stream"
+    assert len(outcomes[1].rows) == 1
+    # nobody who looks at all lanes falls over it; whoever reads is told
+    bounds = await log.bounds([0, 1])
+    assert (bounds[0].first, bounds[0].last, bounds[0].count, bounds[1].count) == ("", "", 0, 1)
+    begun = await log.begin([0, 1], Start())
+    assert isinstance(begun[0], SourceReset)
+    assert begun[1] == places[1]
+    report = await audit(log, log, mapping_named("lossless"), route_id="route", lanes=[0])
+    assert isinstance(report.lanes[0].error, SourceReset)
+    # behind the accepted loss all is new
+    await server.application.delete(log.stream_keys[0])
+    place = (await log.begin([0], Start()))[0]
+    assert place.incarnation not in ("", places[0].incarnation)

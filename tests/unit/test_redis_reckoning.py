@@ -327,6 +327,9 @@ def look_at(first, last, added, **more):
         ),
         # counters rewritten
         (place_at(10, 10), look_at(11, 20, 15, rows=10), Fault.REGRESSED, -1),
+        # something else was put in its place
+        (place_at(10, 10), Look(exists=True, is_stream=False), Fault.REPLACED, -1),
+        (Place("", 0, ""), Look(exists=True, is_stream=False), Fault.REPLACED, -1),
         # never existed
         (Place("", 0, ""), Look(exists=False), None, -1),
     ],

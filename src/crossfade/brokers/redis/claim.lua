@@ -17,8 +17,9 @@
 --            t:<lane>     id of the last entry relayed from this source lane
 -- ARGV[1]  msgpack: {route, claim, source, lanes}
 --
--- Returns {"ROUTE", other} | {"SOURCE", lane, digest} | {"VERSION", v} | {"TYPE", error}
---   | {"OK", epoch, exists, last-generated-id, entries-added, last, added, own, form, lane, marker, target, lane, ...}
+-- Returns {"ROUTE", other} | {"SOURCE", lane, digest} | {"VERSION", v}
+--   | {"OK", epoch, exists, last-generated-id, entries-added, last, added, own, form, wrong, lane, marker, target, lane, ...}
+--            wrong  why the key is no stream, "" = it is one or there is none; claimed is it all the same
 local stream, state = KEYS[1], KEYS[2]
 local ask = cmsgpack.unpack(ARGV[1])
 
@@ -29,10 +30,10 @@ if known[1] and known[1] ~= '1' then return {'VERSION', known[1]} end
 if known[2] and known[2] ~= ask.route then return {'ROUTE', known[2]} end
 
 -- Look at the stream; a missing key is an empty lane.
-local exists, last_id, added, length = 0, '0-0', 0, 0
+local exists, last_id, added, length, wrong = 0, '0-0', 0, 0, ''
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then
-  if not string.find(info.err, 'no such key', 1, true) then return {'TYPE', info.err} end
+  if not string.find(info.err, 'no such key', 1, true) then wrong = info.err end
 else
   exists = 1
   for i = 1, #info, 2 do
@@ -74,7 +75,7 @@ for _, field in ipairs(redis.call('HKEYS', state)) do
 end
 redis.call('HSET', state, 'sources', sources)
 
-local reply = {'OK', epoch, exists, last_id, added, last, seen, own, form}
+local reply = {'OK', epoch, exists, last_id, added, last, seen, own, form, wrong}
 for i, lane in ipairs(ask.lanes) do
   reply[#reply + 1] = lane
   reply[#reply + 1] = paths[i][3] or ''

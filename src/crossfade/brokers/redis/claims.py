@@ -16,7 +16,6 @@ import hiredis
 import msgspec
 
 from ...errors import (
-    AccessRefused,
     CrossfadeError,
     Fenced,
     GuaranteeRefused,
@@ -169,12 +168,7 @@ class Claims:
                 "reads version 1",
                 hint="run the release that wrote it, or a newer one",
             )
-        if verdict == b"TYPE":
-            raise AccessRefused(
-                f"target lane {self._name(lane)}: {reply[1].decode(errors='replace')}",
-                hint="the key must be a stream or free; use another key",
-            )
-        epoch, exists, last_id, added, last, seen, own, form = reply[1:9]
+        epoch, exists, last_id, added, last, seen, own, form, wrong = reply[1:10]
         is_reset = own and (not exists or added < seen)
         is_torn = own and position_order(last_id.decode()) < position_order(last.decode())
         if own and last_id != last and form == b"exclusive" and not is_reset and not is_torn:
@@ -182,13 +176,15 @@ class Claims:
                 f"lane {self._name(lane)}: {added - seen} records by other writers since our last append; "
                 "entry ids carry the source position no longer, an `xf` field does"
             )
-        for source, text, target in zip(reply[9::3], reply[10::3], reply[11::3], strict=True):
+        for source, text, target in zip(reply[10::3], reply[11::3], reply[12::3], strict=True):
             path = (int(source), lane)
             known = Marker(Place())
             if text:
                 known = msgspec.structs.replace(decode_marker(text.decode()), target=target.decode())
                 claim.markers[path] = known
-            if is_reset:
+            if wrong:
+                claim.errors[path] = type_error(path[0], self._name(lane), wrong.decode(errors="replace"))
+            elif is_reset:
                 claim.errors[path] = reset_error(path[0], self._name(lane))
             elif is_torn:
                 claim.errors[path] = torn_error(path[0], self._name(lane), last_id.decode(), last.decode())
@@ -244,6 +240,15 @@ def torn_error(lane: Lane, name: str, last_id: str, last: str) -> TargetTorn:
         lane,
         f"target lane {name} ends at {last_id}, but its marker covers records up to {last}",
         hint="records are gone that the marker counts as copied: restore the stream or copy the lane anew",
+    )
+
+
+def type_error(lane: Lane, name: str, why: str) -> TargetTorn:
+    return TargetTorn(
+        lane,
+        f"target lane {name}: {why}",
+        hint="something else was written to this key: restore the stream, or remove the key or use another one, then "
+        "restart the relay",
     )
 
 

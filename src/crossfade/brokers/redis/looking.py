@@ -64,6 +64,8 @@ class Looker:
         for reply in replies[1:]:
             check(reply, doing)
         entries, info, groups = replies[-1]
+        if is_error(entries) and code_of(entries) == "WRONGTYPE":
+            return Look(exists=True, is_stream=False, history=history), []
         check(entries, doing)
         if is_error(info) and "no such key" in str(info):
             return Look(exists=False, history=history), []

@@ -28,6 +28,8 @@ class Look:
     """One atomic look at a lane, taken while reading on from a place."""
 
     exists: bool
+    #: False: something else stands at the key
+    is_stream: bool = True
     #: birth groups on the key, of all routes, with their last-delivered-id: a route sets that of its own to its place
     #: from time to time, and it is replicated behind the data
     births: Mapping[str, str] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class Fault(Enum):
     DELETED = "deleted"
     RESET = "reset"
     ORPHANED = "orphaned"
+    REPLACED = "replaced"
     REGRESSED = "regressed"
 
 
@@ -107,6 +110,8 @@ def judge(place: Place, look: Look, *, counts_deleted: bool) -> Verdict:
 
     `counts_deleted`: deletions of records that are not copied yet are counted, not halted on.
     """
+    if not look.is_stream:
+        return Verdict(Fault.REPLACED, "the key holds something else than a stream")
     never_existed = not place.position and not place.count and not place.incarnation
     if not look.exists:
         if never_existed:

@@ -49,6 +49,11 @@ _FAULTS: dict[Fault, tuple[type[LaneError], str]] = {
         "set `deleted: count` where applications delete entries, or resume with --accept-loss",
     ),
     Fault.RESET: (SourceReset, "resume with --accept-loss from the new beginning, or copy the lane anew"),
+    Fault.REPLACED: (
+        SourceReset,
+        "correct the stream's keys, or put the stream back and restart the relay; if it is gone, remove the key and "
+        "resume with --accept-loss",
+    ),
     Fault.ORPHANED: (
         SourceDeleted,  # what an accepted loss does is right here: go on behind the place, which still stands
         "if the group alone was removed, resume with --accept-loss: the lane goes on behind that entry; if the key was "
@@ -98,6 +103,10 @@ class Source:
         result = {}
         for lane in lanes:
             look, _, _ = looks[lane]
+            if not look.is_stream:
+                # something is there, so that an audit reads on and is told what
+                result[lane] = Bounds(first="", last="", count=0, length=1, incarnation="")
+                continue
             result[lane] = Bounds(
                 first=look.first,
                 last="" if look.last == "0-0" else look.last,
@@ -162,7 +171,9 @@ class Source:
         for lane in lanes:
             look, entries, _ = looks[lane]
             place, birth = places[lane], self._own_birth(lane, look)
-            if place is None or place.incarnation in look.births:
+            if not look.is_stream:
+                births[lane] = self._error(lane, Place(), judge(Place(), look, counts_deleted=False))
+            elif place is None or place.incarnation in look.births:
                 births[lane] = birth or await self._create_birth(lane, new_birth(self._route))
             elif entries and _is_at(place, entries[0]):
                 # The same name again: places of one life of the key must be comparable, whichever path they are from.
