@@ -99,12 +99,22 @@ A flag beats a variable, a variable beats the file:
 
 A list is written with commas.
 
+These variables stand for a flag, or for a setting that belongs to a host and not to the file:
+
+| variable | stands for |
+|---|---|
+| `CROSSFADE_CONFIG` | `--config FILE` |
+| `CROSSFADE_INSTANCE` | `relay run --instance NAME`; without both it is the name of the host |
+| `CROSSFADE_METRICS_HOST` | the address on which `/metrics`, `/livez` and `/readyz` listen; default `127.0.0.1` |
+| `CROSSFADE_LAB` | the lab that `crossfade lab` means |
+
 ## Secrets
 
 Any text may hold `${{env:NAME}}` and `${{file:PATH}}`; a relative path starts at the folder of the configuration.
 Nothing else is expanded. Inside `{{ }}` YAML wants quotes around a reference. Passwords, and properties that hold a
 reference, are read again at each connect: a rotated secret is picked up without a restart. They appear in no log and
-no error. User and password may also stand in a Redis URL; the keys beside it win.
+no error. User and password may also stand in a Redis URL; the keys beside it win. An empty secret is a mistake; a
+Redis user who has no password is named by the key `username` alone.
 
 A literal is kept secret where its key says that it is one (`password`, `secret`, `*.pem`).
 

@@ -120,7 +120,8 @@ def run(
     instance: Annotated[
         str | None,
         typer.Option(
-            help="Name of this process; the same name back after a crash goes on at once. Default: host name."
+            help="Name of this process; the same name back after a crash goes on at once. "
+            "Default: CROSSFADE_INSTANCE, else the host name."
         ),
     ] = None,
     shard: Annotated[

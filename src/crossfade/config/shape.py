@@ -209,7 +209,10 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
         bool, says("true: also write to a topic that may lose acknowledged records when a broker is lost (one replica)")
     ] = False
     discover_s: Annotated[float, says("seconds between two looks for new lanes of the source", ge=0.2)] = 30.0
-    metrics_port: Annotated[int, says("port of /metrics, /livez and /readyz; 0 is off", ge=0, le=65_535)] = 9464
+    metrics_port: Annotated[
+        int,
+        says("port of /metrics, /livez and /readyz; 0 is off; each process of a host needs its own", ge=0, le=65_535),
+    ] = 9464
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
