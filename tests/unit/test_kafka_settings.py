@@ -98,6 +98,21 @@ def test_what_is_no_text_is_refused(name):
             [("sasl.mechanism", "", "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER", "SCRAM-SHA-512")],
         ),
         (
+            {
+                "security.protocol": "SASL_SSL",
+                "sasl.mechanism": "OAUTHBEARER",
+                "sasl.oauthbearer.method": "oidc",
+            },
+            [
+                (
+                    "sasl.oauthbearer.token.endpoint.url",
+                    "nothing",
+                    "where the identity provider gives tokens",
+                    "",
+                )
+            ],
+        ),
+        (
             {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN"},
             [
                 (
@@ -533,7 +548,7 @@ def levels(findings):
 
 
 def test_a_fit_target_has_no_finding():
-    found = verdicts.topic_findings("target", facts(), config(**GOOD), 1e6)
+    found = verdicts.topic_findings("target", facts(), config(**GOOD), 1e6, 1e9)
     assert set(levels(found).values()) == {Level.OK}
     assert all(not finding.fix for finding in found)
 
@@ -547,6 +562,8 @@ def test_a_fit_target_has_no_finding():
         ({"cleanup_policy": "compact"}, facts(), "kafka.cleanup-policy", Level.WARN),
         ({"retention_ms": 1000}, facts(), "kafka.retention", Level.FAIL),
         ({"retention_bytes": 1000}, facts(), "kafka.retention", Level.WARN),
+        ({"retention_ms": 1_500_000_000}, facts(), "kafka.retention", Level.WARN),
+        ({"message_timestamp_before_max_ms": 1_500_000_000}, facts(), "kafka.time-behind", Level.WARN),
         ({"max_message_bytes": 1000}, facts(), "kafka.message-bytes", Level.WARN),
         ({"message_timestamp_after_max_ms": 3_600_000}, facts(), "kafka.time-ahead", Level.WARN),
         ({"message_timestamp_type": "LogAppendTime"}, facts(), "kafka.time-type", Level.WARN),
@@ -559,7 +576,7 @@ def test_a_fit_target_has_no_finding():
     ],
 )
 def test_each_weakness_of_a_target_is_named_with_its_fix(changes, about, check, level):
-    found = verdicts.topic_findings("target", about, config(**(GOOD | changes)), 1e6)
+    found = verdicts.topic_findings("target", about, config(**(GOOD | changes)), 1e6, 2e6)
     assert levels(found)[check] is level
     assert next(finding for finding in found if finding.check == check).fix
 
@@ -570,6 +587,23 @@ def test_a_source_is_judged_as_a_source():
     assert "kafka.min-insync-replicas" not in found
     short = levels(verdicts.topic_findings("source", facts(), config(retention_ms=1000), 1e6))
     assert short["kafka.retention"] is Level.FAIL
+
+
+def test_the_retention_of_a_target_is_judged_by_the_oldest_record_that_comes():
+    def level(oldest_s, **values):
+        found = levels(verdicts.topic_findings("target", facts(), config(**(GOOD | values)), 86_400, oldest_s))
+        return found["kafka.retention"], found["kafka.time-behind"]
+
+    week_s, hour_ms = 604_800, 3_600_000
+    assert level(week_s, retention_ms=hour_ms) == (Level.FAIL, Level.OK)
+    assert level(60, retention_ms=hour_ms) == (Level.OK, Level.OK)
+    assert level(week_s, retention_ms=48 * hour_ms) == (Level.WARN, Level.OK)  # long enough for the copy itself
+    assert level(None, retention_ms=hour_ms) == (Level.UNKNOWN, Level.OK)
+    assert level(None, cleanup_policy="compact", retention_ms=hour_ms)[0] is Level.OK
+    assert level(60, message_timestamp_before_max_ms=hour_ms)[1] is Level.WARN
+    assert level(60, message_timestamp_before_max_ms=48 * hour_ms)[1] is Level.OK
+    assert level(week_s, message_timestamp_before_max_ms=48 * hour_ms)[1] is Level.WARN
+    assert level(week_s, message_timestamp_before_max_ms=(1 << 63) - 1)[1] is Level.OK
 
 
 def test_what_cannot_be_asked_is_unknown():

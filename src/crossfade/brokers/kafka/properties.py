@@ -37,6 +37,7 @@ _OF_JAVA: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"buffer\.memory"), "queue.buffering.max.kbytes"),
     (re.compile(r"max\.request\.size"), "no such key: it is taken from the target topic"),
 )
+_TOKEN_URL = "sasl.oauthbearer.token.endpoint.url"
 _MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
 _COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 _CHOICES = {
@@ -145,6 +146,8 @@ def _of_all(properties: Mapping[str, str]) -> Iterator[PropertyMistake]:
         yield PropertyMistake(mechanism, found, f"one of {', '.join(_MECHANISMS)}", _nearest_of(chosen, _MECHANISMS))
         return
     if properties.get("sasl.oauthbearer.method", "").lower() == "oidc":
+        if not {_TOKEN_URL, "sasl.oauthbearer.metadata.authentication.type"} & properties.keys():
+            yield PropertyMistake(_TOKEN_URL, "nothing", "where the identity provider gives tokens")
         return  # such a handle asks for its token at once
     settings, health = KafkaSettings(properties), HandleHealth("check")
     for make, built in (
