@@ -31,6 +31,7 @@ from crossfade.model.route import LaneMap, Route
 from crossfade.model.wire import XF, Origin, encode_origin
 from crossfade.relay.beginning import start_lanes
 from crossfade.relay.documents import RouteBoard
+from crossfade.verify import by_key
 from crossfade.verify.diff import Kind
 from crossfade.verify.report import AuditReport, LaneReport
 
@@ -257,6 +258,20 @@ def test_a_route_by_key_is_verified_through_its_keys(world: World, capsys: pytes
     # The target holds every record in its source's lane, whatever its key: some stand where their key does not belong.
     assert run(["verify"]) == 3
     assert "missing" in capsys.readouterr().out
+
+
+def test_an_audit_by_key_knows_the_lanes_of_the_first_start(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.lane_map = LaneMap.BY_KEY
+    told: list[int] = []
+
+    async def audit_by_key(*_: object, first_lanes: int, **__: object) -> AuditReport:
+        told.append(first_lanes)
+        return AuditReport("a", "b", {})
+
+    monkeypatch.setattr(by_key, "audit_by_key", audit_by_key)
+    asyncio.run(RouteBoard(MemoryBoard(world.broker), "idforward").add_started({0}))
+    run(["verify"])
+    assert told == [1]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ async def audit_opened(
             partitioner=opened.route.partitioner,
             on_progress=tell,
             starts=starts,
+            first_lanes=await opened.board.first_lanes(),
             is_settled=scope.is_settled,
             quarantined=quarantined,
             extents=extents,

@@ -53,6 +53,7 @@ async def audit_by_key(
     on_progress: Callable[[Progress], None] | None = None,
     window_records: int = 2_000,
     starts: Mapping[Lane, Start] | None = None,
+    first_lanes: int = 0,
     is_settled: bool = False,
     quarantined: Mapping[Lane, Collection[str]] | None = None,
     extents: Mapping[Lane, Extent] | None = None,
@@ -60,6 +61,7 @@ async def audit_by_key(
 ) -> AuditReport:
     """Compare all lanes of an open source with all lanes of an open target; see `audit`. It begins anew each time.
 
+    `first_lanes`: how many lanes the source had when the route was first started (0 = as many as now).
     The report has one entry per source lane. Raises Unreachable, AccessRefused, UsageError (unknown partitioner).
     """
     started_s = time.monotonic()
@@ -67,6 +69,7 @@ async def audit_by_key(
     source_bounds = await source.bounds(range(source.lanes))
     report = AuditReport(source.name, target.name, {}, **(keep or {}))
     run = _Run(source, target, mapping, report, partitioner, on_progress)
+    run.ids_may_mark = (first_lanes or source.lanes) == 1 and target.shape is Shape.ENTRY
     run.extents = dict(extents or {})
     for lane, bounds in source_bounds.items():
         extent = run.extents.get(lane)
@@ -110,8 +113,9 @@ class _Run:
         self._report = report
         self._partitioner = partitioner
         self._watch = Watch(on_progress)
-        #: entry ids may stand for marks where one source lane alone comes to the target lanes
-        self._ids_may_mark = source.lanes == 1 and target.shape is Shape.ENTRY
+        #: entry ids may stand for marks of lane 0 where it alone came to the target lanes, at first or ever since:
+        #: a lane that came later was claimed in all of them before it wrote, and from then on every copy is marked
+        self.ids_may_mark = False
 
     def add_paths(self, lane: Lane, route_id: str, window_rows: int, is_earliest: bool) -> None:
         bounds = self.sources[lane].bounds
@@ -227,7 +231,7 @@ class _Run:
         sorted_out: dict[Lane, tuple[list[Any], list[Row]]] = {}
         for position, row in zip(kept.positions, kept.rows, strict=True):
             origin = _origin_of(row)
-            lane = 0 if origin is None and self._ids_may_mark else -1 if origin is None else origin.lane
+            lane = 0 if origin is None and self.ids_may_mark else -1 if origin is None else origin.lane
             if self.extents and origin is not None and lane in self.extents:
                 self._is_inside[to] = position_order(origin.position) in self.extents[lane]
             if (lane, to) not in self._paths:
