@@ -143,7 +143,19 @@ class SourceReset(LaneError):
 
 
 class SourceRegressed(LaneError):
-    pass
+    def __init__(
+        self,
+        lane: int,
+        message: str,
+        *,
+        hint: str = "",
+        position: str = "",
+        lost_records: int = -1,
+        ends_at: int = -1,
+    ) -> None:
+        super().__init__(lane, message, hint=hint, position=position, lost_records=lost_records)
+        #: the first offset that is gone from a Kafka lane, -1 = not known: what stands there from now on is new
+        self.ends_at = ends_at
 
 
 class SourceDeleted(LaneError):

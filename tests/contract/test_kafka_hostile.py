@@ -22,7 +22,9 @@ from crossfade.errors import (
     Fenced,
     GuaranteeRefused,
     Indeterminate,
+    LaneError,
     RouteConflict,
+    SourceRegressed,
     SourceReset,
     TargetReset,
     TargetTorn,
@@ -518,6 +520,87 @@ async def test_aborted_records_are_never_read_and_the_place_passes_them(backend)
     assert values == [b"kept"] * 3
     assert places[0].position == "6"
     assert places[0].count == (await log.cluster.offsets(log.name, [0], LATEST))[0] == 12
+
+
+async def until_stable(log, end, wait_s=20.0):
+    """The marks of a transaction are written after its commit was answered."""
+    until = time.monotonic() + wait_s
+    while (await log.cluster.offsets(log.name, [0], LATEST))[0] < end:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.05)
+
+
+async def read_until(log, place, wait_s=20.0):
+    """Values of the rows behind a place, and where their lane was read to: up to its end."""
+    values, until = [], time.monotonic() + wait_s
+    while True:
+        assert time.monotonic() < until, place
+        for batch in (await log.read({0: place}, 100, 1 << 20, 0.5)).values():
+            assert not isinstance(batch, LaneError), batch
+            values += [row[1] for row in batch.rows]
+            place = batch.place
+            if place.count == (await log.cluster.offsets(log.name, [0], LATEST))[0]:
+                return values, place
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_the_mark_of_a_transaction_in_a_later_epoch_is_no_cut(lab, backend, is_kept):
+    """The leader moved between a record and the end of its transaction; then the relay starts anew behind both."""
+    log = await backend.log(1)
+    await backend.write_native(log, 0, [(b"k", b"before", None, NOW)])
+    begin = (await log.begin([0], Start()))[0]
+    producer = Producer(backend.properties | {"transactional.id": secrets.token_hex(4)})
+    await asyncio.to_thread(producer.init_transactions, 20)
+    producer.begin_transaction()
+    producer.produce(log.name, b"within", b"k", 0)
+    await asyncio.to_thread(producer.flush, 10)
+    await asyncio.to_thread(lab.faults.move_leader, log.name, 0)
+    await asyncio.to_thread(producer.commit_transaction if is_kept else producer.abort_transaction, 20)
+    await until_stable(log, 3)
+    values, place = await read_until(log, begin)
+    assert values == [b"before", *([b"within"] if is_kept else [])]
+    assert (place.position, place.count) == ("1" if is_kept else "0", 3)
+    other = await backend.other(log)
+    assert await read_until(other, place) == ([], place)
+    await backend.write_native(log, 0, [(b"k", b"behind", None, NOW)])
+    values, _ = await read_until(await backend.other(log), place)
+    assert values == [b"behind"]
+
+
+async def test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks(lab, backend):
+    """The place names a record of an epoch that ended before it. The handle that was told once is told again."""
+    log = await backend.log(1)
+    await backend.write_native(log, 0, [(b"k", b"before", None, NOW)])
+    incarnation = (await log.begin([0], Start()))[0].incarnation
+    await asyncio.to_thread(lab.faults.move_leader, log.name, 0)
+    await backend.write_native(log, 0, [(b"k", b"since", None, NOW)] * 9)
+    other = await backend.other(log)
+    assert (await read_until(other, Place("6", 7, incarnation, "1")))[0] == [b"since"] * 3
+    for reader in (other, other, await backend.other(log)):
+        found, until = {}, time.monotonic() + 20
+        while not found:
+            assert time.monotonic() < until
+            found = await reader.read({0: Place("4", 5, incarnation, "0")}, 100, 1 << 20, 0.5)
+        assert isinstance(found[0], SourceRegressed), found
+        assert (found[0].ends_at, found[0].lost_records) == (1, 4)
+
+
+async def test_a_place_whose_last_record_was_deleted_is_no_loss(backend):
+    """Retention took what was copied, and the marks of its transaction stand between it and the place."""
+    log = await backend.log(1)
+    begin = (await log.begin([0], Start()))[0]
+    producer = Producer(backend.properties | {"transactional.id": secrets.token_hex(4)})
+    await asyncio.to_thread(producer.init_transactions, 20)
+    producer.begin_transaction()
+    producer.produce(log.name, b"copied", b"k", 0)
+    await asyncio.to_thread(producer.commit_transaction, 20)
+    await until_stable(log, 2)
+    values, place = await read_until(log, begin)
+    assert (values, place.position, place.count) == ([b"copied"], "0", 2)
+    await log.cluster.delete_records(log.name, {0: 2})
+    await backend.write_native(log, 0, [(b"k", b"behind", None, NOW)])
+    values, _ = await read_until(await backend.other(log), place)
+    assert values == [b"behind"]
 
 
 async def test_a_deleted_topic_halts_its_reader(backend):

@@ -285,10 +285,24 @@ MUTANTS = [
     Mutant(
         "any-accepted-loss-starts-from-the-beginning",
         "relay/copier.py",
-        "        return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)\n    return None\n",
-        "        return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)\n"
+        "        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))\n    return None\n",
+        "        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))\n"
         "    return Start(From.EARLIEST)\n",
         "tests/model/test_lane_halts.py",
+    ),
+    Mutant(
+        "a-path-beyond-a-cut-stays-there",
+        "relay/lanes.py",
+        "path: marker.place if reached(marker.place) < ((cut_at, 0), 0) else cut\n",
+        "path: marker.place\n",
+        "tests/model/test_cuts.py",
+    ),
+    Mutant(
+        "paths-on-both-sides-of-a-cut-go-on",
+        "relay/copier.py",
+        "                if isinstance(found, SourceRegressed):\n",
+        "                if found is None:\n",
+        "tests/model/test_cuts.py",
     ),
     Mutant(
         "accepted-regression-goes-on-at-the-old-number",
@@ -415,8 +429,8 @@ MUTANTS = [
     Mutant(
         "read-skips-one",
         "brokers/memory/lanes.py",
-        "bisect_left(self.committed, (place.count,))",
-        "bisect_left(self.committed, (place.count + 1,))",
+        "bisect_left(self.committed, (offset_behind(place),))",
+        "bisect_left(self.committed, (offset_behind(place) + 1,))",
         f"{CONTRACT}::test_reading_goes_on_where_it_ended_on_another_connection_too[memory-record]",
     ),
     Mutant(

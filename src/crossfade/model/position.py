@@ -58,6 +58,12 @@ def position_text(position: NativePosition) -> str:
     return position.decode() if isinstance(position, bytes) else str(position)
 
 
+def offset_behind(place: Place) -> int:
+    """The offset behind a place's last Kafka record. Its count may lie further on, behind marks of transactions: those
+    are not the record's epoch, and a log that was cut off there has lost nothing."""
+    return int(place.position) + 1 if place.position else place.count
+
+
 def position_order(text: str) -> tuple[int, int]:
     """A sort key: positions of one lane compare as these tuples do. "" sorts before everything."""
     if not text:

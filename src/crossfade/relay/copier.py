@@ -29,6 +29,7 @@ from ..errors import (
     SourceReset,
     SourceTrimmed,
     TargetTooNarrow,
+    TargetTorn,
     invariant,
 )
 from ..model.echo import UNKNOWN, bare, part_echoes, with_echoes
@@ -45,6 +46,8 @@ from .pace import BatchSize, Limits, RateLimit
 _BACKOFF_MAX_S = 5.0
 #: between two looks whether a lane may be read again
 _PAUSE_S = 0.1
+#: a broker answers within this time whether it still has the log that a place was in
+_CHECK_S = 2.0
 
 
 class _Taken(NamedTuple):
@@ -218,6 +221,26 @@ class Copier:
             lanes[lane].incarnation = bounds.incarnation
             lanes[lane].place = lanes[lane].settled
         self.lanes = lanes | self._lanes_without_target()
+        await self._refuse_across_cut()
+
+    async def _refuse_across_cut(self) -> None:
+        """A loss was accepted, and the relay ended when only some paths had gone on behind the cut: the others stand at
+        offsets of a log that is no more, and would pass over what is new there."""
+        for lane, state in self.lanes.items():
+            if state.state is State.HALTED:
+                continue
+            for place in state.beyond_cut:
+                found = (await self.source.read({lane: place}, 1, 1, _CHECK_S)).get(lane)
+                if isinstance(found, SourceRegressed):
+                    error = TargetTorn(
+                        lane,
+                        f"target lanes of {state.name} stand on both sides of a cut: some at {state.settled.position}, "
+                        f"some at {place.position} of before; {found.message}",
+                        hint="compare both sides with `crossfade verify`, and copy the lane anew",
+                        position=state.settled.position,
+                    )
+                    self._fail(state, error)
+                    break
 
     def _lanes_without_target(self) -> dict[Lane, LaneState]:
         """New source lanes that wait for a lane in the target, halted by name: nobody owns them."""
@@ -480,7 +503,7 @@ class Copier:
         if self.route.pair:  # echoes may be among what is gone: the next one tells where they go on
             place = with_echoes(place, UNKNOWN, state.settled.echoes)
         self._log.warning("loss accepted", lane=state.lane, error=type(state.error).__name__, resumes_at=place.position)
-        state.jump(place)
+        state.jump(place, state.error.ends_at if isinstance(state.error, SourceRegressed) else -1)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -498,9 +521,10 @@ def _start_behind(state: LaneState) -> Start | None:
     if isinstance(state.error, SourceDeleted):
         return Start(From.POSITION, settled.position) if settled.position else Start(From.EARLIEST)
     if isinstance(state.error, SourceRegressed):
-        if "-" in settled.position or state.error.lost_records < 0:
+        if not settled.position or state.error.ends_at == 0:
+            return Start(From.EARLIEST)
+        if state.error.ends_at < 0:
             return Start(From.POSITION, settled.position)  # ids come from clocks: what is new lies behind
         # Offsets are given out again: what lies behind the cut is new, whatever its number is.
-        cut = settled.count - state.error.lost_records
-        return Start(From.POSITION, str(cut - 1)) if cut > 0 else Start(From.EARLIEST)
+        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))
     return None

@@ -67,6 +67,19 @@ class LaneState:
         return len({marker.place.incarnation for marker in self.markers.values()} - {""}) > 1
 
     @property
+    def beyond_cut(self) -> list[Place]:
+        """Places that look as if the Kafka log was cut off before them while other paths went on behind the cut: the
+        leader epoch of a record never rises above that of a later one. (A place inside a write may tell too new a one.)
+        """
+        newest, found = -1, []
+        for place in sorted((marker.place for marker in self.markers.values()), key=reached):
+            epoch = int(place.witness) if place.witness.isdigit() else newest
+            if epoch < newest:
+                found.append(place)
+            newest = max(newest, epoch)
+        return found
+
+    @property
     def ordinal(self) -> int:
         return sum(marker.ordinal for marker in self.markers.values())
 
@@ -96,13 +109,22 @@ class LaneState:
         self.state = State.COPYING
         self.place = self.settled
 
-    def jump(self, place: Place) -> None:
+    def jump(self, place: Place, cut_at: int = -1) -> None:
         """Go on from `place`, behind a loss that an operator accepted.
 
         A path that is ahead of it stays: what it has must not be copied again. Not so where the source's positions
         start anew or were given out twice: there they cannot be compared, and all that comes is new. (A path that has
-        already gone on in the new incarnation can be compared again.)
+        already gone on in the new incarnation can be compared again.) Where a Kafka log was cut off at an offset, what
+        lies before that can be compared: a path beyond it goes on at the cut.
         """
+        if cut_at >= 0:
+            cut = msgspec.structs.replace(place, position=str(cut_at - 1) if cut_at else "", count=cut_at, witness="")
+            self.jumps = {
+                path: marker.place if reached(marker.place) < ((cut_at, 0), 0) else cut
+                for path, marker in self.markers.items()
+            }
+            self.error, self.state, self.place = None, State.COPYING, place
+            return
         is_comparable = isinstance(self.error, SourceTrimmed | SourceDeleted)
         is_reset = isinstance(self.error, SourceReset) and place.incarnation != ""
         self.jumps = {

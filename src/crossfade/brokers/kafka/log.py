@@ -8,6 +8,7 @@ and quarantined records of an append are one transaction of one transactional id
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import structlog
 
 from ...errors import LaneError, SourceRegressed, SourceReset, SourceTrimmed, Unreachable, UsageError
-from ...model.position import Marker, Place
+from ...model.position import Marker, Place, offset_behind
 from ...model.record import Batch, Lane, Path, RecordColumns, Shape, Write
 from ...telemetry import step
 from ..protocol import Appended, Bounds, Claim, From, Owner, Start
@@ -39,6 +40,8 @@ _CHECK_LANE_S = 0.00001
 _CHECK_SHARE = 0.1
 _GATHER_S_MAX = 0.05
 _LOOK_S = 15.0
+#: where the log was cut off, in librdkafka's words
+_CUT_AT = re.compile(r"broker end offset is (\d+)")
 
 
 class KafkaLog:
@@ -254,7 +257,10 @@ class KafkaLog:
             if isinstance(error, SourceRegressed):  # a new leader may not know its high watermark yet: make sure
                 await asyncio.sleep(1.0)
                 error = self._out_of_bounds(lane, place, (await self.bounds([lane]))[lane])
-            if error is None and place.witness:
+            if error is None and offset_behind(place) < bounds[lane].count - bounds[lane].length:
+                reader, thread = self._source()
+                await thread.call(reader.trust, lane, place)
+            elif error is None and place.witness:
                 error = await self._diverged(lane, place)
             if error is not None:
                 found[lane] = error
@@ -273,29 +279,34 @@ class KafkaLog:
                 position=place.position,
                 lost_records=low - place.count,
             )
-        if place.count > bounds.count:
+        if offset_behind(place) > bounds.count:
             return SourceRegressed(
                 lane,
-                f"{self.lane_name(lane)} ends at {bounds.count}, but {place.count} was reached: records that were "
-                "already copied are gone (unclean election, restored disk)",
+                f"{self.lane_name(lane)} ends at {bounds.count}, but {offset_behind(place)} was reached: records that "
+                "were already copied are gone (unclean election, restored disk)",
                 hint="compare both sides with `crossfade verify`, then decide where to go on",
                 position=place.position,
-                lost_records=place.count - bounds.count,
+                lost_records=offset_behind(place) - bounds.count,
+                ends_at=bounds.count,
             )
         return None
 
     async def _diverged(self, lane: Lane, place: Place) -> LaneError | None:
         """The log was cut off and has grown past the place since: the leader epoch of the place tells."""
         reader, thread = self._source()
-        taken, troubled = await thread.call(reader.take, {lane: place}, 1, 1, 1.0, 0.0)
+        taken, troubled = await thread.call(reader.take, {lane: place}, 1, 1, 3.0, 0.0)
         await thread.call(reader.forget, [lane])
         if lane in troubled and lane not in taken:
+            found = _CUT_AT.search(troubled[lane].str())
+            ends_at = int(found[1]) if found else -1
             return SourceRegressed(
                 lane,
-                f"{self.lane_name(lane)}: the log was cut off before {place.count} and has grown since: "
+                f"{self.lane_name(lane)}: the log was cut off before {offset_behind(place)} and has grown since: "
                 f"{troubled[lane].str()}",
                 hint="compare both sides with `crossfade verify`, then decide where to go on",
                 position=place.position,
+                lost_records=offset_behind(place) - ends_at if found else -1,
+                ends_at=ends_at,
             )
         return None
 

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from ...model.position import Place
+from ...model.position import Place, offset_behind
 from ...model.record import Lane
 from .failures import HandleHealth, is_topic_missing, translate
 from .settings import KafkaSettings
@@ -39,6 +39,8 @@ _MEET_S = 0.15
 #: (with a smaller number, a live stream that was held up once would be gathered, and so held up, for ever)
 _BACKLOG_RECORDS = 4_000
 _BACKLOG_GATHER_S = 0.05
+#: an assignment has taken effect within this time
+_ASSIGN_S = 5.0
 
 _message: Any = Message  # its stub allows None where a fetched message has none
 _error_of, _lane_of, _offset_of = _message.error, _message.partition, _message.offset
@@ -106,6 +108,8 @@ class SourceReader:
         self._cursors: dict[Lane, _Cursor] = {}
         #: newly sought lanes that have not answered yet
         self._fresh: set[Lane] = set()
+        #: places whose epoch cannot be checked: the log starts between their last record and them
+        self._trusted: dict[Lane, Place] = {}
         #: messages that are fetched, but were beyond the limits of the last `take`
         self._held: list[Any] = []
         self._row_bytes = 512  # running mean, so that a slice does not overshoot the byte limit by much
@@ -142,6 +146,10 @@ class SourceReader:
             raise translate(refusal, f"reading {self._topic}", self.health)
         return taken, troubled
 
+    def trust(self, lane: Lane, place: Place) -> None:
+        """Seek this place without its epoch: its last record was deleted, but nothing behind it."""
+        self._trusted[lane] = place
+
     def forget(self, lanes: list[Lane] | None = None) -> None:
         """Let go of lanes (None = all): the next `take` seeks them anew."""
         self._unassign(list(self._cursors) if lanes is None else [lane for lane in lanes if lane in self._cursors])
@@ -164,13 +172,35 @@ class SourceReader:
         for lane, place in after.items():
             if lane in self._cursors:
                 continue
-            # The leader epoch lets the broker say that the log was cut off and has grown past this place since.
-            epoch = int(place.witness) if place.witness else -1
-            enter.append(TopicPartition(self._topic, lane, place.count, leader_epoch=epoch))
+            # The leader epoch lets the broker say that the log was cut off and has grown past this place since. It is
+            # the last record's: what follows up to the place are marks of transactions, perhaps of a later epoch.
+            offset, epoch = offset_behind(place), int(place.witness or -1)
+            if self._trusted.get(lane) == place:
+                offset, epoch = place.count, -1
+            enter.append(TopicPartition(self._topic, lane, offset, leader_epoch=epoch))
             self._cursors[lane] = _Cursor(place.count)
             self._fresh.add(lane)
         if enter:
             self._consumer.incremental_assign(enter)
+            self._check_epochs([partition for partition in enter if partition.leader_epoch is not None])
+
+    def _check_epochs(self, partitions: list[TopicPartition]) -> None:
+        """Let the broker check the epochs of newly assigned places.
+
+        An assignment does that only when its partition's epoch is news to the handle: not when the lane was read
+        before, nor when the leader changed while it was not. A seek always does. Raises KafkaException.
+        """
+        deadline = time.monotonic() + _ASSIGN_S
+        for partition in partitions:
+            while True:
+                try:
+                    self._consumer.seek(partition)
+                    break
+                except KafkaException as failure:
+                    # The assignment is still on its way to the handle's own thread.
+                    if failure.args[0].code() != KafkaError._STATE or time.monotonic() > deadline:
+                        raise
+                time.sleep(0.001)
 
     def _unassign(self, lanes: list[Lane]) -> None:
         if lanes:

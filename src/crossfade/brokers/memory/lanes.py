@@ -12,7 +12,7 @@ from bisect import bisect_left, insort
 from typing import Any
 
 from ...errors import LaneError, SourceDeleted, SourceRegressed, SourceReset, SourceTrimmed
-from ...model.position import Marker, Place, position_order
+from ...model.position import Marker, Place, offset_behind, position_order
 from ...model.record import Batch, Lane, Path, Row, Shape
 from ..protocol import Bounds, From, Start
 
@@ -82,7 +82,7 @@ class RecordLane:
         return self._place(str(count - 1) if count > self.start else "", count)
 
     def _place(self, position: str, count: int) -> Place:
-        return Place(position, count, self.incarnation, str(self._leader(count - 1)) if count else "")
+        return Place(position, count, self.incarnation, str(self._leader(int(position))) if position else "")
 
     def _leader(self, offset: int) -> int:
         return max(epoch for epoch, first in self.leaders if first <= max(offset, 0))
@@ -97,7 +97,7 @@ class RecordLane:
             return error
         stable_end = self.stable_end
         behind = self.committed[
-            bisect_left(self.committed, (place.count,)) : bisect_left(self.committed, (stable_end,))
+            bisect_left(self.committed, (offset_behind(place),)) : bisect_left(self.committed, (stable_end,))
         ]
         taken, size_bytes = _taken(behind, records_max, bytes_max)
         at_end = len(taken) == len(behind)
@@ -114,14 +114,15 @@ class RecordLane:
         reached = self.end
         if place.witness:
             reached = min(reached, self._leader_end(int(place.witness)))
-        if reached < place.count:
-            lost = place.count - reached
+        if reached < offset_behind(place):
+            lost = offset_behind(place) - reached
             return SourceRegressed(
                 self.lane,
-                f"the log was cut to offset {reached}, but offset {place.count - 1} was copied",
+                f"the log was cut to offset {reached}, but offset {offset_behind(place) - 1} was copied",
                 hint=_HINT,
                 position=place.position,
                 lost_records=lost,
+                ends_at=reached,
             )
         if place.count < self.start:
             return SourceTrimmed(

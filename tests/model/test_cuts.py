@@ -1,0 +1,73 @@
+"""A Kafka source that was cut off by an unclean election: where each path goes on, and what is not passed over."""
+
+import pytest
+from virtual import run_virtual
+from world import World
+
+from crossfade.errors import SourceRegressed, TargetTorn
+from crossfade.model.position import Marker, Place
+from crossfade.model.record import Shape
+from crossfade.relay.lanes import LaneState, State
+
+NEAR, FAR = (0, 0), (0, 1)
+
+
+def halted(places, ends_at):
+    """A lane whose log was cut off, with the places of its paths."""
+    markers = {path: Marker(place, ordinal=1) for path, place in places.items()}
+    state = LaneState(0, "lane", markers, Place())
+    state.fail(SourceRegressed(0, "cut", ends_at=ends_at), 0.0)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("ends_at", "far"),
+    [
+        (150, "149"),  # it stood beyond the cut: what comes there is new
+        (250, "200"),  # what it has is still there and must not be copied again
+    ],
+)
+def test_behind_an_accepted_cut_each_path_goes_on_where_it_may(ends_at, far):
+    state = halted({NEAR: Place("100", 101), FAR: Place("200", 201)}, ends_at)
+    state.jump(Place("100", 101), ends_at)
+    assert (state.state, state.place) == (State.COPYING, Place("100", 101))
+    found = {path: marker.place.position for path, marker in state.markers_behind_loss().items()}
+    assert found == {NEAR: "100", FAR: far}
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "suspects"),
+    [
+        (Place("59", 60, "t", "6"), Place("99", 100, "t", "5"), ["99"]),
+        (Place("59", 60, "t", "5"), Place("99", 100, "t", "6"), []),
+        (Place("59", 60, "t", "5"), Place("99", 100, "t", "5"), []),
+        (Place("59", 60, "t", "6"), Place("99", 100, "t", ""), []),
+    ],
+)
+def test_a_higher_offset_of_an_older_epoch_is_suspect(near, far, suspects):
+    state = halted({NEAR: near, FAR: far}, -1)
+    assert [place.position for place in state.beyond_cut] == suspects
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_paths_on_both_sides_of_a_cut_halt_the_lane(is_cut):
+    """A crash came between the paths' appends behind an accepted cut. Without the check the far path passes over what
+    is new at offsets that it has reached before."""
+    world = World(Shape.RECORD, Shape.ENTRY, lanes=1, target_lanes=2)
+    world.write(0, 100)
+    world.source_broker.regress("source", 0, 60 if is_cut else 0)
+    world.write(0, 30)
+
+    async def check():
+        copier, task = world.process()
+        task.cancel()
+        incarnation = (await copier.source.bounds([0]))[0].incarnation
+        places = {NEAR: Place("59", 60, incarnation, "1"), FAR: Place("95", 96, incarnation, "0")}
+        state = LaneState(0, "lane", {path: Marker(place, ordinal=1) for path, place in places.items()}, Place())
+        copier.lanes = {0: state}
+        await copier._refuse_across_cut()
+        return state
+
+    state = run_virtual(check())
+    assert isinstance(state.error, TargetTorn) is is_cut
+    assert (state.state is State.HALTED) is is_cut
