@@ -167,6 +167,12 @@ async def test_what_is_printed_is_enough(user, administrator):
         found = {f.check: f for f in await KafkaInspector(settings, topic, route).inspect(role, 60)}
         assert found["kafka.acl"].level is Level.OK
         assert found["kafka.acl-own"].level is Level.UNKNOWN
+    for topic, is_old in ((source, False), (target, True)):
+        inspector = KafkaInspector(settings, topic, route)
+        assert inspector.oldest_s is None
+        await inspector.inspect("source", 60)
+        assert inspector.oldest_s is not None
+        assert (inspector.oldest_s > 86_400) is is_old
     # Who is asked for no right (an administrator, or anybody on a cluster without ACLs) has nothing to compare.
     assert (await acl_of(KafkaInspector(KafkaSettings(administrator), target, route), "target")).level is Level.OK
     assert found["kafka.replication"].level is Level.FAIL

@@ -497,9 +497,11 @@ async def test_doctor_names_what_is_wrong(server):
     await server.application.set(keys[2], "text")
     await server.application.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        findings = await RedisInspector(server.settings, keys).inspect("source", 3600.0)
+        inspector = RedisInspector(server.settings, keys)
+        findings = await inspector.inspect("source", 3600.0)
     finally:
         await server.application.config_set("maxmemory-policy", "noeviction")
+    assert inspector.oldest_s == pytest.approx(60, abs=30)
     levels = {found.check: found.level for found in findings}
     assert levels["redis.version"] is Level.OK
     assert levels["redis.eviction"] is Level.FAIL

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ class FakeBroker:
     closed: CrossfadeError | None = None
     things: dict[str, list[str]] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
-    asked: list[tuple[str, float]] = field(default_factory=list)
+    oldest_s: float | None = 5.0
+    asked: list[tuple[str, float, float | None]] = field(default_factory=list)
     erased: list[str] = field(default_factory=list)
 
-    async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
-        self.asked.append((role, retention_needed_s))
+    async def inspect(self, role: str, retention_needed_s: float, oldest_s: float | None = None) -> list[Finding]:
+        self.asked.append((role, retention_needed_s, oldest_s))
         if self.error is not None:
             raise self.error
         return self.findings
@@ -139,9 +141,21 @@ def test_doctor_is_content_where_nothing_is_wrong(brokers: Brokers, capsys: pyte
         "  guarantee: exactly once, in order per lane: records and marker are one transaction, so read_committed "
         "readers see each record once\n"
     )
-    # Only a source has to keep records for the copy.
-    assert brokers.old.asked == [("source", 10_800.0)]
-    assert brokers.new.asked == [("target", 0.0)]
+    # The target is judged by how old the records are that will come.
+    assert brokers.old.asked == [("source", 10_800.0, None)]
+    assert brokers.new.asked == [("target", 10_800.0, 5.0)]
+
+
+def test_a_target_is_judged_by_where_the_copy_begins(brokers: Brokers) -> None:
+    retention = "    retention: 3h\n"
+    since = datetime.fromtimestamp(time.time() - 1000, UTC).isoformat()
+    brokers.old.oldest_s = 5000.0
+    for start in ("latest", f"{{time: '{since}'}}"):
+        Path("crossfade.yaml").write_text(CONFIG.replace(retention, f"{retention}    from: {start}\n"))
+        assert run(["doctor", "forward"]) == 0
+    latest, later = [asked[2] for asked in brokers.new.asked]
+    assert latest == 0.0
+    assert later == pytest.approx(1000, abs=100)
 
 
 def test_doctor_names_what_fails_and_the_fix(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:

@@ -265,9 +265,15 @@ class Inspector(Protocol):
 
     #: of the stream; 0 until `inspect` has found them
     lanes: int
+    #: age of the oldest record in seconds, 0 = there is none, None = not known; of a source, found by `inspect`
+    oldest_s: float | None
 
-    async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
-        """Check the live broker for `role` ("source" or "target")."""
+    async def inspect(self, role: str, retention_needed_s: float, oldest_s: float | None = None) -> list[Finding]:
+        """Check the live broker for `role` ("source" or "target").
+
+        `retention_needed_s`: so long a record may wait to be copied. `oldest_s`, for a target: so old is the oldest
+        record that is still to come; None = not known.
+        """
         ...
 
     async def footprint(self, route: str) -> list[str]:

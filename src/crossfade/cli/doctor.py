@@ -8,6 +8,7 @@ the findings alone. Wiring gives the inspectors; a broker that does not answer i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -91,26 +92,40 @@ async def _examine(config: Config, names: Sequence[str]) -> list[Examined]:
     examined = []
     for name in names:
         settings = config.routes[name]
-        seen, source_lanes = await _examine_end(config, name, "source", 0)
+        seen, source_lanes, oldest_s = await _examine_end(config, name, "source")
         examined.append(Examined(name, settings.source, "source", config.brokers[settings.source].kind, seen))
-        seen, target_lanes = await _examine_end(config, name, "target", source_lanes)
+        oldest_s = _still_to_come(config, name, oldest_s)
+        seen, target_lanes, _ = await _examine_end(config, name, "target", source_lanes, oldest_s)
         examined.append(Examined(name, settings.target, "target", config.brokers[settings.target].kind, seen))
         examined.append(Examined(name, "", "route", "", await _examine_route(config, name, source_lanes, target_lanes)))
     return examined
 
 
-async def _examine_end(config: Config, name: str, role: str, source_lanes: int) -> tuple[list[Finding], int]:
-    """What one broker of a route shows, and how many lanes its stream has (0 = not known)."""
+async def _examine_end(
+    config: Config, name: str, role: str, source_lanes: int = 0, oldest_s: float | None = None
+) -> tuple[list[Finding], int, float | None]:
+    """What one broker of a route shows, how many lanes its stream has (0 = not known), and how old its records are."""
     from .. import wiring
 
     retention_s = config.streams[config.routes[name].stream].retention_s
     try:
         async with wiring.open_inspectors(config, name, (role,), source_lanes) as [(_, _, inspector)]:
-            return await inspector.inspect(role, retention_s if role == "source" else 0.0), inspector.lanes
+            found = await inspector.inspect(role, retention_s, oldest_s)
+            return found, inspector.lanes, inspector.oldest_s
     except BrokerError as error:
-        return [Finding(CONNECTION, Level.FAIL, error.message, error.hint)], 0
+        return [Finding(CONNECTION, Level.FAIL, error.message, error.hint)], 0, None
     except CrossfadeError as error:
-        return [Finding("configuration", Level.FAIL, error.message, error.hint)], 0
+        return [Finding("configuration", Level.FAIL, error.message, error.hint)], 0, None
+
+
+def _still_to_come(config: Config, name: str, oldest_s: float | None) -> float | None:
+    """Age of the oldest record that a copy from where the file says begins with."""
+    start = config.streams[config.routes[name].stream].from_
+    if start.where == "latest":
+        return 0.0
+    if start.where == "time" and oldest_s is not None:
+        return min(oldest_s, max(0.0, time.time() - int(start.value) / 1000))
+    return oldest_s
 
 
 async def _examine_route(config: Config, name: str, source_lanes: int, target_lanes: int) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,14 @@ from ...errors import AccessRefused, BrokerError, UsageError
 from ..protocol import Finding
 from . import names, verdicts
 from .board import KafkaBoard
-from .cluster import SETTLE_S, Cluster, ConfigValue, TopicFacts
+from .cluster import EARLIEST, LATEST, SETTLE_S, Cluster, ConfigValue, TopicFacts
+from .edges import EdgeReader
 from .failures import HandleHealth, error_of
 from .settings import KafkaSettings
 
 _INTERNAL = (("kafka.offsets-topic", "__consumer_offsets"), ("kafka.transactions-topic", "__transaction_state"))
+#: the first records of all lanes are read by then
+_LOOK_S = 5.0
 #: a group's coordinator answers by then
 _COORDINATOR_TRIES = 6
 _COORDINATOR_S = 1.0
@@ -35,8 +39,9 @@ class KafkaInspector:
         self._route = route
         self._has_group = has_group
         self.lanes = 0
+        self.oldest_s: float | None = None
 
-    async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
+    async def inspect(self, role: str, retention_needed_s: float, oldest_s: float | None = None) -> list[Finding]:
         """Check the live cluster for `role`. Raises Unreachable, and AccessRefused for wrong credentials."""
         cluster = Cluster(self._settings)
         try:
@@ -45,8 +50,10 @@ class KafkaInspector:
             if facts is None:
                 return [verdicts.topic_missing(self._topic), *verdicts.unaskable(role)]
             self.lanes = facts.lanes
+            if role == "source":
+                self.oldest_s = await self._oldest_s(cluster, range(facts.lanes))
             found = verdicts.topic_findings(
-                role, facts, await _config(cluster, self._topic, "topic"), retention_needed_s
+                role, facts, await _config(cluster, self._topic, "topic"), retention_needed_s, oldest_s
             )
             found += await self._own_rights(cluster, role, described, facts)
             if role == "target":
@@ -62,6 +69,20 @@ class KafkaInspector:
             ]
         finally:
             cluster.close()
+
+    async def _oldest_s(self, cluster: Cluster, lanes: range) -> float | None:
+        """Age of the oldest committed record, 0 where there is none, None where it cannot be read."""
+        edges = EdgeReader(self._settings, self._topic, names.group(self._route))
+        try:
+            low = await cluster.offsets(self._topic, lanes, EARLIEST)
+            end = await cluster.offsets(self._topic, lanes, LATEST)
+            firsts = await edges.first({lane: at for lane, at in low.items() if at < end[lane]}, _LOOK_S)
+        except BrokerError:
+            return None
+        finally:
+            edges.close()
+        times_ms = [time_ms for _, time_ms in firsts.values() if time_ms >= 0]
+        return max((time.time() - time_ms / 1000 for time_ms in times_ms), default=0.0)
 
     async def _own_rights(self, cluster: Cluster, role: str, described: Any, facts: TopicFacts) -> list[Finding]:
         """About what the stream's topic does not tell: our own topics, transactional ids and group."""

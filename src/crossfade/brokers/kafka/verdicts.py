@@ -16,6 +16,8 @@ Config = Mapping[str, ConfigValue]
 
 _WEEK_MINUTES = 7 * 24 * 60
 _DAY_MS = 86_400_000
+#: no limit: brokers tell 2^63 - 1
+_FOREVER_MS = 1 << 62
 _NEEDED = {
     "source": frozenset({"READ", "DESCRIBE"}),
     "target": frozenset({"READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS"}),
@@ -29,8 +31,10 @@ _ALL_TOPIC = frozenset({"READ", "WRITE", "CREATE", "DESCRIBE", "DELETE", "ALTER"
 _NEEDED_ON_OWN = {"READ": "Read", "WRITE": "Write", "DELETE": "Delete"}
 
 
-def topic_findings(role: str, facts: TopicFacts, config: Config | None, retention_needed_s: float) -> list[Finding]:
-    """About the stream's topic."""
+def topic_findings(
+    role: str, facts: TopicFacts, config: Config | None, retention_needed_s: float, oldest_s: float | None = None
+) -> list[Finding]:
+    """About the stream's topic. `oldest_s`: age of the oldest record that a target is to take, None = not known."""
     found = [
         Finding("kafka.topic", Level.OK, f"{facts.name} has {facts.lanes} partitions"),
         _replication(role, facts),
@@ -41,13 +45,17 @@ def topic_findings(role: str, facts: TopicFacts, config: Config | None, retentio
         why = f"the configuration of {facts.name} cannot be read"
         fix = "grant DescribeConfigs on the topic"
         return [*found, Finding("kafka.topic-config", Level.UNKNOWN, why, fix)]
-    found += [_cleanup(role, facts.name, config), _retention(role, facts.name, config, retention_needed_s)]
-    if role == "target":
+    found.append(_cleanup(role, facts.name, config))
+    if role == "source":
+        found.append(_source_retention(facts.name, config, retention_needed_s))
+    else:
         found += [
+            _target_retention(facts.name, config, retention_needed_s, oldest_s),
             _min_in_sync("kafka.min-insync-replicas", facts.name, facts.replication, config),
             _unclean(facts.name, config),
             _message_bytes(facts.name, config),
             _time_ahead(facts.name, config),
+            _time_behind(facts.name, config, max(retention_needed_s, oldest_s or 0.0)),
         ]
     found.append(_time_type(role, facts.name, config))
     return found
@@ -184,21 +192,58 @@ def _cleanup(role: str, name: str, config: Config) -> Finding:
     return Finding("kafka.cleanup-policy", Level.WARN, f"{name}: {policy}", fix)
 
 
-def _retention(role: str, name: str, config: Config, needed_s: float) -> Finding:
-    check = "kafka.retention"
-    if "delete" not in _text(config, "cleanup.policy", "delete"):
-        return Finding(check, Level.OK, f"{name} is compacted only")
-    kept_ms, kept_bytes = _number(config, "retention.ms", 7 * _DAY_MS), _number(config, "retention.bytes", -1)
-    found = f"{name}: retention.ms={kept_ms}, retention.bytes={kept_bytes}"
+_RETENTION = "kafka.retention"
+
+
+def _source_retention(name: str, config: Config, needed_s: float) -> Finding:
+    kept_ms = _kept_ms(config)
     if 0 <= kept_ms < needed_s * 1000:
-        what = "the copy would be deleted by its age" if role == "target" else "records would be deleted uncopied"
-        fix = f"set retention.ms to -1, or above {int(needed_s * 1000)}, until the copy is complete: {what}"
-        return Finding(check, Level.FAIL, found, fix)
-    if kept_bytes >= 0:
+        above = f"set retention.ms to -1, or above {int(needed_s * 1000)}, until the copy is complete"
+        return Finding(_RETENTION, Level.FAIL, _kept(name, config), f"{above}: records would be deleted uncopied")
+    return _bound_by_size(name, config)
+
+
+def _target_retention(name: str, config: Config, needed_s: float, oldest_s: float | None) -> Finding:
+    """Records that are older than the target keeps come with the time of the copy, and are gone so long after it."""
+    kept_ms = _kept_ms(config)
+    if kept_ms < 0:
+        return _bound_by_size(name, config)
+    if oldest_s is None:
+        fix = "retention.ms must be above it, so that the beginning of the copy is there when its end is written"
+        found = f"{_kept(name, config)}; the age of the oldest source record is not known"
+        return Finding(_RETENTION, Level.UNKNOWN, found, fix)
+    if kept_ms >= oldest_s * 1000:
+        return _bound_by_size(name, config)
+    found = f"{_kept(name, config)}; the oldest source record is {oldest_s:.0f} s old"
+    above = f"set retention.ms to -1, or above {int(oldest_s * 1000)}, until the copy is complete and read"
+    if kept_ms < needed_s * 1000:
         return Finding(
-            check, Level.WARN, found, "a bound by size cannot be compared with a time: watch the lag, or lift it"
+            _RETENTION, Level.FAIL, found, f"{above}: what is copied first may be deleted before the rest is"
         )
-    return Finding(check, Level.OK, found)
+    what = "older records carry the time of the copy, and their own in the xf header, and are deleted so long after it"
+    return Finding(_RETENTION, Level.WARN, found, f"{above}: {what}")
+
+
+def _bound_by_size(name: str, config: Config) -> Finding:
+    if _number(config, "retention.bytes", -1) >= 0 and not _is_compacted_only(config):
+        fix = "a bound by size cannot be compared with a time: watch the lag, or lift it"
+        return Finding(_RETENTION, Level.WARN, _kept(name, config), fix)
+    return Finding(_RETENTION, Level.OK, _kept(name, config))
+
+
+def _kept_ms(config: Config) -> int:
+    """For how long records are kept, -1 = for ever."""
+    return -1 if _is_compacted_only(config) else _number(config, "retention.ms", 7 * _DAY_MS)
+
+
+def _kept(name: str, config: Config) -> str:
+    if _is_compacted_only(config):
+        return f"{name} is compacted only"
+    return f"{name}: retention.ms={_kept_ms(config)}, retention.bytes={_number(config, 'retention.bytes', -1)}"
+
+
+def _is_compacted_only(config: Config) -> bool:
+    return "delete" not in _text(config, "cleanup.policy", "delete")
 
 
 def _min_in_sync(check: str, name: str, replication: int, config: Config) -> Finding:
@@ -237,6 +282,17 @@ def _time_ahead(name: str, config: Config) -> Finding:
         fix = "raise it, else records dated further ahead carry the time of the copy, and their own in the xf header"
         return Finding("kafka.time-ahead", Level.WARN, found, fix)
     return Finding("kafka.time-ahead", Level.OK, found)
+
+
+def _time_behind(name: str, config: Config, needed_s: float) -> Finding:
+    limit = _number(config, "message.timestamp.before.max.ms", _FOREVER_MS)
+    if limit >= _FOREVER_MS:
+        return Finding("kafka.time-behind", Level.OK, f"{name}: records may be of any age")
+    found = f"{name}: message.timestamp.before.max.ms={limit}"
+    if limit < needed_s * 1000:
+        fix = f"raise it above {int(needed_s * 1000)}, else older records carry the time of the copy, and their own in "
+        return Finding("kafka.time-behind", Level.WARN, found, fix + "the xf header")
+    return Finding("kafka.time-behind", Level.OK, found)
 
 
 def _time_type(role: str, name: str, config: Config) -> Finding:

@@ -37,9 +37,10 @@ class RedisInspector:
         self.settings = settings
         self.stream_keys = [key.encode() if isinstance(key, str) else key for key in stream_keys]
         self.lanes = len(self.stream_keys)
+        self.oldest_s: float | None = None
         self._nodes = Nodes(settings)
 
-    async def inspect(self, role: str, retention_needed_s: float) -> list[Finding]:
+    async def inspect(self, role: str, retention_needed_s: float, oldest_s: float | None = None) -> list[Finding]:
         """See `Inspector.inspect`. Raises Unreachable, AccessRefused."""
         try:
             findings: list[Finding] = []
@@ -140,6 +141,8 @@ class RedisInspector:
                 kinds[key] = "none"
             else:
                 kinds[key] = "another type" if is_error(kind) else check(kind, "").decode()
+        if not refused:
+            self.oldest_s = _oldest_s(streams)
         findings = [_keys(kinds, role, refused)]
         if role == "source" and streams:
             findings.append(_trimming(streams, retention_needed_s))
@@ -277,6 +280,13 @@ def _trimming(streams: dict[bytes, dict[bytes, Any]], needed_s: float) -> Findin
         fix = f"the copy needs {needed_s:.0f} s: raise MAXLEN, or trim behind the relay only"
         return Finding("redis.trimming", Level.WARN, found, fix)
     return Finding("redis.trimming", Level.OK, found)
+
+
+def _oldest_s(streams: dict[bytes, dict[bytes, Any]]) -> float:
+    """Age of the oldest entry whose id is a time; entries with others get the time of the copy."""
+    firsts = [stream[b"first-entry"] for stream in streams.values() if stream[b"first-entry"]]
+    times_ms = [int(first[0].partition(b"-")[0]) for first in firsts]
+    return max((time.time() - time_ms / 1000 for time_ms in times_ms if time_ms >= _TIME_MS_MIN), default=0.0)
 
 
 def _ids(streams: dict[bytes, dict[bytes, Any]]) -> Finding:
