@@ -285,7 +285,8 @@ MUTANTS = [
     Mutant(
         "any-accepted-loss-starts-from-the-beginning",
         "relay/copier.py",
-        "        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))\n    return None\n",
+        "        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))\n"
+        "    return None\n",
         "        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))\n"
         "    return Start(From.EARLIEST)\n",
         "tests/model/test_lane_halts.py",
