@@ -625,6 +625,28 @@ async def test_a_lease_that_is_not_renewed_runs_out(server):
     await dead._nodes.close()
 
 
+async def test_a_lease_from_before_the_clock_went_back_runs_out_too(server):
+    route = secrets.token_hex(4)
+    key, far_ms = f"crossfade:lease:{route}", int(time.time() * 1000) + 3_600_000
+    fields = dict.fromkeys(("m:dead", "m:living"), f"nonce {far_ms}") | {"l:0": "dead", "l:1": "living"}
+    await server.application.hset(key, mapping=fields)
+    joining, waiting = time.monotonic(), _Owned()
+    lease = RedisLease(server.settings, route=route, lanes=2, instance="anew", ttl_s=1.0)
+    task = asyncio.create_task(lease.run(waiting))
+    living = RedisLease(server.settings, route=route, lanes=2, instance="living", ttl_s=1.0)
+    living._nonce = "nonce"
+    while not waiting.lanes:
+        assert time.monotonic() - joining < 20
+        # who still renews is no more cut off than waited for
+        assert (await living._call("renew", frozenset()))[0] >= {1}
+        await asyncio.sleep(0.1)
+    assert time.monotonic() - joining > 0.9
+    assert b"m:dead" not in await server.application.hgetall(key)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await living._nodes.close()
+
+
 async def test_a_replica_is_not_taken_for_the_primary(server):
     nodes = Nodes(server.settings)
     log = await server.log(1)

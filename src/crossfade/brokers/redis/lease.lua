@@ -12,6 +12,9 @@
 -- A lane changes hands only when its owner has let it go or is dead, so that two members do not fence each other in turn.
 -- The lease decides who should work; who may write is decided by claims alone.
 --
+-- Behind a failover the server's clock may be back by any time. A lease that ends later than one of now could is cut to
+-- one of now: a living member renews it meanwhile, a dead one is not waited for as long as the clocks differ.
+--
 -- Returns {"FENCED"} | {"OK", {lanes owned}, {lanes that others wait for}}
 local leases = KEYS[1]
 local ask = cmsgpack.unpack(ARGV[1])
@@ -25,6 +28,10 @@ for i = 1, #found, 2 do
   local kind, name = string.sub(found[i], 1, 2), string.sub(found[i], 3)
   if kind == 'm:' then
     local nonce, expires = string.match(found[i + 1], '^(%S+) (%d+)$')
+    if tonumber(expires) > now + 2 * ask.ttl_ms then
+      expires = string.format('%.0f', now + ask.ttl_ms)
+      redis.call('HSET', leases, found[i], nonce .. ' ' .. expires)
+    end
     if tonumber(expires) > now then alive[name] = nonce else redis.call('HDEL', leases, found[i]) end
   else
     owners[tonumber(name)] = found[i + 1]
