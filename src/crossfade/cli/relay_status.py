@@ -100,7 +100,8 @@ async def _look(config: Config, boards: Mapping[str, RouteBoard]) -> tuple[list[
 
 
 def _unreported(route: str, lane: str) -> dict[str, object]:
-    return {"route": route, "lane": lane, "state": "started", "reason": "no relay has reported"}
+    nothing: dict[str, object] = {column.name: None for column in _STATUS}
+    return nothing | {"route": route, "lane": lane, "state": "started", "reason": "no relay has reported"}
 
 
 def _hints(rows: Sequence[Mapping[str, object]]) -> list[str]:
