@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from crossfade import wiring
 from crossfade.brokers.protocol import Finding, Level
+from crossfade.cli import uninstall
 from crossfade.cli.doctor import Examined, guarantee
 from crossfade.cli.main import run
 from crossfade.cli.uninstall import running_instances
@@ -86,8 +88,15 @@ class FakeBoard:
     async def started(self) -> frozenset[int]:
         return frozenset(range(self.started_lanes)) if self.running_route in ("", self.route) else frozenset()
 
+    #: how much the heartbeats are ahead of this host's clock, and how much later they are at each look
+    ahead_s: float = 0.0
+    beat_s: float = 0.0
+
     async def reports(self) -> list[Report]:
-        return self.running if self.running_route in ("", self.route) else []
+        self.ahead_s += self.beat_s
+        if self.running_route not in ("", self.route):
+            return []
+        return [structs.replace(report, at_s=report.at_s + self.ahead_s) for report in self.running]
 
 
 @dataclass
@@ -351,6 +360,31 @@ def test_uninstall_is_refused_under_a_running_relay(brokers: Brokers, capsys: py
     assert run(["uninstall", "forward"]) == 0
 
 
+@pytest.mark.parametrize("state", ["running", "stopped"])
+@pytest.mark.parametrize("ahead_s", [-3600.0, 3600.0])
+def test_a_heartbeat_that_goes_on_is_alive_whatever_the_clocks_say(
+    brokers: Brokers, ahead_s: float, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uninstall, "_LIFE_PAUSE_S", 0.0)
+    brokers.old.things = {"idforward": ["a"]}
+    brokers.board.running = [Report("relay-1", time.time(), state=state)]
+    brokers.board.ahead_s, brokers.board.beat_s = ahead_s, 1.0
+    assert run(["uninstall", "forward", "--yes"]) == (4 if state == "running" else 0)
+    assert brokers.old.erased == ([] if state == "running" else ["a"])
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 3600.0])
+def test_a_heartbeat_that_stands_still_is_gone_whatever_the_clocks_say(
+    brokers: Brokers, ahead_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uninstall, "_LIFE_PAUSE_S", 0.0)
+    brokers.old.things = {"idforward": ["a"]}
+    brokers.board.running = [Report("relay-1", time.time(), state="running")]
+    brokers.board.ahead_s = ahead_s
+    assert run(["uninstall", "forward", "--yes"]) == 0
+    assert brokers.old.erased == ["a"]
+
+
 def test_one_running_route_keeps_the_others_from_being_half_removed(brokers: Brokers) -> None:
     brokers.old.things = {"idforward": ["a"], "idback": ["b"]}
     brokers.board.running = [Report("relay-1", time.time(), state="running")]
@@ -390,4 +424,7 @@ def test_who_counts_as_running() -> None:
         Report("old", 80.0, state="running"),
         Report("gone", 99.0, state="stopped"),
     ]
-    assert running_instances(reports, 100.0) == ["fresh"]
+    seen = {"fresh": 95.0, "old": 80.0, "gone": 90.0}
+    assert running_instances(reports, seen, 100.0) == ["fresh"]
+    assert running_instances(reports, seen | {"old": 79.0}, 100.0) == ["fresh", "old"]
+    assert running_instances(reports, {"gone": 90.0}, 100.0) == ["fresh", "old"], "who was not there came"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -19,12 +19,15 @@ from .output import Column, complete_routes, output_of
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..relay.documents import Report
+    from ..relay.documents import Report, RouteBoard
 
 uninstall_app = typer.Typer()
 
 #: a process whose heartbeat is older is gone
 SILENT_S = 10.0
+#: how often, and how far apart, it is looked whether a heartbeat that seems old goes on; relays beat once a second
+_LIFE_LOOKS = 6
+_LIFE_PAUSE_S = 0.5
 #: how often, and how far apart, the brokers are asked whether something is gone
 _LOOKS = 6
 _LOOK_PAUSE_S = 0.5
@@ -147,7 +150,7 @@ async def refuse_running(config: Config, name: str) -> None:
     from .. import wiring
 
     async with wiring.open_board(config, name) as board:
-        running = running_instances(await board.reports(), time.time())
+        running = await _running(board)
     if running:
         raise RefusedByRail(
             f"route {name!r} has running relays: {', '.join(running)}",
@@ -155,6 +158,28 @@ async def refuse_running(config: Config, name: str) -> None:
         )
 
 
-def running_instances(reports: Sequence[Report], now_s: float) -> list[str]:
-    """Names of the relay processes that gave a sign of life and did not stop."""
-    return [report.instance for report in reports if report.state != "stopped" and now_s - report.at_s <= SILENT_S]
+async def _running(board: RouteBoard) -> list[str]:
+    """Names of the relay processes that live. It takes a few seconds where one may have died without a word."""
+    reports = await board.reports()
+    seen = {report.instance: report.at_s for report in reports}
+    running = running_instances(reports, seen, time.time())
+    for _ in range(_LIFE_LOOKS):
+        if running or all(report.state == "stopped" for report in reports):
+            break
+        await asyncio.sleep(_LIFE_PAUSE_S)
+        reports = await board.reports()
+        running = running_instances(reports, seen, time.time())
+    return running
+
+
+def running_instances(reports: Sequence[Report], seen: Mapping[str, float], now_s: float) -> list[str]:
+    """Names of the relay processes that did not stop, and whose heartbeat is fresh or another than was `seen`.
+
+    Another heartbeat is a sign of life whatever it says of the time: the clocks of two hosts differ.
+    """
+    return [
+        report.instance
+        for report in reports
+        if report.state != "stopped"
+        and (abs(now_s - report.at_s) <= SILENT_S or report.at_s != seen.get(report.instance))
+    ]
