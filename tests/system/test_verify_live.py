@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from rig import CROSSFADE, Copy, KafkaSide, RedisSide
+from test_lanes_added import _add_partition as add_partition
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -55,6 +56,42 @@ def test_a_part_and_several_processes(copy: Callable[..., Copy], way: str) -> No
     assert not _kinds(_verified(made, 0, "--lanes", "2", "--settled", *ends))
     assert _kinds(_verified(made, 3, "--processes", "2")) == {"extra": 1}
     assert _verified(made, 0, "--from", "time:2100-01-01T00:00:00Z")["matched"] == 0
+
+
+@pytest.mark.parametrize("way", ["rk", "kr"])
+def test_a_copy_that_began_late_and_behind_another_writer(copy: Callable[..., Copy], way: str) -> None:
+    made = copy(way[0], way[1])
+    for lane in range(4):
+        made.source.write_numbers(lane, range(lane * 1000, lane * 1000 + 50))
+    if isinstance(made.target, RedisSide):
+        made.target.write(0, [[b"key", b"k", b"value", b"v"]])
+    else:
+        made.target.write(0, [(b"k", b"v", None, 0)])
+    started = made.cli("relay", "start", "copy", "--from", "latest")  # the file says nothing, so: earliest
+    assert started.code == 0, started
+    for lane in range(4):
+        made.source.write_numbers(lane, range(lane * 1000 + 50, lane * 1000 + 80))
+    relay = made.run(by_hand=True)
+    made.wait_drained(records=1 + 4 * 30)
+    assert relay.stop() == 0, relay.said[-2000:]
+    told = _verified(made, 3, "--settled")
+    assert _kinds(told) == {"extra": 1}
+    assert (told["matched"], told["before_target"]) == (4 * 30, 4 * 50)
+
+
+@pytest.mark.long
+def test_ids_tell_the_first_lane_of_a_route_by_key_when_a_second_came(workshop) -> None:
+    source = workshop.kafka(1)
+    made: Copy = workshop.copy(source, workshop.redis(3), lanes="by-key")
+    source.write_numbers(0, range(60))
+    _copied(made, 60)
+    assert not any(b"xf" in entry for entries in made.target.raw().values() for _, entry in entries)
+    assert _verified(made, 0, "--settled", "--complete")["matched"] == 60
+    add_partition(source)
+    source.write_numbers(1, range(60, 90))
+    source.write_numbers(0, range(90, 110))
+    _copied(made, 110)
+    assert _verified(made, 0, "--settled", "--complete")["matched"] == 110
 
 
 def test_repair_of_a_redis_target_and_the_relay_goes_on(copy: Callable[..., Copy]) -> None:
