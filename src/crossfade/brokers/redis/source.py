@@ -8,7 +8,6 @@ each key, which dies with the key and so tells a re-created one. Each route has 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -28,20 +27,18 @@ from ...model.position import Place, position_order
 from ...model.record import Batch, EntryColumns, Lane, Row, Shape
 from ...telemetry import step
 from ..protocol import Bounds, From, Start
-from .keys import new_birth, quarantine_key, route_of_birth
-from .link import Command, LinkLost, pack_one
-from .looking import Looker, Range
-from .nodes import Nodes, call_key, unreachable
+from .births import Births
+from .keys import quarantine_key
+from .link import Command, LinkLost
+from .looking import Looker, Range, digest_of
+from .nodes import Nodes, unreachable
 from .pacing import Pacing
 from .reckoning import Fault, Look, Verdict, digest_in, judge, witness_text
-from .replies import check, code_of, info_fields, is_error, pairs
+from .replies import check, info_fields, pairs
 
 #: an idle lane is looked at this often, at first and at most
 POLL_S_MIN = 0.002
 POLL_S_MAX = 0.020
-#: how often the birth group follows the place, so that trimming that waits for groups (8.2 ACKED) does not wait for it
-VOUCH_EVERY_S = 10.0
-
 _FAULTS: dict[Fault, tuple[type[LaneError], str]] = {
     Fault.TRIMMED: (SourceTrimmed, "raise the stream's MAXLEN, then resume with --accept-loss or copy the lane anew"),
     Fault.DELETED: (
@@ -78,20 +75,13 @@ class Source:
         self._nodes = nodes
         self._looker = Looker(nodes, stream_keys)
         self._keys = stream_keys
-        self._route = route
+        self._births = Births(nodes, self._looker, stream_keys, route)
         self._deleted = deleted
         self._replicated = read == "replicated"
         self._pacing = Pacing()
         self._turn = 0
         #: places that were reported as the end, so that it is news once behind the same rows
         self._told_end: dict[Lane, Place] = {}
-        #: when a lane's birth group may move next, and to where
-        self._vouching: dict[Lane, tuple[float, Place]] = {}
-        self._vouched: dict[Lane, str] = {}
-        #: the birth group that the lane's places name: it may be one that an earlier release made for all routes
-        self._named: dict[Lane, str] = {}
-        #: places whose birth group is gone while their entry stands; an accepted loss makes the group again
-        self._orphans: dict[Lane, Place] = {}
         #: records that were deleted uncopied, by lane, under policy `count`
         self.forgiven: dict[Lane, int] = {}
 
@@ -112,7 +102,7 @@ class Source:
                 last="" if look.last == "0-0" else look.last,
                 count=look.added,
                 length=look.length,
-                incarnation=self._own_birth(lane, look) or min(filter(_is_shared, look.births), default=""),
+                incarnation=self._births.present(lane, look),
                 first_time_ms=int(look.first.partition("-")[0]) if look.first else -1,
             )
         return result
@@ -133,11 +123,13 @@ class Source:
     async def begin(self, lanes: Sequence[Lane], start: Start) -> dict[Lane, Place | LaneError]:
         """See `Log.begin`. Makes a missing key, as an empty stream. Raises UsageError, Unreachable, AccessRefused."""
         until = _left_out_until(start)
-        births = await self._give_birth(lanes)
+        births = await self._births.give(lanes)
         # the last entry that the start leaves out, and the counters, in one look
         looks = await self._looker.look(lanes, {lane: Range(until, 1, reverse=True) for lane in lanes})
         return {
-            lane: self._begin_place(lane, start, birth, *looks[lane][:2]) if isinstance(birth, str) else birth
+            lane: self._begin_place(lane, start, birth, *looks[lane][:2])
+            if isinstance(birth, str)
+            else self._error(lane, start.value if start.where is From.POSITION else "", birth)
             for lane, birth in births.items()
         }
 
@@ -158,47 +150,6 @@ class Source:
         is_last = start.where is From.LATEST or position == look.last
         count = look.added if is_last else -1
         return Place(position, count, birth, witness_text(digest_of(fields), look, count))
-
-    async def _give_birth(self, lanes: Sequence[Lane]) -> dict[Lane, str | LaneError]:
-        """This route's birth group of each lane, made where there is none; "" where we may not."""
-        places = {lane: self._orphans.get(lane) for lane in lanes}
-        ranges = {
-            lane: Range(place.position.encode(), 1, reverse=True) if place else Range(b"+", 0, reverse=True)
-            for lane, place in places.items()
-        }
-        looks = await self._looker.look(lanes, ranges)
-        births: dict[Lane, str | LaneError] = {}
-        for lane in lanes:
-            look, entries, _ = looks[lane]
-            place, birth = places[lane], self._own_birth(lane, look)
-            if not look.is_stream:
-                births[lane] = self._error(lane, Place(), judge(Place(), look, counts_deleted=False))
-            elif place is None or place.incarnation in look.births:
-                births[lane] = birth or await self._create_birth(lane, new_birth(self._route))
-            elif entries and _is_at(place, entries[0]):
-                # The same name again: places of one life of the key must be comparable, whichever path they are from.
-                births[lane] = await self._create_birth(lane, place.incarnation)
-            else:
-                del self._orphans[lane]
-                reset = Verdict(Fault.RESET, f"entry {place.position} stands there no more: the key was made anew")
-                births[lane] = self._error(lane, place, reset)
-        return births
-
-    async def _create_birth(self, lane: Lane, name: str) -> str:
-        create: Command = ("XGROUP", "CREATE", self._keys[lane], name, "$", "MKSTREAM")
-        doing = f"giving {self._name(lane)} a birth"
-        (reply,) = await call_key(self._nodes, self._keys[lane], [create], doing)
-        if is_error(reply) and code_of(reply) in ("NOPERM", "READONLY"):
-            return ""  # without the right the claim is weaker, and doctor says so
-        if not (is_error(reply) and code_of(reply) == "BUSYGROUP"):
-            check(reply, doing)
-        return name
-
-    def _own_birth(self, lane: Lane, look: Look) -> str:
-        """The birth group that this route's places name, else one of its own, else ""."""
-        named = self._named.get(lane, "")
-        own = (name for name in look.births if route_of_birth(name) == self._route)
-        return named if named in look.births else min(own, default="")
 
     # read ------------------------------------------------------------------------------------------------------------
 
@@ -262,7 +213,7 @@ class Source:
                 records_max -= len(outcome.rows) if isinstance(outcome, Batch) else 0
         if self._replicated:
             outcomes = await self._confirmed(outcomes, after)
-        await self._vouch(after)
+        await self._births.follow(after)
         return outcomes
 
     def _take(
@@ -282,14 +233,10 @@ class Source:
         entries, size_bytes, is_cut = _cut(entries, read_bytes, bytes_max)
         at_end = at_end and not is_cut
         look = look.with_read(has_own=has_own, witness=witness, rows=len(entries), at_end=at_end)
-        self._named[lane] = place.incarnation
         verdict = judge(place, look, counts_deleted=self._deleted == "count")
-        if verdict.fault is Fault.ORPHANED:
-            self._orphans[lane] = place
-        else:
-            self._orphans.pop(lane, None)
+        self._births.note(lane, place, verdict.fault)
         if verdict.fault is not None:
-            return self._error(lane, place, verdict)
+            return self._error(lane, place.position, verdict)
         if verdict.forgiven_records:
             self.forgiven[lane] = self.forgiven.get(lane, 0) + verdict.forgiven_records
         self._pacing.observe(lane, len(entries), size_bytes, at_end=at_end)
@@ -310,17 +257,17 @@ class Source:
         )
         return Batch(lane, Shape.ENTRY, ids, _rows(ids, entries), here, at_end=at_end, size_bytes=size_bytes)
 
-    def _error(self, lane: Lane, place: Place, verdict: Verdict) -> LaneError:
+    def _error(self, lane: Lane, position: str, verdict: Verdict) -> LaneError:
         kind, hint = _FAULTS[verdict.fault or Fault.RESET]
         return kind(
             lane,
             f"{self._name(lane)}: {verdict.why}",
             hint=hint,
-            position=place.position,
+            position=position,
             lost_records=verdict.lost_records,
         )
 
-    # replicas and birth groups ----------------------------------------------------------------------------------------
+    # replicas --------------------------------------------------------------------------------------------------------
 
     async def _confirmed(
         self, outcomes: dict[Lane, Batch | LaneError], after: Mapping[Lane, Place]
@@ -351,38 +298,8 @@ class Source:
                 )
         return outcomes
 
-    async def _vouch(self, after: Mapping[Lane, Place]) -> None:
-        """Let the birth groups follow, one round behind: what was read then is surely on the target by now."""
-        now_s = time.monotonic()
-        commands: dict[Lane, list[Command]] = {}
-        for lane, place in after.items():
-            since_s, earlier = self._vouching.setdefault(lane, (now_s, place))
-            if now_s - since_s < VOUCH_EVERY_S:
-                continue
-            self._vouching[lane] = (now_s, place)
-            if earlier.incarnation and earlier.position and self._vouched.get(lane) != earlier.position:
-                self._vouched[lane] = earlier.position
-                commands[lane] = [("XGROUP", "SETID", self._keys[lane], earlier.incarnation, earlier.position)]
-        if commands:
-            # a refusal does no harm: trimming that waits for groups waits longer
-            await self._looker.call(commands, "moving the birth groups")
-
     def _name(self, lane: Lane) -> str:
         return self._keys[lane].decode(errors="replace")
-
-
-def digest_of(fields: list[bytes]) -> str:
-    """What tells an entry from another one at the same id."""
-    return hashlib.blake2b(pack_one(tuple(fields)), digest_size=8).hexdigest()
-
-
-def _is_at(place: Place, entry: tuple[bytes, list[bytes]]) -> bool:
-    """Whether it is the very entry that was read at `place`."""
-    return entry[0] == place.position.encode() and digest_of(entry[1]) == digest_in(place.witness)
-
-
-def _is_shared(birth: str) -> bool:
-    return not route_of_birth(birth)
 
 
 def _is_news(outcome: Batch | LaneError) -> bool:
