@@ -10,6 +10,7 @@ import time
 import msgspec
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from kafka_fixture import KafkaBackend, make_kafka_log, open_kafka_log
 
 from crossfade.brokers.kafka import KafkaGroup, KafkaInspector, KafkaLog, KafkaSettings, names, tail
@@ -425,6 +426,26 @@ async def test_what_the_broker_refuses_for_its_size_is_isolated(backend):
     assert [(lane, position) for lane, position, _ in await backend.quarantined(log, copy.route)] == [(0, "12")]
 
 
+async def test_a_record_without_key_goes_to_quarantine_where_the_topic_is_compacted(backend):
+    """The broker refuses the whole batch with it, again and again."""
+    log = await backend.log(1)
+    changed = ConfigResource(
+        ConfigResource.Type.TOPIC,
+        log.name,
+        incremental_configs=[ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)],
+    )
+    admin = AdminClient(backend.properties)
+    await asyncio.to_thread(admin.incremental_alter_configs([changed])[changed].result, 20)
+    copy = Copy(await backend.other(log))
+    await copy.take()
+    rows = [(None if n == 2 else b"%d" % n, b"v", None, NOW) for n in range(5)]
+    write = Write((0, 0), list(range(5)), rows, Place("4", 5, "s"), [], 10)
+    outcome = (await copy.log.append(copy.claim, [write]))[0, 0]
+    assert (outcome.records, outcome.quarantined) == (4, 1)
+    assert await keys(backend, log) == [0, 1, 3, 4]
+    assert [(lane, position) for lane, position, _ in await backend.quarantined(log, copy.route)] == [(0, "2")]
+
+
 async def test_lanes_of_any_length_arrive_whole_when_batches_take_turns(backend):
     counts = [4001, 0, 1, 1500, 1501, 3000]
     paths = [(lane, lane) for lane in range(len(counts))]
@@ -832,7 +853,10 @@ async def test_the_doctor_finds_a_fit_target_fit(lab, backend):
     assert {check for check, finding in found.items() if finding.level.value == "fail"} == set()
     assert found["kafka.min-insync-replicas"].level.value == "ok"
     assert found["kafka.transactions-topic"].level.value == "ok"
-    assert found["kafka.clock"].level.value == "unknown"
+    assert found["kafka.clock"].level.value == "by-hand"
+    assert {check for check, finding in found.items() if finding.level.value == "unknown"} == {"kafka.retention"}
+    found = {finding.check: finding for finding in await inspector.inspect("target", 86_400, 0.0)}
+    assert {check for check, finding in found.items() if finding.level.value == "unknown"} == set()
     missing = KafkaInspector(KafkaSettings(backend.properties), "no-such-topic")
     assert next(f.level.value for f in await missing.inspect("source", 1)) == "fail"
     await log.close()

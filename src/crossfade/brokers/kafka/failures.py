@@ -123,6 +123,9 @@ _GOES_ON = (
 )
 
 
+#: a broker's refusal of what a record holds
+_CONTENT = frozenset({_E.INVALID_RECORD, _E.INVALID_TIMESTAMP})
+
 #: what librdkafka says when a handle is made, and then alone
 _NOT_MADE = re.compile(r"^Failed to create |[Cc]onfiguration property|^Java ")
 
@@ -192,6 +195,12 @@ def doubt(failure: KafkaException | KafkaError | str, doing: str, health: Handle
     if isinstance(failure, str):
         return Indeterminate(f"it is in doubt whether the transaction happened: {failure} while {doing}", hint=_GOES_ON)
     error = translate(failure, doing, health)
+    if _plain(failure).code() in _CONTENT:
+        return Indeterminate(
+            f"the topic takes a record of this transaction not as it is: {error.message}",
+            hint="nothing of it arrived, and trying again will not help: look what the topic asks of records "
+            "(compaction wants keys; message.timestamp.*; validation of schemas), and correct it or the mapping",
+        )
     # A topic that was just created, or has just moved, may be unknown to the coordinator: the next claim looks again.
     if isinstance(error, Unreachable) or is_topic_missing(_plain(failure)):
         return Indeterminate(f"it is in doubt whether the transaction happened: {error.message}", hint=_GOES_ON)

@@ -49,7 +49,7 @@ class TargetLimits:
     def rows(self, now_ms: int) -> Limits:
         """The limits for records that are written at `now_ms`."""
         if self.is_broker_time:
-            return Limits(self.row_bytes_max, now_ms, now_ms, now_ms)
+            return Limits(self.row_bytes_max, now_ms, now_ms, now_ms, self.is_compacted)
         oldest = 0
         if self.retention_ms >= 0:
             # Half of a short retention: a margin that is longer than it would redate every record.
@@ -60,17 +60,19 @@ class TargetLimits:
             time_after_ms=max(0, oldest),
             time_before_ms=now_ms + max(1, self.ahead_ms_max - _CLOCK_MARGIN_MS),
             now_ms=now_ms,
+            needs_key=self.is_compacted,
         )
 
 
 def read_limits(config: Mapping[str, ConfigValue]) -> TargetLimits:
     """The limits in a topic's configuration."""
     policy = _text(config, "cleanup.policy", "delete")
+    either_way_ms = _number(config, "message.timestamp.difference.max.ms", _FOREVER_MS)  # before Kafka 4
     return TargetLimits(
         message_bytes_max=_number(config, "max.message.bytes", 1_048_588),
         retention_ms=_number(config, "retention.ms", 604_800_000) if "delete" in policy else -1,
-        ahead_ms_max=_number(config, "message.timestamp.after.max.ms", 3_600_000),
-        behind_ms_max=_number(config, "message.timestamp.before.max.ms", _FOREVER_MS),
+        ahead_ms_max=min(either_way_ms, _number(config, "message.timestamp.after.max.ms", 3_600_000)),
+        behind_ms_max=min(either_way_ms, _number(config, "message.timestamp.before.max.ms", _FOREVER_MS)),
         is_compacted="compact" in policy,
         is_broker_time=_text(config, "message.timestamp.type", "CreateTime") != "CreateTime",
     )

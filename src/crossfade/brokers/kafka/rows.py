@@ -37,6 +37,8 @@ class Limits:
     time_after_ms: int
     time_before_ms: int
     now_ms: int
+    #: a compacted topic refuses records without a key, and the whole batch with them
+    needs_key: bool = False
 
 
 @dataclass(slots=True)
@@ -62,6 +64,8 @@ def prepare(write: Write, limits: Limits) -> Prepared:
         or (value is not None and len(value) > _SMALL_BYTES)
         or (key is not None and len(key) > _SMALL_BYTES)
     ]
+    if limits.needs_key:
+        special = sorted({*special, *(index for index, row in enumerate(rows) if row[0] is None)})
     if positions and isinstance(positions[0], bytes):
         positions = [position.decode() for position in positions]
     prepared = Prepared(rows, positions, rejects=list(write.rejects))
@@ -98,6 +102,8 @@ def _examine(write: Write, special: list[int], limits: Limits, prepared: Prepare
 
 def _refusal(key: bytes | None, value: bytes | None, headers: Any, limits: Limits) -> str:
     """Why the target refuses a record, "" where it does not."""
+    if key is None and limits.needs_key:
+        return "the topic is compacted and takes no record without a key (`key_field` of the mapping gives it one)"
     size = _BATCH_OVERHEAD_BYTES + _RECORD_OVERHEAD_BYTES + _XF_BYTES
     size += (len(key) if key is not None else 0) + (len(value) if value is not None else 0)
     for name, content in headers or ():
