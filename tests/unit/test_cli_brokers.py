@@ -184,6 +184,20 @@ def test_what_could_not_be_asked_is_unknown_and_not_ok(brokers: Brokers, capsys:
     assert "not proven, because it could not be asked: old x.persistence" in shown
 
 
+def test_what_no_broker_can_tell_is_said_once_and_takes_nothing_from_the_guarantee(
+    brokers: Brokers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brokers.old.findings = brokers.new.findings = [OK, Finding("x.clock", Level.BY_HAND, "x tells no time", "use NTP")]
+    assert run(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith("\n\nno broker can be asked, see to it yourself:\n  x.clock  x tells no time: use NTP\n")
+    assert shown.count("x.clock") == 1
+    assert "not proven" not in shown
+    assert run(["doctor", "forward", "-o", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)["findings"]
+    assert [f["level"] for f in told if f["check"] == "x.clock"] == ["by-hand", "by-hand"]
+
+
 @pytest.mark.parametrize("error", [Unreachable("no answer from h:1", hint="start it"), AccessRefused("wrong password")])
 def test_a_silent_broker_is_a_finding_and_the_other_is_still_asked(
     brokers: Brokers, error: CrossfadeError, capsys: pytest.CaptureFixture[str]

@@ -609,7 +609,7 @@ def test_the_retention_of_a_target_is_judged_by_the_oldest_record_that_comes():
 def test_what_cannot_be_asked_is_unknown():
     assert levels(verdicts.topic_findings("target", facts(), None, 1.0))["kafka.topic-config"] is Level.UNKNOWN
     assert levels(verdicts.broker_findings("target", None)) == {"kafka.broker-config": Level.UNKNOWN}
-    assert set(levels(verdicts.unaskable("target")).values()) == {Level.UNKNOWN}
+    assert levels(verdicts.unaskable("target")) == {"kafka.clock": Level.BY_HAND, "kafka.readers": Level.BY_HAND}
     (found,) = verdicts.internal_findings("__consumer_offsets", "kafka.offsets-topic", None, None)
     assert found.level is Level.UNKNOWN
 

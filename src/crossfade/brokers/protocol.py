@@ -248,6 +248,7 @@ class Level(Enum):
     WARN = "warn"  # works, but an operator should know
     FAIL = "fail"  # the guarantee does not hold, or the relay cannot run
     UNKNOWN = "unknown"  # the broker does not let us ask
+    BY_HAND = "by-hand"  # no broker of this kind can be asked: the operator sees to it
 
 
 @dataclass(frozen=True, slots=True)

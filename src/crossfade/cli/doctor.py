@@ -1,7 +1,7 @@
 """`crossfade doctor`: the configuration against the live brokers, finding by finding, with what to do.
 
-Hides nothing that could not be asked: it is listed as unknown and never counts as ok. The guarantee line follows from
-the findings alone. Wiring gives the inspectors; a broker that does not answer is a finding of its own, and so is what
+Hides nothing that could not be asked: it is listed as unknown and never counts as ok. What no broker can tell anybody is
+said once, at the end. The guarantee line follows from the findings alone. Wiring gives the inspectors; a broker that does not answer is a finding of its own, and so is what
 `relay start` would refuse of the route itself.
 """
 
@@ -26,6 +26,7 @@ doctor_app = typer.Typer()
 FINDINGS = 3
 UNCONNECTION = 5
 _WORDS = {Level.OK: "ok", Level.WARN: "WARN", Level.FAIL: "FAIL", Level.UNKNOWN: "unknown"}
+_BY_HAND = "no broker can be asked, see to it yourself:"
 #: the name of the finding about a broker that gave no answer, or let us not in
 CONNECTION = "connection"
 
@@ -54,7 +55,7 @@ def doctor(
     """Check the configuration against the live brokers.
 
     Says per finding what is there and what to do, then which guarantee will hold and why. What a broker does not let
-    us ask is unknown, not ok. Exits with 3 when something fails, with 5 when a broker gave no answer.
+    us ask is unknown, not ok; what no broker can tell anybody is said at the end. Exits with 3 when something fails, with 5 when a broker gave no answer.
 
     \b
     Examples:
@@ -203,13 +204,17 @@ def _print(config: Config, examined: Sequence[Examined], output: Output) -> None
         for each in (each for each in examined if each.route == route):
             lines += _lines_of(each)
         lines += [f"  guarantee: {promises[route]}", ""]
+    by_hand = [f for e in examined for f in e.findings if f.level is Level.BY_HAND]
+    lines += [_BY_HAND] * bool(by_hand)
+    lines += dict.fromkeys(f"  {finding.check}  {finding.found}: {finding.fix}" for finding in by_hand)
     output.document(body, "\n".join(lines).rstrip())
 
 
 def _lines_of(examined: Examined) -> list[str]:
     lines = [f"  {examined.broker} ({examined.kind}, {examined.role})" if examined.broker else "  the route itself"]
-    width = max((len(finding.check) for finding in examined.findings), default=0)
-    for finding in examined.findings:
+    shown = [finding for finding in examined.findings if finding.level is not Level.BY_HAND]
+    width = max((len(finding.check) for finding in shown), default=0)
+    for finding in shown:
         lines.append(f"    {_WORDS[finding.level]:7}  {finding.check:{width}}  {finding.found}")
         if finding.fix:
             lines.append(f"    {'':7}  {'':{width}}  fix: {finding.fix}")

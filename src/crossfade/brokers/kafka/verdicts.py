@@ -99,11 +99,11 @@ def broker_findings(role: str, config: Config | None) -> list[Finding]:
 
 
 def unaskable(role: str) -> list[Finding]:
-    """What no broker can tell."""
+    """What no Kafka can tell anybody."""
     found = [
         Finding(
             "kafka.clock",
-            Level.UNKNOWN,
+            Level.BY_HAND,
             "Kafka does not tell its time",
             "keep the clocks of brokers and relay within a second (NTP)",
         )
@@ -112,7 +112,7 @@ def unaskable(role: str) -> list[Finding]:
         found.append(
             Finding(
                 "kafka.readers",
-                Level.UNKNOWN,
+                Level.BY_HAND,
                 "no broker shows the isolation level of readers",
                 "set isolation.level=read_committed in every consumer of the topic, else it sees aborted records",
             )
