@@ -245,6 +245,28 @@ async def test_a_target_made_anew_is_named(backend, refilled):
     assert isinstance(claim.errors[0, 0], TargetReset)
 
 
+async def test_a_target_made_anew_under_a_running_process_is_named(backend):
+    log = await backend.log(1)
+    copy = Copy(log)
+    await copy.begin()
+    await backend.recreate(log, 0)
+    await backend.write_native(log, 0, [(b"%d" % n, b"native", None, NOW) for n in range(40)])
+    claim = await copy.take()
+    assert isinstance(claim.errors[0, 0], TargetReset)
+
+
+async def test_a_target_made_anew_before_anything_was_copied_is_taken(backend):
+    log = await backend.log(1)
+    copy = Copy(log)
+    await copy.take()
+    await backend.recreate(log, 0)
+    for first in (0, 3, 6):
+        claim = await copy.take()
+        assert (claim.alarms, claim.errors) == ([], {})
+        await copy.append(first, 3)
+    assert await keys(backend, log) == list(range(9))
+
+
 class Disturbed:
     """A real producer; something happens behind one of its steps, before the step comes back."""
 

@@ -100,6 +100,8 @@ class KafkaTarget:
             raise Fenced("the group handle has no generation: this process is no member of the group")
         self._discard_writers()
         self._follow(owner.route)
+        if self._ready and await self._cluster.topic_id(self._topic) not in (None, "", self._topic_id):
+            self._ready, self._limits = False, None  # made anew under a running process
         limits = await self._prepare_topics(max(source for source, _ in paths) + 1)
         writer = self._new_writer(owner, limits)
         try:
