@@ -135,6 +135,43 @@ def test_redis_source_key_deleted_and_made_anew(scene: Callable[..., Scene]) -> 
     _accept(made, written[:_COPIED] + written[_COPIED + _LATE :])
 
 
+def test_redis_source_birth_group_removed_by_somebody(scene: Callable[..., Scene]) -> None:
+    made = scene("rk")
+    assert isinstance(made.copy.source, RedisSide)
+    client, key = made.copy.source.client, made.lane_name(_HURT)
+    (group,) = client.xinfo_groups(key)
+    client.xgroup_destroy(key, group["name"])
+    _expect_halt(made, "SourceDeleted", None)
+    _accept(made, list(made.written[_HURT]))
+    assert [again["name"] for again in client.xinfo_groups(key)] == [group["name"]]
+
+
+def test_redis_source_key_replaced_by_another_type(scene: Callable[..., Scene]) -> None:
+    """The other lanes go on; with the stream back and the relay started again so does the lane."""
+    made = scene("rk")
+    assert isinstance(made.copy.source, RedisSide)
+    client, key = made.copy.source.client, made.lane_name(_HURT)
+    relay = made.run()
+    made.copy.wait_drained(records=_LANES * (_COPIED + _LATE))
+    client.rename(key, f"{key}:aside")
+    client.set(key, "text")
+    for lane in range(_LANES):
+        if lane != _HURT:
+            made.write(lane, _LAST)
+    made.copy.wait_status(key, lambda row: row["error"] == "SourceReset", "halts")
+    others = [lane for lane in range(_LANES) if lane != _HURT]
+    made.copy.wait_drained(others, records=len(others) * (_COPIED + _LATE + _LAST))
+    assert relay.stop() == 0
+    client.delete(key)
+    client.rename(f"{key}:aside", key)
+    made.write(_HURT, _LAST)
+    made.run()
+    made.copy.wait_drained()
+    for lane in range(_LANES):
+        assert made.copied(lane) == made.written[lane]
+    assert made.copy.relays[-1].stop() == 0
+
+
 @pytest.mark.parametrize("policy", ["halt", "count"])
 def test_redis_source_entries_deleted_before_they_were_copied(scene: Callable[..., Scene], policy: str) -> None:
     made = scene("rk", deleted=policy)
