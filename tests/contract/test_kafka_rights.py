@@ -112,7 +112,9 @@ async def test_what_is_printed_is_enough(user, administrator):
     assert found.level is Level.FAIL
     assert "topic crossfade.control" in found.found
     assert f"group crossfade.{route}" in found.found
-    grant(administrator, KafkaInspector(settings, source).acls("source"))
+    sourced = KafkaInspector(settings, source, route)
+    grant(administrator, sourced.acls("source"))
+    assert (await sourced.routes(), await sourced.footprint(route)) == (set(), [])  # uninstall may look
     grant(administrator, KafkaInspector(settings, target).acls("target"))
     found = await acl_of(KafkaInspector(settings, target, route), "target")
     assert found.level is Level.UNKNOWN
@@ -179,6 +181,7 @@ async def test_what_is_printed_is_enough(user, administrator):
     assert found["kafka.offsets-topic"].level is Level.UNKNOWN  # its description is not among the least rights
     await writing.close()
     inspector = KafkaInspector(settings, target)
+    assert await inspector.routes() == {route}
     left = await inspector.footprint(route)
     assert len(left) >= 4
     await inspector.erase(route, [name for name in left if not name.startswith("group")])

@@ -417,7 +417,7 @@ async def test_the_printed_rights_are_enough_to_discover_verify_repair_and_unins
     assert await count_keys(nodes, lambda lane: f"{keys[0][:-1]}{lane}") == 1
     await nodes.close()
 
-    source = RedisLog(settings["source"], keys[:1], name="acl")
+    source = RedisLog(settings["source"], keys[:1], name="acl", route=route)
     target = RedisLog(settings["target"], keys[1:], name="acl")
     board = RedisBoard(settings["target"])
     await source.open()
@@ -444,6 +444,10 @@ async def test_the_printed_rights_are_enough_to_discover_verify_repair_and_unins
 
     for role, own in (("target", keys[1:]), ("source", keys[:1])):  # as uninstall goes
         inspector = RedisInspector(settings[role], own)
+        assert route in await inspector.routes()
+        board = RedisBoard(settings[role])
+        await board.list(f"status/{route}/")  # it is refused while a relay reports
+        await board.close()
         left = await inspector.footprint(route)
         assert left
         await inspector.erase(route, left)
@@ -551,8 +555,12 @@ async def test_everything_that_was_left_is_listed_and_goes(server):
     assert any("quarantine" in name for name in named)
     assert any("lease" in name for name in named)
     for side in sides:
+        assert {route, "other-route"} <= await side.routes()
+    for side in sides:
         await side.erase(route, await side.footprint(route))
     assert [name for side in sides for name in await side.footprint(route)] == []
+    for side in sides:
+        assert route not in await side.routes()
     assert len(await there(server, target, 1)) == 1, "records are never removed"
     assert await board.get("started/other-route") is not None
     with pytest.raises(Exception, match="nothing that Crossfade made"):

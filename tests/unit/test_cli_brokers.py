@@ -64,6 +64,9 @@ class FakeBroker:
             raise self.error
         return self.findings
 
+    async def routes(self) -> set[str]:
+        return {route for route, left in self.things.items() if left}
+
     async def footprint(self, route: str) -> list[str]:
         return list(self.things.get(route, []))
 
@@ -346,6 +349,50 @@ def test_uninstall_removes_exactly_what_it_lists(brokers: Brokers, capsys: pytes
     ]
     assert (brokers.old.erased, brokers.new.erased) == (["a"], ["c"])
     assert brokers.old.things["idback"] == ["b"]
+
+
+def test_what_an_earlier_id_left_is_listed_and_stays(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.old.things = {"idforward": ["a"], "idearlier": ["b"]}
+    brokers.new.things = {"idearlier": ["c", "shared d e"]}
+    assert run(["uninstall", "--yes", "-o", "json"]) == 0
+    captured = capsys.readouterr()
+    other = {"route": "idearlier", "state": "of a route that is not in this file"}
+    assert json.loads(captured.out)["rows"] == [
+        {"route": "forward", "broker": "old", "name": "a", "state": "removed"},
+        {"broker": "old", "name": "b"} | other,
+        {"broker": "new", "name": "c"} | other,
+    ]
+    assert "--id ID removes it" in captured.err
+    assert (brokers.old.erased, brokers.new.erased) == (["a"], [])
+
+
+def test_what_an_earlier_id_left_goes_by_that_id(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.old.things = {"idforward": ["a"], "idearlier": ["b"]}
+    brokers.new.things = {"idearlier": ["c", "shared d e"]}
+    assert run(["uninstall", "--id", "idearlier", "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    row = {"route": "idearlier", "state": "would be removed"}
+    assert rows == [row | {"broker": "old", "name": "b"}, row | {"broker": "new", "name": "c"}]
+    assert run(["uninstall", "--id", "idearlier", "--yes"]) == 0
+    assert (brokers.old.erased, brokers.new.erased) == (["b"], ["c"])  # what routes share is not one's own
+    assert run(["uninstall", "--id", "idnobody"]) == 0
+    assert "nothing of a route with id idnobody is left" in capsys.readouterr().err
+
+
+def test_a_route_of_the_file_is_not_removed_by_its_id(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
+    brokers.old.things = {"idforward": ["a"]}
+    assert run(["uninstall", "--id", "idforward", "--yes"]) == 2
+    assert "hint: crossfade uninstall forward" in capsys.readouterr().err
+    assert brokers.old.erased == []
+
+
+@pytest.mark.parametrize("end", ["idearlier at forward", "idearlier at forward, back"])
+def test_an_earlier_id_is_kept_under_a_running_relay_wherever_it_reports(brokers: Brokers, end: str) -> None:
+    brokers.old.things = {"idearlier": ["b"]}
+    brokers.board.running = [Report("relay-1", time.time(), state="running")]
+    brokers.board.running_route = end
+    assert run(["uninstall", "forward", "--id", "idearlier", "--yes"]) == 4
+    assert brokers.old.erased == []
 
 
 def test_uninstall_begins_with_the_target_whose_account_may_remove_more(brokers: Brokers) -> None:

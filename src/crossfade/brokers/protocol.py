@@ -222,6 +222,9 @@ class Document:
     body: bytes
 
 
+_KINDS_OF_ROUTES = frozenset({"started", "desired", "status", "shards"})
+
+
 class VersionConflict(CrossfadeError):
     """The document changed since it was read."""
 
@@ -241,6 +244,12 @@ class Board(Protocol):
     async def delete(self, name: str) -> None: ...
 
     async def close(self) -> None: ...
+
+
+def route_of_document(name: str) -> str:
+    """The id of the route that a document is about: `kind/<id>` or `kind/<id>/..`; "" where its name does not tell."""
+    kind, _, rest = name.partition("/")
+    return rest.partition("/")[0] if kind in _KINDS_OF_ROUTES else ""
 
 
 class Level(Enum):
@@ -275,6 +284,10 @@ class Inspector(Protocol):
         `retention_needed_s`: so long a record may wait to be copied. `oldest_s`, for a target: so old is the oldest
         record that is still to come; None = not known.
         """
+        ...
+
+    async def routes(self) -> set[str]:
+        """The ids of the routes that left something here, also those that nobody has in a file any more."""
         ...
 
     async def footprint(self, route: str) -> list[str]:

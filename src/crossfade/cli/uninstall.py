@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
+from msgspec import structs
 
-from ..errors import BrokerError, CrossfadeError, RefusedByRail
+from ..errors import BrokerError, CrossfadeError, RefusedByRail, UsageError
 from .doctor import routes_of
 from .output import Column, complete_routes, output_of
 
@@ -31,6 +32,7 @@ _LIFE_PAUSE_S = 0.5
 #: how often, and how far apart, the brokers are asked whether something is gone
 _LOOKS = 6
 _LOOK_PAUSE_S = 0.5
+_OTHER = "of a route that is not in this file"
 _COLUMNS = [Column("route"), Column("broker"), Column("name"), Column("state")]
 
 
@@ -50,6 +52,9 @@ def uninstall(
         typer.Argument(help="Only this route; by default all of them.", autocompletion=complete_routes),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
+    route_id: Annotated[
+        str, typer.Option("--id", metavar="ID", help="What a route left that is not in this file, by its id.")
+    ] = "",
 ) -> None:
     """List what Crossfade left on the brokers; with --yes, remove it.
 
@@ -57,40 +62,92 @@ def uninstall(
     cannot be resumed, and quarantined records are gone. Copied records stay. Refused (exit code 4) while a relay of
     the route is running.
 
+    What is of routes that are not in this file (an earlier id, or another file on the same brokers) is listed too, and
+    stays; --id removes it.
+
     \b
     Examples:
       crossfade uninstall                  lists, removes nothing
       crossfade uninstall forward --yes
+      crossfade uninstall --id 3f9c2a71 --yes
     """
     output = output_of(context)
     config = output.config()
     names = routes_of(config, route)
-    found, remaining = asyncio.run(_uninstall(config, names, remove=yes))
+    if route_id:
+        found, remaining = asyncio.run(_uninstall_id(config, names, route_id, remove=yes))
+        others = []
+    else:
+        found, remaining = asyncio.run(_uninstall(config, names, names, remove=yes))
+        others = asyncio.run(_others(config, names))
     state = {True: "removed", False: "would be removed"}[yes]
     rows = [each._asdict() | {"state": "still there" if each in remaining else state} for each in found]
+    rows += [each._asdict() | {"state": _OTHER} for each in others]
     output.table(rows, _COLUMNS)
     if remaining and yes:
         raise CrossfadeError(
             f"{len(remaining)} of {len(found)} could not be removed", hint="see the list; then run it again"
         )
+    if others:
+        output.note(f"what is {_OTHER} stays; --id ID removes it, if no other file has that route")
     if not found:
-        output.note("nothing of Crossfade is left on these brokers")
+        what = f"a route with id {route_id}" if route_id else "these routes" if others else "Crossfade"
+        output.note(f"nothing of {what} is left on these brokers")
     elif not yes:
         output.note("nothing was removed; --yes removes what is listed")
 
 
-async def _uninstall(config: Config, names: Sequence[str], *, remove: bool) -> tuple[list[Left], list[Left]]:
-    """What was found, and what of it is there after the removal."""
+async def _others(config: Config, names: Sequence[str]) -> list[Left]:
+    """What is of routes that the file does not have, on the brokers of these routes."""
+    from .. import wiring
+
+    mine = {settings.id for settings in config.routes.values()}
+    found: dict[Left, None] = {}
+    for name in names:
+        async with wiring.open_inspectors(config, name) as inspectors:
+            for broker, _role, inspector in inspectors:
+                for other in sorted(await inspector.routes() - mine):
+                    left = [each for each in await inspector.footprint(other) if not _is_shared(each)]
+                    found |= dict.fromkeys(Left(other, broker, each) for each in left)
+    return list(found)
+
+
+async def _uninstall_id(
+    config: Config, names: Sequence[str], route_id: str, *, remove: bool
+) -> tuple[list[Left], list[Left]]:
+    """As `_uninstall`, of a route that the file does not have: on the brokers and streams of these routes."""
+    for name, settings in config.routes.items():
+        if settings.id == route_id:
+            raise UsageError(f"{route_id} is the id of route {name!r}", hint=f"crossfade uninstall {name}")
+    # Nobody knows which way it copied: its relays may report on either end.
+    ways = {f"{route_id} at {name}": structs.replace(config.routes[name], id=route_id) for name in names}
+    back = {f"{name}, back": structs.replace(way, source=way.target, target=way.source) for name, way in ways.items()}
+    asked = structs.replace(config, routes=ways | back)
+    for name in back if remove else ():
+        await refuse_running(asked, name)
+    found, remaining = await _uninstall(asked, list(ways), (), remove=remove)
+    return _of(route_id, found), _of(route_id, remaining)
+
+
+def _of(route_id: str, left: Sequence[Left]) -> list[Left]:
+    """The same as that route's, each once."""
+    return list(dict.fromkeys(each._replace(route=route_id) for each in left))
+
+
+async def _uninstall(
+    config: Config, names: Sequence[str], leaving: Sequence[str], *, remove: bool
+) -> tuple[list[Left], list[Left]]:
+    """What was found, and what of it is there after the removal. `leaving`: the routes of the file that go."""
     found: list[Left] = []
     remaining: list[Left] = []
     for name in names if remove else ():
         # All of them before the first removal: a refusal must not leave half of the routes removed.
         await refuse_running(config, name)
     for name in names:
-        left = await _footprint(config, name, names, erase=remove)
+        left = await _footprint(config, name, leaving, erase=remove)
         found += [each for each in left if each not in found]
         if remove:
-            still_there = await _still_there(config, name, names, left)
+            still_there = await _still_there(config, name, leaving, left)
             remaining += [each for each in still_there if each not in remaining]
     return found, remaining
 
@@ -115,7 +172,8 @@ async def _footprint(config: Config, name: str, leaving: Sequence[str], *, erase
         # The target first: where both are one service, the source's account may see what it may not remove.
         for broker, _role, inspector in reversed(inspectors):
             names = [each for each in await inspector.footprint(route_id) if Left(name, broker, each) not in left]
-            if any(map(_is_shared, names)) and await _others_read(config, name, broker, leaving):
+            keeps = any(map(_is_shared, names))
+            if keeps and (not leaving or await _others_read(config, name, broker, leaving)):
                 names = [each for each in names if not _is_shared(each)]
             left = [Left(name, broker, each) for each in names] + left
             if erase and names:

@@ -12,7 +12,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ...errors import AccessRefused, BrokerError, UsageError
-from ..protocol import Finding
+from ..protocol import Finding, route_of_document
 from . import names, verdicts
 from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, SETTLE_S, Cluster, ConfigValue, TopicFacts
@@ -142,7 +142,10 @@ class KafkaInspector:
             f"--allow-principal {shlex.quote(self._settings.principal)}"
         )
         own = "--resource-pattern-type prefixed --topic crossfade."
-        lines = [f"{add} --operation Read --operation Describe --operation DescribeConfigs --topic {self._topic}"]
+        lines = [
+            f"{add} --operation Read --operation Describe --operation DescribeConfigs --topic {self._topic}",
+            f"{add} --operation Read --operation Describe {own}",  # uninstall looks for what is ours
+        ]
         if role == "target":
             lines = [
                 f"{add} --operation Read --operation Write --operation Describe --operation DescribeConfigs "
@@ -159,6 +162,21 @@ class KafkaInspector:
             f"{add} --operation Read --operation Describe --operation Delete --resource-pattern-type prefixed "
             "--group crossfade",
         ]
+
+    async def routes(self) -> set[str]:
+        """The ids of the routes that left something here. Raises Unreachable, AccessRefused."""
+        cluster = Cluster(self._settings)
+        board = KafkaBoard(self._settings, cluster)
+        try:
+            topics = await cluster.topic_names(names.PREFIX)
+            found = {names.route_of_topic(topic) for topic in topics}
+            found |= {group.removeprefix(names.PREFIX) for group in await cluster.group_names(names.PREFIX)}
+            for name, document in (await board.list("")).items():
+                found.add(route_of_document(name) or _route_of(document.body))
+            return found - {""}
+        finally:
+            await board.close()
+            cluster.close()
 
     async def footprint(self, route: str) -> list[str]:
         """What the route left: `topic X`, `group X`, `document X`. Raises Unreachable, AccessRefused."""

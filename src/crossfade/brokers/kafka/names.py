@@ -17,6 +17,12 @@ def quarantine_topic(route: str) -> str:
     return f"crossfade.{route}.quarantine"
 
 
+def route_of_topic(topic: str) -> str:
+    """The route that one of our own topics belongs to, "" for all others."""
+    route, _, kind = topic.removeprefix(PREFIX).rpartition(".")
+    return route if topic.startswith(PREFIX) and kind in ("lanes", "quarantine") else ""
+
+
 def group(route: str) -> str:
     """The group of a route: hands out lanes, and holds the markers."""
     return f"crossfade.{route}"

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UsageError
-from ..protocol import Finding, Level
+from ..protocol import Finding, Level, route_of_document
 from .footprint import Footprint
-from .keys import check_slots
+from .keys import BIRTH_PREFIX, BOARD_KEY, check_slots, route_of_birth, state_key
 from .link import Command, Link
 from .log import VERSION_MIN
 from .nodes import Nodes, call_all, call_key
@@ -48,6 +48,23 @@ class RedisInspector:
                 findings += await self._inspect_server(link, role)
             findings += await self._inspect_keys(role, retention_needed_s)
             return findings
+        finally:
+            await self._nodes.close()
+
+    async def routes(self) -> set[str]:
+        """See `Inspector.routes`. Raises Unreachable, AccessRefused."""
+        doing = "looking whose things are left"
+        try:
+            (documents,) = await call_key(self._nodes, BOARD_KEY, [("HKEYS", BOARD_KEY)], doing)
+            found = {route_of_document(name.decode(errors="replace")) for name in check(documents, doing)}
+            for key in self.stream_keys:
+                own = state_key(key)
+                (owner,) = await call_key(self._nodes, own, [("HGET", own, "route")], doing)
+                found.add((check(owner, doing) or b"").decode())
+                (groups,) = await call_key(self._nodes, key, [("XINFO", "GROUPS", key)], doing)
+                names = [] if is_error(groups) else [pairs(group)[b"name"].decode(errors="replace") for group in groups]
+                found |= {route_of_birth(name) for name in names if name.startswith(BIRTH_PREFIX)}
+            return found - {""}
         finally:
             await self._nodes.close()
 

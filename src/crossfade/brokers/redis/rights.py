@@ -58,6 +58,7 @@ _SOURCE = (
     Right("exists", ("EXISTS", "OWN"), f"{_UNINSTALL}, nor does `count: discover`"),
     Right("hget", ("HGET", "OWN", "f"), _UNINSTALL),
     Right("hkeys", ("HKEYS", "OWN"), _UNINSTALL),
+    Right("hscan", ("HSCAN", "OWN", "0"), _UNINSTALL),
     Right("xgroup|destroy", ("XGROUP", "DESTROY", "KEY", "crossfade.x"), _UNINSTALL),
 )
 _TARGET = (
