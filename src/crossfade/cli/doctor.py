@@ -1,8 +1,8 @@
 """`crossfade doctor`: the configuration against the live brokers, finding by finding, with what to do.
 
-Hides nothing that could not be asked: it is listed as unknown and never counts as ok. What no broker can tell anybody is
-said once, at the end. The guarantee line follows from the findings alone. Wiring gives the inspectors; a broker that does not answer is a finding of its own, and so is what
-`relay start` would refuse of the route itself.
+Hides nothing that could not be asked: it is listed as unknown and never counts as ok. What no broker can tell anybody
+is said once, at the end. The guarantee line follows from the findings alone. Wiring gives the inspectors; a broker that
+does not answer is a finding of its own, and so is what `relay start` would refuse of the route itself.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def doctor(
     """Check the configuration against the live brokers.
 
     Says per finding what is there and what to do, then which guarantee will hold and why. What a broker does not let
-    us ask is unknown, not ok; what no broker can tell anybody is said at the end. Exits with 3 when something fails, with 5 when a broker gave no answer.
+    us ask is unknown, not ok; what no broker can tell anybody is said at the end. Exits with 3 when something fails,
+    with 5 when a broker gave no answer.
 
     \b
     Examples:
