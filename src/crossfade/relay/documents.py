@@ -134,8 +134,8 @@ class RouteBoard:
         return found.first_lanes or max(found.lanes, default=-1) + 1
 
     async def note_beginning(self, lanes: set[Lane], start: Start) -> None:
-        """Lanes are about to be begun at `start`. Told before it is done: a call that is cut short leaves a marker whose
-        beginning is known. Raises VersionConflict, Unreachable, AccessRefused."""
+        """Lanes are about to be begun at `start`. Told before it is done: a call that is cut short leaves a marker
+        whose beginning is known. Raises VersionConflict, Unreachable, AccessRefused."""
 
         def note(found: Started) -> None:
             held = _beginnings(found) | dict.fromkeys(lanes, start)
