@@ -94,3 +94,23 @@ def test_what_is_no_pair_is_told_with_its_place(tmp_path: Path, change: tuple[st
     text = _PAIR.replace("target: old}", "target: old, reverse_of: forward}").replace(*change, 1)
     with pytest.raises(UsageError, match=says):
         config(tmp_path, text)
+
+
+_KAFKA = 'new: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:1"}}'
+_REDIS = 'new: {kind: redis, url: "redis://127.0.0.1:1"}'
+
+
+def test_an_account_under_two_names_of_a_server_gets_one_line(tmp_path: Path) -> None:
+    # A second line would take away what the first one gave.
+    text = _FILE.replace(_KAFKA, _REDIS)
+    text = text.replace("new: {topic: messages}", "new: {keys: [a, b]}")
+    (both,) = wiring.least_rights(config(tmp_path, text), ["forward", "back"])
+    assert both.brokers == ["old", "new"]
+    assert both.uses == [("forward", "source"), ("forward", "target"), ("back", "source"), ("back", "target")]
+    (line,) = both.commands
+    assert {"~msg:*", "~BACK:*", "~a", "~b", "~crossfade:*", "+xgroup|create", "+xadd"} <= set(line.split())
+    elsewhere = text.replace(_REDIS, _REDIS.replace(':1"', ':2"'))
+    assert [each.brokers for each in wiring.least_rights(config(tmp_path, elsewhere), ["forward"])] == [
+        ["old"],
+        ["new"],
+    ]
