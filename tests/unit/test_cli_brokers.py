@@ -85,7 +85,11 @@ class FakeBoard:
     running_route: str = ""
     started_lanes: int = 0
 
+    unreadable: CrossfadeError | None = None
+
     async def first_lanes(self) -> int:
+        if self.unreadable is not None:
+            raise self.unreadable
         return self.started_lanes
 
     async def started(self) -> frozenset[int]:
@@ -225,6 +229,19 @@ def test_lanes_that_came_after_the_start_only_wait(brokers: Brokers, capsys: pyt
     brokers.new.lanes, brokers.board.started_lanes = 8, 8
     assert run(["doctor", "forward"]) == 0
     assert "WARN     route.lanes  16 source lanes, 8 target lanes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError("a newer release wrote it"), 3), (AccessRefused("no right"), 0)]
+)
+def test_a_board_that_cannot_be_read_ends_no_examination(
+    brokers: Brokers, error: CrossfadeError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brokers.board.unreadable = error
+    assert run(["doctor", "forward"]) == code
+    shown = capsys.readouterr().out
+    assert "ok       x.version  9.1" in shown
+    assert ("FAIL     route.lanes  a newer release wrote it" in shown) == (code == 3)
 
 
 def test_a_copy_in_a_circle_fails_in_the_words_of_start(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:

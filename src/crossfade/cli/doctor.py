@@ -120,6 +120,17 @@ async def _examine_end(
         return [Finding("configuration", Level.FAIL, error.message, error.hint)], 0, None
 
 
+async def _first_lanes(config: Config, name: str) -> int:
+    """How many lanes the source had at the first start; 0 = none yet, or the target shows what is wrong with it."""
+    from .. import wiring
+
+    try:
+        async with wiring.open_board(config, name) as board:
+            return await board.first_lanes()
+    except BrokerError:
+        return 0
+
+
 def _still_to_come(config: Config, name: str, oldest_s: float | None) -> float | None:
     """Age of the oldest record that a copy from where the file says begins with."""
     start = config.streams[config.routes[name].stream].from_
@@ -143,11 +154,7 @@ async def _examine_route(config: Config, name: str, source_lanes: int, target_la
     if not source_lanes or not target_lanes:
         return found
     try:
-        async with wiring.open_board(config, name) as board:
-            first_lanes = await board.first_lanes()
-    except BrokerError:
-        first_lanes = 0  # the target's own findings say what is wrong with it
-    try:
+        first_lanes = await _first_lanes(config, name)
         waiting = wiring.fit_lanes(config, name, source_lanes, target_lanes, first_lanes).lanes_without_target
     except CrossfadeError as error:
         return [*found, Finding("route.lanes", Level.FAIL, error.message, error.hint)]
