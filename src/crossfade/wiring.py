@@ -243,6 +243,7 @@ def least_rights(config: Config, names: Sequence[str]) -> list[Rights]:
     """What these routes need, one for each account, however many routes it serves. Asks no broker."""
     found: dict[tuple[object, ...], Rights] = {}
     patterns: dict[tuple[object, ...], dict[str, list[str]]] = {}
+    databases: dict[tuple[object, ...], RedisSettings] = {}
     for name in names:
         settings = route_settings(config, name)
         for broker, role in ((settings.source, "source"), (settings.target, "target")):
@@ -251,11 +252,14 @@ def least_rights(config: Config, names: Sequence[str]) -> list[Rights]:
                 from .brokers.redis.rights import account_of, acl_line
 
                 redis = _redis(at)
-                who: tuple[object, ...] = (redis.mode, frozenset(redis.addresses), account_of(redis))
+                at_service = (redis.mode, redis.sentinel_name, frozenset(redis.addresses))
+                who: tuple[object, ...] = (*at_service, account_of(redis))
                 roles = patterns.setdefault(who, {})
                 roles[role] = roles.get(role, []) + _key_patterns(_redis_side(side))
                 rights = found.setdefault(who, Rights([], [], []))
-                rights.commands = [acl_line(redis, roles)]
+                # One line for all databases of the account: any but the first needs a right of its own.
+                widest = databases[who] = max(redis, databases.get(who, redis), key=lambda each: each.db)
+                rights.commands = [acl_line(widest, roles)]
             else:
                 kafka = _kafka(at)
                 rights = found.setdefault((kafka.bootstrap, kafka.principal), Rights([], [], []))

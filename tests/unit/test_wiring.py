@@ -114,3 +114,25 @@ def test_an_account_under_two_names_of_a_server_gets_one_line(tmp_path: Path) ->
         ["old"],
         ["new"],
     ]
+
+
+@pytest.mark.parametrize("numbers", [(3, 0), (0, 3), (0, 0)])
+def test_an_account_may_select_the_databases_of_all_its_routes(tmp_path: Path, numbers: tuple[int, int]) -> None:
+    source, target = numbers
+    text = _FILE.replace(_KAFKA, _REDIS.replace(':1"', f':1/{target}", username: app'))
+    old = 'old: {kind: redis, url: "redis://127.0.0.1:1"}'
+    text = text.replace(old, old.replace(':1"', f':1/{source}", username: app'))
+    text = text.replace("new: {topic: messages}", "new: {keys: [a, b]}")
+    (both,) = wiring.least_rights(config(tmp_path, text), ["forward"])
+    (line,) = both.commands
+    assert ("+select" in line.split()) == any(numbers)
+
+
+def test_two_masters_of_the_same_sentinels_get_a_line_each(tmp_path: Path) -> None:
+    broker = '{kind: redis, mode: sentinel, url: "redis://127.0.0.1:1", username: app, sentinel_master: %s}'
+    text = _FILE.replace(_KAFKA, f"new: {broker % 'second'}")
+    text = text.replace('{kind: redis, url: "redis://127.0.0.1:1"}', broker % "first")
+    text = text.replace("new: {topic: messages}", "new: {keys: [a, b]}")
+    rights = wiring.least_rights(config(tmp_path, text), ["forward"])
+    assert [each.brokers for each in rights] == [["old"], ["new"]]
+    assert ["+xadd" in each.commands[0].split() for each in rights] == [False, True]
