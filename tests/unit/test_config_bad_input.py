@@ -526,6 +526,20 @@ def test_a_reference_to_nothing_is_no_password(tmp_path: Path, old: str, new: st
     assert found.endswith(f"{key}: found an empty value, expected a value")
 
 
+def test_other_references_may_be_to_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "crossfade.yaml"
+    text = changed('6379/0"', '6379/0", username: "${env:EMPTY}", password: secret')
+    path.write_text(text.replace('9092"}', '9092", client.rack: "${env:EMPTY}"}'))
+    read = load(path, {}, {"EMPTY": ""}).brokers
+    assert (read["old"].username, read["old"].password.get()) == ("", "secret")  # type: ignore[union-attr]
+    assert read["new"].plain_properties()["client.rack"] == ""  # type: ignore[union-attr]
+    text = changed('"127.0.0.1:9092"}', '"${env:EMPTY}", client.rack: "${env:EMPTY}"}')
+    (found,) = problems(tmp_path, text, {"EMPTY": ""})
+    assert (
+        found == 'F:4: brokers.new.properties.bootstrap.servers: found "${env:EMPTY}", expected HOST:PORT[,HOST:PORT]'
+    )
+
+
 def test_a_user_may_have_no_password_where_it_is_named_by_its_key(tmp_path: Path) -> None:
     path = tmp_path / "crossfade.yaml"
     path.write_text(changed('6379/0"', '6379/0", username: app'))

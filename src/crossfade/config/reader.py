@@ -95,8 +95,9 @@ class Reader(Walk):
     def _property(self, node: Node, key: str) -> Any:
         if node.kind != "scalar":
             return self._wrong(node, key, "text, a number, true or false")
-        if has_reference(node.text) or _SECRET_PROPERTY.search(key.partition(".properties.")[2]):
-            return self._readable(Secret(node.text, self._environ, self._path.parent), node, key)
+        is_secret = bool(_SECRET_PROPERTY.search(key.partition(".properties.")[2]))
+        if is_secret or has_reference(node.text):
+            return self._readable(node.text, node, key, may_be_empty=not is_secret)
         return node.text
 
     def _broker(self, node: Node, key: str) -> Any:
@@ -130,7 +131,7 @@ class Reader(Walk):
             if not servers or not all(KAFKA_SERVER.fullmatch(server) and port_fits(server) for server in servers):
                 self._wrong(properties.entries[name], join(key, name), KAFKA_SERVERS)
         # The client is asked only where there is something to ask: it takes its time to be imported.
-        others = given.keys() - KAFKA_ADDRESSES
+        others = given.keys() - KAFKA_ADDRESSES if any(given.get(name) for name in KAFKA_ADDRESSES) else ()
         for mistake in self._check_properties(given) if self._check_properties and others else ():
             at = properties.entries.get(mistake.name, properties)
             secret = isinstance(broker.properties.get(mistake.name), Secret) and not has_reference(at.text)
@@ -180,7 +181,7 @@ class Reader(Walk):
         for name, text in (("username", raw[2]), ("password", raw[3])):
             if text and not getattr(broker, name):
                 plain = text if has_reference(text) else unquote(text)
-                secret = self._readable(Secret(plain, self._environ, self._path.parent), node, key)
+                secret = self._readable(plain, node, key, may_be_empty=False)
                 if secret is BAD:
                     return BAD
                 given[name] = secret if name == "password" else secret.get()

@@ -141,21 +141,22 @@ class Walk:
     def _text(self, node: Node, key: str) -> Any:
         if node.kind != "scalar" or node.tag == "bool" or node.text == "":
             return self._wrong(node, key, "text")
-        secret = self._secret(node, key)
-        return BAD if secret is BAD else secret.get()
+        text = self._readable(node.text, node, key, may_be_empty=True)
+        return BAD if text is BAD else text.get()
 
     def _secret(self, node: Node, key: str) -> Any:
         if node.kind != "scalar" or node.tag == "bool" or node.text == "":
             return self._wrong(node, key, "text, ${env:NAME} or ${file:PATH}")
-        return self._readable(Secret(node.text, self._environ, self._path.parent), node, key)
+        return self._readable(node.text, node, key, may_be_empty=False)
 
-    def _readable(self, secret: Secret, node: Node, key: str) -> Any:
+    def _readable(self, text: str, node: Node, key: str, *, may_be_empty: bool) -> Any:
+        secret = Secret(text, self._environ, self._path.parent)
         try:
             value = secret.get()
         except UsageError as error:
             return self._note(node, key, f"a reference that cannot be read ({error.message})", "a value")
         # An empty password would log in as somebody else, in silence.
-        return secret if value else self._note(node, key, "an empty value", "a value")
+        return secret if value or may_be_empty else self._note(node, key, "an empty value", "a value")
 
     def _duration(self, node: Node, key: str) -> Any:
         match = DURATION.fullmatch(node.text) if node.kind == "scalar" else None
