@@ -161,6 +161,7 @@ def test_status_shows_started_lanes_that_nobody_reports(board: FakeBoard, capsys
         ("m:1", "started", "no relay has reported"),
     ]
     assert rows[1]["lag_records"] is None
+    assert list(rows[0]) == list(rows[1])
 
 
 def test_status_says_that_nothing_was_started(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,8 @@ _STATUS = [
     Column("trimmed_in_s", right=True),
     Column("reason"),
 ]
+#: what the row of a lane holds; the table shows no more than its columns
+_KEYS = (*[column.name for column in _STATUS], "quarantined", "error", "lost_records", "hint")
 #: a heartbeat older than this is a process that is gone
 _SILENT_S = 10.0
 
@@ -100,8 +102,7 @@ async def _look(config: Config, boards: Mapping[str, RouteBoard]) -> tuple[list[
 
 
 def _unreported(route: str, lane: str) -> dict[str, object]:
-    nothing: dict[str, object] = {column.name: None for column in _STATUS}
-    return nothing | {"route": route, "lane": lane, "state": "started", "reason": "no relay has reported"}
+    return dict.fromkeys(_KEYS) | {"route": route, "lane": lane, "state": "started", "reason": "no relay has reported"}
 
 
 def _hints(rows: Sequence[Mapping[str, object]]) -> list[str]:
@@ -137,7 +138,8 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
         elif desired.paused or number in desired.paused_lanes:
             reason = reason or "paused by an operator"
         rows.append(
-            {
+            dict.fromkeys(_KEYS)
+            | {
                 "route": route,
                 "lane": lane.name,
                 "position": lane.position,
