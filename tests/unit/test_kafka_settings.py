@@ -98,6 +98,12 @@ def test_what_is_no_text_is_refused(name):
             [("sasl.mechanism", "", "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER", "SCRAM-SHA-512")],
         ),
         (
+            {"security.protocol": "SASL_SSL", "sasl.mechanisms": "scram-sha-256", "sasl.username": "a"},
+            [("sasl.mechanisms", "", "one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER", "SCRAM-SHA-256")],
+        ),
+        ({"client.id": "\udcff"}, [("client.id", "text that is not UTF-8", "UTF-8 text", "")]),
+        ({"ssl.ca.location": "a\0b"}, [("ssl.ca.location", "", "a file that can be read (embedded null byte)", "")]),
+        (
             {
                 "security.protocol": "SASL_SSL",
                 "sasl.mechanism": "OAUTHBEARER",

@@ -100,6 +100,10 @@ def _of_one(name: str, value: str) -> PropertyMistake | None:
     for java, instead in _OF_JAVA:
         if java.fullmatch(name):
             return PropertyMistake(name, "a property of the Java client", instead)
+    try:
+        f"{name}{value}".encode()
+    except UnicodeEncodeError:  # of a variable
+        return PropertyMistake(name, "text that is not UTF-8", "UTF-8 text")
     said = _refusal(Producer, {name: value, _LAST: ""})
     if said.startswith("No such configuration property"):
         return PropertyMistake(name, "an unknown property", "a property of librdkafka", nearest(name, _NAMES))
@@ -133,6 +137,8 @@ def _unreadable(path: Path) -> str:
                 return ""
     except OSError as error:
         return error.strerror or type(error).__name__
+    except ValueError as error:  # a NUL in it
+        return str(error)
     return "" if os.access(path, os.R_OK | os.X_OK) else "Permission denied"
 
 
@@ -141,7 +147,7 @@ def _of_all(properties: Mapping[str, str]) -> Iterator[PropertyMistake]:
     mechanism = next((name for name in ("sasl.mechanism", "sasl.mechanisms") if name in properties), "sasl.mechanism")
     is_sasl = properties.get("security.protocol", "").lower().startswith("sasl")
     chosen = properties.get(mechanism, "")
-    if is_sasl and chosen.upper() not in (*_MECHANISMS, "GSSAPI"):
+    if is_sasl and chosen not in (*_MECHANISMS, "GSSAPI"):  # librdkafka takes no other case
         found = "" if chosen else "nothing"
         yield PropertyMistake(mechanism, found, f"one of {', '.join(_MECHANISMS)}", _nearest_of(chosen, _MECHANISMS))
         return
