@@ -458,7 +458,8 @@ def test_properties_without_anything_but_addresses_need_no_client(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "servers", ["h", "h:1,i:65535", " h:1 , i", "[::1]:1,[fe80::1]", "SASL_SSL://h:1", "1.2.3.4:5,"]
+    "servers",
+    ["h", "h:1,i:65535", " h:1 , i", "[::1]:1,[fe80::1]", "[fe80::1%eth0]:9", "SASL_SSL://h:1", "1.2.3.4:5,"],
 )
 def test_addresses_of_kafka(tmp_path: Path, servers: str) -> None:
     path = tmp_path / "crossfade.yaml"
@@ -544,6 +545,28 @@ def test_a_user_may_have_no_password_where_it_is_named_by_its_key(tmp_path: Path
     path = tmp_path / "crossfade.yaml"
     path.write_text(changed('6379/0"', '6379/0", username: app'))
     assert load(path, {}, {}).brokers["old"].username == "app"  # type: ignore[union-attr]
+
+
+def test_a_user_of_the_url_alone_is_no_mistake_where_its_key_names_one(tmp_path: Path) -> None:
+    path = tmp_path / "crossfade.yaml"
+    path.write_text(changed('127.0.0.1:6379/0"', 'app@h", username: app'))
+    assert load(path, {}, {}).brokers["old"].username == "app"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('6379/0"', '6379/0", tls: {ca: "a\\0b"}', "tls.ca: found"),
+        ('6379/0"', '6379/0", tls: {ca: "~nobody-here/x"}', "(No such file or directory)"),
+        ('6379/0"', '6379/0", username: "${file:~nobody-here/x}"', "No such file or directory"),
+        ('6379/0"', '6379/0", username: "${file:a\\0b}"', "old.username: found a reference that cannot be read"),
+        ('6379/0"', '6379/0", username: "${env:LATIN}"', "the environment variable LATIN is not UTF-8 text"),
+        ('"127.0.0.1:9092"', '"h:1", sasl.username: "${env:LATIN}"', "variable LATIN is not UTF-8 text"),
+    ],
+)
+def test_what_cannot_be_a_file_or_text_is_told(tmp_path: Path, old: str, new: str, says: str) -> None:
+    (found,) = problems(tmp_path, changed(old, new), {"LATIN": "\udcff"})
+    assert says in found
 
 
 def test_a_mistake_in_a_variable_names_the_variable(tmp_path: Path) -> None:

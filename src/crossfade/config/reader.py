@@ -23,6 +23,7 @@ from .addresses import (
     REDIS_HOST,
     REDIS_URL,
     USERINFO,
+    at_home,
     not_pem,
     port_fits,
 )
@@ -174,7 +175,7 @@ class Reader(Walk):
         from urllib.parse import unquote
 
         given: dict[str, Any] = {}
-        if raw[2] and raw[3] is None and broker.password is None:
+        if raw[2] and raw[3] is None and broker.password is None and not broker.username:
             # Most likely a password: as the name of a user it would be shown.
             expected = "USER:PASSWORD@ or :PASSWORD@ (of the default user); a user without one: username: NAME"
             return self._note(node, key, "a user without a password", expected)
@@ -194,7 +195,7 @@ class Reader(Walk):
         folder, tls = self._path.parent, broker.tls
         given, key = node.entries["tls"], join(key, "tls")
         files = {"ca": tls.ca, "cert": tls.cert, "key": tls.key}
-        found = {name: str(folder / Path(file).expanduser()) for name, file in files.items() if file}
+        found = {name: str(at_home(folder, file)) for name, file in files.items() if file}
         wrong = {name: reason for name, file in found.items() if (reason := not_pem(Path(file)))}
         for name, reason in wrong.items():
             self._wrong(given.entries[name], join(key, name), f"a file in PEM that can be read ({reason})")

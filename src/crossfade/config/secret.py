@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UsageError
+from .addresses import at_home
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}?")
 _KNOWN = re.compile(r"(env|file):(.+)")
@@ -46,13 +47,19 @@ class Secret:
             value = self._environ.get(name)
             if value is None:
                 raise UsageError(f"the environment variable {name} is not set")
+            if any("\ud800" <= char <= "\udfff" for char in value):
+                raise UsageError(f"the environment variable {name} is not UTF-8 text")
             return value
-        path = self._directory / Path(name).expanduser()
+        path = at_home(self._directory, name)
         try:
             return path.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise UsageError(f"cannot read {path}: {reason}") from None
+        except OSError as error:
+            reason = error.strerror
+        except UnicodeDecodeError:
+            reason = "it is not UTF-8 text"
+        except ValueError as error:  # a NUL in its name
+            reason = str(error)
+        raise UsageError(f"cannot read {path}: {reason}")
 
     def __repr__(self) -> str:
         # References are safe to show, and help; anything literal beside them is not.
