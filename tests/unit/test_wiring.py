@@ -128,6 +128,12 @@ def test_an_account_may_select_the_databases_of_all_its_routes(tmp_path: Path, n
     assert ("+select" in line.split()) == any(numbers)
 
 
+def test_addresses_are_quoted_for_the_shell(tmp_path: Path) -> None:
+    text = _FILE.replace("127.0.0.1:1", "[::1]:1, h:2").replace("redis://[::1]:1, h:2", "redis://127.0.0.1:1")
+    _, kafka = wiring.least_rights(config(tmp_path, text), ["forward"])
+    assert all("--bootstrap-server '[::1]:1, h:2' --add" in line for line in kafka.commands)
+
+
 def test_two_masters_of_the_same_sentinels_get_a_line_each(tmp_path: Path) -> None:
     broker = '{kind: redis, mode: sentinel, url: "redis://127.0.0.1:1", username: app, sentinel_master: %s}'
     text = _FILE.replace(_KAFKA, f"new: {broker % 'second'}")

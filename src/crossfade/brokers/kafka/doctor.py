@@ -138,7 +138,7 @@ class KafkaInspector:
     def acls(self, role: str) -> list[str]:
         """The least rights in `role`, as lines for kafka-acls.sh. Asks no broker."""
         add = (
-            f"kafka-acls.sh --bootstrap-server {self._settings.bootstrap} --add "
+            f"kafka-acls.sh --bootstrap-server {shlex.quote(self._settings.bootstrap)} --add "
             f"--allow-principal {shlex.quote(self._settings.principal)}"
         )
         own = "--resource-pattern-type prefixed --topic crossfade."
