@@ -278,6 +278,31 @@ def _key_patterns(side: RedisSide) -> list[str]:
     return key_patterns([key.encode() for key in side.lane_keys])
 
 
+def may_read_of(config: Config, reader: str, name: str, broker: str) -> bool:
+    """Whether route `reader` reads a stream key that route `name` has on `broker`, by any of the service's names.
+
+    True where stream keys are discovered and may be the same.
+    """
+    route = config.routes[reader]
+    (at, side), (other, other_side) = (
+        (config.brokers[on], config.streams[settings.stream].sides[on])
+        for settings, on in ((config.routes[name], broker), (route, route.source))
+    )
+    if isinstance(at, RedisBroker) and isinstance(other, RedisBroker):
+        return _redis(at).may_be(_redis(other)) and _may_share(_redis_side(side), _redis_side(other_side))
+    return at == other and side == other_side
+
+
+def _may_share(one: RedisSide, other: RedisSide) -> bool:
+    if not one.is_discovered and not other.is_discovered:
+        return not set(one.lane_keys).isdisjoint(other.lane_keys)
+    # A discovered key begins with what stands before its number.
+    ones, others = (
+        [side.lanes.partition(LANE_MARK)[0]] if side.is_discovered else side.lane_keys for side in (one, other)
+    )
+    return any(a.startswith(b) or b.startswith(a) for a in ones for b in others)
+
+
 def remover_of(target: Log) -> Remover | None:
     """What removes single entries from an open target; None where its broker cannot."""
     if target.kind != "redis":

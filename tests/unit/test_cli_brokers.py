@@ -412,6 +412,42 @@ def test_an_earlier_id_is_kept_under_a_running_relay_wherever_it_reports(brokers
     assert brokers.old.erased == []
 
 
+def test_an_earlier_id_whose_relays_report_elsewhere_goes_only_where_that_is_said(
+    brokers: Brokers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = "group msg:stream:0 crossfade.idearlier.abc"
+    brokers.old.things = {"idearlier": [group]}
+    command = ["uninstall", "--id", "idearlier", "--yes"]
+    assert run(command) == 4
+    told = capsys.readouterr().err
+    assert "a relay of another file may be running on it" in told
+    assert "add --unseen" in told
+    assert brokers.old.erased == []
+    brokers.new.things = {"idearlier": ["document status/idearlier/relay-1"]}
+    assert run(command) == 0  # its relays report here: none runs
+    assert brokers.old.erased == [group]
+    brokers.old.things = {"idearlier": [group]}
+    assert run([*command, "--unseen"]) == 0
+    assert brokers.old.erased == [group, group]
+    assert run(["uninstall", "--yes", "--unseen"]) == 2
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_what_was_removed_is_told_where_others_cannot_be_looked_for(
+    brokers: Brokers, monkeypatch: pytest.MonkeyPatch, yes: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def refused(self: FakeBroker) -> set[str]:
+        raise AccessRefused("no right to list groups")
+
+    monkeypatch.setattr(FakeBroker, "routes", refused)
+    brokers.old.things = {"idforward": ["a"]}
+    assert run(["uninstall", "forward", "-o", "json", *["--yes"] * yes]) == 0
+    shown = capsys.readouterr()
+    state = "removed" if yes else "would be removed"
+    assert [(row["name"], row["state"]) for row in json.loads(shown.out)["rows"]] == [("a", state)]
+    assert "could not be looked for: no right to list groups\n" in shown.err
+
+
 def test_uninstall_begins_with_the_target_whose_account_may_remove_more(brokers: Brokers) -> None:
     shared = {"idforward": ["a"]}
     brokers.old.things = brokers.new.things = shared
@@ -487,6 +523,16 @@ def test_what_several_routes_share_goes_with_the_last_of_them(
     brokers.board.running_route = "forward"  # the other one was uninstalled, or never began
     assert run(["uninstall", "forward", "--yes"]) == 0
     assert brokers.new.erased == ["shared messages crossfade.1"]
+
+
+def test_what_a_route_shares_by_another_name_of_the_broker_stays(brokers: Brokers) -> None:
+    text = CONFIG.replace("streams:", '  again: {kind: redis, url: "redis://127.0.0.1:1"}\nstreams:', 1)
+    text = text.replace("routes:", "  one:\n    again: {keys: ['msg:stream:3']}\n    new: {topic: one.v1}\nroutes:")
+    Path("crossfade.yaml").write_text(text + "  other: {id: idother, stream: one, source: again, target: new}\n")
+    brokers.old.things = {"idforward": ["shared msg:stream:3 crossfade.1"]}
+    brokers.board.started_lanes, brokers.board.running_route = 1, "other"
+    assert run(["uninstall", "forward", "--yes"]) == 0
+    assert brokers.old.erased == []
 
 
 def test_what_all_routes_share_goes_with_all_of_them(brokers: Brokers) -> None:

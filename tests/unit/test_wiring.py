@@ -142,3 +142,23 @@ def test_two_masters_of_the_same_sentinels_get_a_line_each(tmp_path: Path) -> No
     rights = wiring.least_rights(config(tmp_path, text), ["forward"])
     assert [each.brokers for each in rights] == [["old"], ["new"]]
     assert ["+xadd" in each.commands[0].split() for each in rights] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "side", "shares"),
+    [
+        ("redis://127.0.0.1:1/0", "", '{keys: ["x", "msg:1"]}', True),
+        ("redis://127.0.0.1:1/0", ", server_id: a", '{lanes: "msg:<lane>", count: 9}', True),
+        ("redis://127.0.0.1:1/0", "", '{lanes: "msg:<lane>", count: discover}', True),
+        ("redis://127.0.0.1:1/0", "", '{lanes: "other:<lane>", count: discover}', False),
+        ("redis://127.0.0.1:1/0", "", '{keys: ["msg:2"]}', False),
+        ("redis://127.0.0.1:1/1", "", '{keys: ["msg:1"]}', False),
+        ("redis://127.0.0.1:2/0", "", '{keys: ["msg:1"]}', False),
+    ],
+)
+def test_which_routes_read_the_same_keys(tmp_path: Path, url: str, more: str, side: str, shares: bool) -> None:
+    text = _FILE.replace("streams:", f'  again: {{kind: redis, url: "{url}"{more}}}\nstreams:', 1)
+    text = text.replace("routes:", f"  others:\n    again: {side}\n    new: {{topic: others}}\nroutes:")
+    text += "  other: {id: oth, stream: others, source: again, target: new}\n"
+    assert wiring.may_read_of(config(tmp_path, text), "other", "forward", "old") == shares
+    assert not wiring.may_read_of(config(tmp_path, text), "back", "forward", "old")

@@ -55,6 +55,12 @@ def uninstall(
     route_id: Annotated[
         str, typer.Option("--id", metavar="ID", help="What a route left that is not in this file, by its id.")
     ] = "",
+    unseen: Annotated[
+        bool,
+        typer.Option(
+            "--unseen", help="With --id: also where nothing tells whether a relay of it runs. See to it first."
+        ),
+    ] = False,
 ) -> None:
     """List what Crossfade left on the brokers; with --yes, remove it.
 
@@ -63,7 +69,8 @@ def uninstall(
     the route is running.
 
     What is of routes that are not in this file (an earlier id, or another file on the same brokers) is listed too, and
-    stays; --id removes it.
+    stays; --id removes it. Where such a route has a group on its source and no document on these brokers, its relays
+    report elsewhere and would not be seen: that is refused (exit code 4) unless --unseen is given.
 
     \b
     Examples:
@@ -74,16 +81,23 @@ def uninstall(
     output = output_of(context)
     config = output.config()
     names = routes_of(config, route)
+    if unseen and not route_id:
+        raise UsageError("--unseen goes with --id", hint="relays of the routes of this file can be seen")
+    others: list[Left] = []
+    untold = ""
     if route_id:
-        found, remaining = asyncio.run(_uninstall_id(config, names, route_id, remove=yes))
-        others = []
+        found, remaining = asyncio.run(_uninstall_id(config, names, route_id, remove=yes, unseen=unseen))
     else:
         found, remaining = asyncio.run(_uninstall(config, names, names, remove=yes))
-        others = asyncio.run(_others(config, names))
     state = {True: "removed", False: "would be removed"}[yes]
     rows = [each._asdict() | {"state": "still there" if each in remaining else state} for each in found]
-    rows += [each._asdict() | {"state": _OTHER} for each in others]
-    output.table(rows, _COLUMNS)
+    try:
+        others = [] if route_id else asyncio.run(_others(config, names))
+    except CrossfadeError as error:
+        untold = f"what is {_OTHER} could not be looked for: {error.message}"
+    finally:  # what was removed is told whatever becomes of this look
+        output.table(rows + [each._asdict() | {"state": _OTHER} for each in others], _COLUMNS)
+    output.note_lines(untold)
     if remaining and yes:
         raise CrossfadeError(
             f"{len(remaining)} of {len(found)} could not be removed", hint="see the list; then run it again"
@@ -91,7 +105,7 @@ def uninstall(
     if others:
         output.note(f"what is {_OTHER} stays; --id ID removes it, if no other file has that route")
     if not found:
-        what = f"a route with id {route_id}" if route_id else "these routes" if others else "Crossfade"
+        what = f"a route with id {route_id}" if route_id else "these routes" if others or untold else "Crossfade"
         output.note(f"nothing of {what} is left on these brokers")
     elif not yes:
         output.note("nothing was removed; --yes removes what is listed")
@@ -113,7 +127,7 @@ async def _others(config: Config, names: Sequence[str]) -> list[Left]:
 
 
 async def _uninstall_id(
-    config: Config, names: Sequence[str], route_id: str, *, remove: bool
+    config: Config, names: Sequence[str], route_id: str, *, remove: bool, unseen: bool
 ) -> tuple[list[Left], list[Left]]:
     """As `_uninstall`, of a route that the file does not have: on the brokers and streams of these routes."""
     for name, settings in config.routes.items():
@@ -125,8 +139,21 @@ async def _uninstall_id(
     asked = structs.replace(config, routes=ways | back)
     for name in back if remove else ():
         await refuse_running(asked, name)
+    if remove and not unseen:
+        _refuse_unseen(route_id, (await _uninstall(asked, list(ways), (), remove=False))[0])
     found, remaining = await _uninstall(asked, list(ways), (), remove=remove)
     return _of(route_id, found), _of(route_id, remaining)
+
+
+def _refuse_unseen(route_id: str, left: Sequence[Left]) -> None:
+    """Raises RefusedByRail where the route has a group, but no board that was asked has anything of it."""
+    groups = [each for each in left if each.name.startswith("group ")]
+    if groups and not any(each.name.startswith("document ") for each in left):
+        raise RefusedByRail(
+            f"route {route_id} has {groups[0].name} on {groups[0].broker}, but reports on none of these brokers: a "
+            "relay of another file may be running on it",
+            hint="uninstall it with the file that has it; if no relay of it runs anywhere, add --unseen",
+        )
 
 
 def _of(route_id: str, left: Sequence[Left]) -> list[Left]:
@@ -190,10 +217,8 @@ async def _others_read(config: Config, name: str, broker: str, leaving: Sequence
     """Whether a route that stays was started on what this one has on `broker`: what they share is needed."""
     from .. import wiring
 
-    side = config.streams[config.routes[name].stream].sides[broker]
-    for other, settings in config.routes.items():
-        reads = settings.source == broker and config.streams[settings.stream].sides[broker] == side
-        if reads and other not in leaving:
+    for other in config.routes:
+        if other not in leaving and wiring.may_read_of(config, other, name, broker):
             try:
                 async with wiring.open_board(config, other) as board:
                     if await board.started():
