@@ -93,6 +93,8 @@ class FakeBoard:
         return self.started_lanes
 
     async def started(self) -> frozenset[int]:
+        if self.unreadable is not None:
+            raise self.unreadable
         return frozenset(range(self.started_lanes)) if self.running_route in ("", self.route) else frozenset()
 
     #: how much the heartbeats are ahead of this host's clock, and how much later they are at each look
@@ -531,6 +533,8 @@ def test_what_a_route_shares_by_another_name_of_the_broker_stays(brokers: Broker
     Path("crossfade.yaml").write_text(text + "  other: {id: idother, stream: one, source: again, target: new}\n")
     brokers.old.things = {"idforward": ["shared msg:stream:3 crossfade.1"]}
     brokers.board.started_lanes, brokers.board.running_route = 1, "other"
+    assert run(["uninstall", "forward", "--yes"]) == 0
+    brokers.board.running_route, brokers.board.unreadable = "", UsageError("a newer release wrote it")
     assert run(["uninstall", "forward", "--yes"]) == 0
     assert brokers.old.erased == []
 

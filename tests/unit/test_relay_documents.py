@@ -8,6 +8,7 @@ import pytest
 
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker
 from crossfade.brokers.protocol import From, Start
+from crossfade.errors import UsageError
 from crossfade.relay.documents import RouteBoard
 
 LATEST, POSITION = Start(From.LATEST), Start(From.POSITION, "17-3")
@@ -62,3 +63,13 @@ async def test_thousands_of_lanes_fit_a_document(board: RouteBoard, stored: Memo
     assert found is not None
     assert len(found.body) < SIZE_BYTES_MAX
     assert json.loads(found.body)["lanes"] == sorted(lanes)
+
+
+@pytest.mark.parametrize("body", [b'{"version":2,"lanes":{}}', b'{"version":2}', b"{"])
+async def test_a_document_that_this_release_cannot_read_is_told_by_its_name(
+    board: RouteBoard, stored: MemoryBoard, body: bytes
+) -> None:
+    await stored.put("started/r1", body)
+    with pytest.raises(UsageError, match="document 'started/r1'") as told:
+        await board.first_lanes()
+    assert told.value.hint == "run the newest release of Crossfade everywhere"

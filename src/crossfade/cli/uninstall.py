@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 from msgspec import structs
 
-from ..errors import BrokerError, CrossfadeError, RefusedByRail, UsageError
+from ..errors import CrossfadeError, RefusedByRail, UsageError
 from .doctor import routes_of
 from .output import Column, complete_routes, output_of
 
@@ -223,7 +223,7 @@ async def _others_read(config: Config, name: str, broker: str, leaving: Sequence
                 async with wiring.open_board(config, other) as board:
                     if await board.started():
                         return True
-            except BrokerError:
+            except CrossfadeError:
                 return True  # it cannot be asked
     return False
 

@@ -99,7 +99,14 @@ _T = TypeVar("_T", Started, Desired, Report)
 
 
 def _decode(body: bytes, kind: type[_T], name: str) -> _T:
-    document = msgspec.json.decode(body, type=kind)
+    try:
+        document = msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        # A newer version need not have the fields of this one; damage is told the same way.
+        raise UsageError(
+            f"the board's document {name!r} cannot be read: {error}",
+            hint="run the newest release of Crossfade everywhere",
+        ) from error
     if document.version > _VERSION:
         raise UsageError(
             f"the board's document {name!r} has version {document.version}; this release reads up to {_VERSION}",
