@@ -156,3 +156,130 @@ async def test_a_target_that_only_others_wrote_to_lacks_nothing(source: Shape, t
     if (source, target) == (ENTRY, ENTRY):  # their ids are the only ones that there are: they may be copies
         assert report.total("missing") == 0
     assert found(report) == expected
+
+
+def first_gone(world: World, records: int = 1, side: str = "source") -> None:
+    """Retention takes the first records of every lane."""
+    for lane in range(LANES):
+        world.broker.trim(side, lane, len(world.broker.rows(side, lane)) - records)
+
+
+def read_by(monkeypatch: pytest.MonkeyPatch, records: int) -> None:
+    monkeypatch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", records)
+
+
+@pytest.mark.parametrize("read_records_max", [60, 6_000])
+@pytest.mark.parametrize("gone", [0, 1, BEFORE])
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_any_number_of_others_entries_may_stand_before_the_copy(
+    source: Shape, gone: int, read_records_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by(monkeypatch, read_records_max)
+    world = await begun_late(source, ENTRY, others=300)
+    if gone:
+        first_gone(world, gone)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert (found(report), report.records) == ({"extra": 300 * LANES}, COPIED * LANES)
+    assert (report.total("before_target"), report.total("source_gone")) == ((BEFORE - gone) * LANES, 0)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_more_of_others_entries_than_a_read_of_the_usual_size(source: Shape, gone: int) -> None:
+    world = await begun_late(source, ENTRY, others=9_000)
+    if gone:
+        first_gone(world, gone)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert (found(report), report.records) == ({"extra": 9_000 * LANES}, COPIED * LANES)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_others_entries_are_no_beginning_where_the_earliest_ones_were_removed(
+    source: Shape, gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by(monkeypatch, 60)
+    world = World(source, ENTRY)
+    await world.fill(BEFORE)
+    written_by_others(world, 300)
+    await world.copy()
+    if gone:
+        first_gone(world, gone)
+    first_gone(world, 10, side="target")
+    report = await world.audit(is_settled=True)
+    assert (found(report), report.records) == ({"extra": 290 * LANES}, (BEFORE - gone) * LANES)
+    assert report.total("source_gone") == gone * LANES
+
+
+@pytest.mark.parametrize("others", [1, 300])
+async def test_a_target_of_others_entries_lacks_nothing_though_nobody_can_be_asked(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by(monkeypatch, 60)
+    world = World(RECORD, ENTRY)
+    await world.fill(BEFORE)
+    first_gone(world)
+    written_by_others(world, others)
+    assert found(await world.audit(starts=LATEST, is_settled=True)) == {"extra": others * LANES}
+
+
+def without_marks(world: World) -> None:
+    """Between two Redis, the entries as in a lane that no other wrote to: under the ids of their originals."""
+    for lane in range(LANES):
+        stored = world.stored(lane)
+        for at, (_, (fields, time_ms)) in enumerate(stored):
+            origin = decode_origin(fields[-1])
+            assert origin is not None
+            id_ms, _, sequence = origin.position.partition("-")
+            stored[at] = (int(id_ms), int(sequence)), (fields[:-2], origin.time_ms or time_ms)
+        world.broker.stream("target", LANES, ENTRY).lanes[lane].last = stored[-1][0]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_a_lane_that_nobody_else_writes_to_is_read_once(source: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_by(monkeypatch, 60)
+    world = await begun_late(source, ENTRY)
+    (told_by_ids if source is RECORD else without_marks)(world)
+    rows = 0
+    read = world.target.read
+
+    async def counted(*options: Any) -> Any:
+        nonlocal rows
+        outcomes = await read(*options)
+        rows += sum(len(batch.rows) for batch in outcomes.values())  # type: ignore[union-attr]
+        return outcomes
+
+    monkeypatch.setattr(world.target, "read", counted)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert (found(report), report.records, rows) == ({}, COPIED * LANES, COPIED * LANES)
+
+
+@pytest.mark.parametrize("gone", [COPIED - 1, COPIED])
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_copies_by_id_stay_copies_where_their_originals_are_gone(
+    source: Shape, gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by(monkeypatch, 30)
+    world = await begun_late(source, ENTRY)
+    (told_by_ids if source is RECORD else without_marks)(world)
+    await world.fill(5, first=BEFORE + COPIED)
+    first_gone(world, BEFORE + gone)
+    report = await world.audit(starts=LATEST)
+    assert (found(report), report.total("source_gone")) == ({}, gone * LANES)
+    assert (report.records, report.total("pending")) == ((COPIED - gone) * LANES, 5 * LANES)
+
+
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_an_audit_goes_on_from_any_moment_before_the_beginning_was_known(
+    source: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by(monkeypatch, 60)
+    monkeypatch.setattr("crossfade.verify.audit.PROGRESS_EVERY_S", 0)
+    world = await begun_late(source, ENTRY, others=100)
+    first_gone(world)
+    states: list[Any] = []
+    await world.audit(starts=LATEST, on_progress=lambda progress: states.append(progress.state()))
+    assert len(states) > 5
+    for state in states:
+        report = await world.audit(starts=LATEST, is_settled=True, resume=json.loads(json.dumps(state)))
+        assert (found(report), report.records) == ({"extra": 100 * LANES}, COPIED * LANES)

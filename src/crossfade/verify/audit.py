@@ -189,7 +189,7 @@ class _Run:
             self._watch.heard(any(taken))
             for one in lanes:
                 while one.in_doubt is not None:
-                    one.resolve(await self._record_at(one.lane, one.in_doubt))
+                    one.resolve(await self._record_behind(one.lane, one.in_doubt))
                 one.advance()
             self._watch.tell(
                 sum(one.records for one in lanes),
@@ -230,16 +230,16 @@ class _Run:
                 self.lanes[lane].take_source(outcome)
         return bool(outcomes)
 
-    async def _record_at(self, lane: Lane, offset: int) -> Batch | None:
-        """The record at an offset of the source; None = there is none."""
-        place = Place("", offset)
+    async def _record_behind(self, lane: Lane, place: Place) -> Batch | None:
+        """The first record of the source behind a place; None = there is none, or the place is not in the source."""
         while True:
             outcome = (await self._source.read({lane: place}, 1, READ_BYTES_MAX, READ_WAIT_S)).get(lane)
             if isinstance(outcome, LaneError):
                 return None
             if outcome is not None and (outcome.positions or outcome.at_end):
-                is_there = bool(outcome.positions) and outcome.positions[0] == offset
-                return cut(outcome, slice(0, 1)) if is_there else None
+                return cut(outcome, slice(0, 1)) if outcome.positions else None
+            if outcome is None and self._source.shape is Shape.ENTRY:
+                return None  # it was told before that nothing is behind
             self._watch.heard(outcome is not None)
             place = place if outcome is None else outcome.place
 

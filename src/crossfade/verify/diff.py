@@ -100,6 +100,7 @@ class LaneDiff:
         self._extent = extent
         #: target rows whose originals the source no longer has, see `source_gap`
         self.source_gone = 0
+        self._last_gone = (-1, -1)
         #: last rows taken of either side, None = none yet; those behind the target's end are not taken but waiting
         self.taken: SourcePosition | None = None
         self.taken_target: Any | None = None
@@ -374,7 +375,7 @@ class LaneDiff:
         elif self._extent is not None and self._extent.leaves_out(self._order(origin), copy.ordinal >= 0):
             return
         elif self._gaps and any(after < self._order(origin) < before for after, before in self._gaps):
-            self.source_gone += 1
+            self._original_gone(copy, target)
         elif origin in self.missing:
             row = self.missing.pop(origin)
             self._moved(origin, target, row, copy, "came too late")
@@ -389,6 +390,15 @@ class LaneDiff:
             self._early[origin] = (target, copy)
         else:
             self._report(Difference(Kind.EXTRA, origin, target, "far ahead of its turn", copy.row))
+
+    def _original_gone(self, copy: Copy, target: Any) -> None:
+        """A row that may be a copy of what the source no longer has: by its id alone only where it rises."""
+        order = self._order(copy.origin)
+        if copy.ordinal < 0 and order <= self._last_gone:
+            self._report(Difference(Kind.EXTRA, None, target, "its id names a record that came before", copy.row))
+            return
+        self._last_gone = max(self._last_gone, order)
+        self.source_gone += 1
 
     def _moved(self, position: SourcePosition, target: Any, row: Row | None, copy: Copy, how: str) -> None:
         self._advance_frontier(position)

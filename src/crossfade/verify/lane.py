@@ -14,20 +14,20 @@ import msgspec
 
 from ..brokers.protocol import Bounds, Log
 from ..errors import LaneError, SourceReset, invariant
-from ..model.position import position_order, position_text
+from ..model.position import Place, position_order, position_text
 from ..model.record import Batch, Lane, Mapped, Row, Shape
 from .columns import Columns
 from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .digests import RangeDigests
 from .extent import Extent
+from .first_rows import FirstRows, Question
+from .first_rows import order_of as _order
 from .origins import Copy, codec_for
 from .reading import Reading
 from .report import AuditReport, LaneReport, Range
 
 _BEFORE_ALL = (-2, 0)
 _AFTER_ALL = (1 << 80, 0)
-#: originals of a lane that are looked for, one by one, to know where its copy begins
-_QUESTIONS_MAX = 8
 
 
 class Translates(Protocol):
@@ -57,6 +57,9 @@ class LaneAudit:
     ) -> None:
         self.lane = lane
         self._extent = extent
+        self._first_rows = FirstRows(source_bounds, is_source_numeric=source.shape is Shape.RECORD)
+        #: nothing has said so far whether they are copies: they are read again once something has
+        self._is_put_off = False
         #: the last marked row of the target belongs to the extent: so does an unmarked one behind it
         self._is_inside = extent is None or extent.first < (0, 0)
         if extent is not None:
@@ -156,6 +159,17 @@ class LaneAudit:
         if self._floor is None:
             self._find_floor(batch)
         if self._in_doubt is None:
+            self._go_on(batch)
+
+    def _go_on(self, batch: Batch) -> None:
+        """Compare what was read; where it cannot be, because rows before it were put off, from those on."""
+        if self._floor is None and self._first_rows.first is not None and self._codec.ids_may_mark:
+            self.target.join()
+            self._is_put_off = True
+        elif self._is_put_off:
+            self.target.go_back()
+            self._is_put_off = False
+        else:
             self._see(batch)
 
     def _see(self, batch: Batch) -> None:
@@ -172,28 +186,34 @@ class LaneAudit:
         self.target.done_until = _order(last)
 
     @property
-    def in_doubt(self) -> int | None:
-        """The source offset whose record says whether a first entry of the target is its copy; None = no need."""
-        return self._in_doubt.by_id[0].origin if self._in_doubt else None
+    def in_doubt(self) -> Place | None:
+        """Behind which place of the source a record says whether the first entries of the target are copies; None = no
+        need."""
+        return self._in_doubt.questions[0].place if self._in_doubt else None
 
     def resolve(self, original: Batch | None) -> None:
-        """Tell the record that is `in_doubt`, None = it is gone. An id that is a mark has offset and time of it."""
+        """Tell the record behind the place that is `in_doubt`, None = there is none."""
         doubt, self._in_doubt = self._in_doubt, None
         invariant(doubt is not None, "only what is in doubt is resolved")
         assert doubt is not None
-        copy, *others = doubt.by_id
-        rows = [] if original is None else self._mapping.translate(original, self._target_shape).rows
-        is_copy = bool(rows) and rows[0][-1] == copy.row[-1]
-        is_other = doubt.is_other or (bool(rows) and not is_copy)
-        if others and not is_copy:
-            self._in_doubt = doubt._replace(by_id=others, is_other=is_other)
+        question, *others = doubt.questions
+        is_copy = False
+        if original is not None:
+            mapped = self._mapping.translate(original, self._target_shape)
+            is_copy = question.is_answered_by(mapped)
+            # An entry of another Redis may have been altered; an offset says little without the time of its record.
+            if not is_copy and self._codec.is_source_numeric and question.is_about(mapped):
+                self._first_rows.is_other = True
+        if is_copy:
+            first = question.copy if self._codec.is_source_numeric else self._first_rows.first
+            assert first is not None
+            self._floor = _order(first.origin)
+        elif others:
+            self._in_doubt = doubt._replace(questions=others)
             return
-        # Behind an entry of another writer the relay marks all that it writes.
-        self._codec.ids_may_mark = is_copy or not is_other
-        begin = copy if is_copy else doubt.marked if is_other else doubt.first
-        if begin is not None:
-            self._floor = _order(begin.origin)
-        self._see(doubt.batch)
+        else:
+            self._decide_floor(doubt.marked)
+        self._go_on(doubt.batch)
 
     def source_trimmed(self, bounds: Bounds) -> None:
         """The source was trimmed while it was read: go on behind the gap, whose copies cannot be verified."""
@@ -323,32 +343,30 @@ class LaneAudit:
         """The first record of the copy that is on the target says where the comparison begins.
 
         An entry id looks like a mark, whoever chose it. One that is none stands behind all that are: from then on the
-        lane has other writers. So the first entries decide: ids that come from Kafka are looked up there, and those of
-        another Redis rise up to the first mark.
+        lane has other writers, and the relay marks all that it writes. So the first entries decide, see `FirstRows`.
         """
         copies = [copy for copy in self._codec.normal(batch.positions, batch.rows) if copy.origin is not None]
         at = next((at for at, copy in enumerate(copies) if copy.ordinal >= 0), len(copies))
         marked = copies[at] if at < len(copies) else None
-        by_id = copies[:at]
-        if by_id and self._codec.is_source_numeric:
-            there = range(int(self.source.bounds.first or 0), int(self.source.bounds.last or -1) + 1)
-            to_ask: dict[Any, Copy] = {}
-            for copy in by_id:
-                if copy.origin in there and len(to_ask) < _QUESTIONS_MAX:
-                    to_ask.setdefault(copy.origin, copy)
-            if to_ask:
-                self._in_doubt = _InDoubt([*to_ask.values()], by_id[0], marked, batch)
+        questions = self._first_rows.take(copies[:at])
+        if questions:
+            self._in_doubt = _InDoubt(questions, marked, batch)
+        else:
+            self._decide_floor(marked)
+
+    def _decide_floor(self, marked: Copy | None) -> None:
+        """Nobody can tell, or nobody needs to: the first mark decides, or that there is none up to the end."""
+        first = self._first_rows.first
+        if first is not None and self._codec.ids_may_mark:
+            if marked is None and not self.target.is_ended and not self._first_rows.are_strangers:
                 return
-            if marked is None:
-                self._floor = _BEFORE_ALL  # the originals are gone, if they were any
-        elif by_id and (marked is None or _order(by_id[0].origin) < _order(marked.origin)):
-            self._floor = _order(by_id[0].origin)
-            return
-        elif by_id:
-            self._codec.ids_may_mark = False
+            self._codec.ids_may_mark = self._first_rows.are_copies(marked)
+            if self._codec.ids_may_mark:
+                self._floor = _order(first.origin)
+                return
         if marked is not None:
             self._floor = _order(marked.origin)
-            self._check_beginning(marked, is_first=not by_id and self._codec.ids_may_mark)
+            self._check_beginning(marked, is_first=first is None and self._codec.ids_may_mark)
 
     def _check_beginning(self, copy: Copy, *, is_first: bool) -> None:
         """Nothing was trimmed on the target: then its first record is the first of the copy, and has ordinal 1."""
@@ -382,13 +400,9 @@ class LaneAudit:
 class _InDoubt(NamedTuple):
     """What waits for a look at the source: whether the first entries, with ids like those of copies, are any."""
 
-    by_id: list[Copy]
-    #: where the copy begins if nobody can tell, and where if they are none
-    first: Copy
+    questions: list[Question]
     marked: Copy | None
     batch: Batch
-    #: one of them is not
-    is_other: bool = False
 
 
 def cut(batch: Batch, rows: slice) -> Batch:
@@ -396,7 +410,3 @@ def cut(batch: Batch, rows: slice) -> Batch:
     if rows.start == 0 and rows.stop == len(batch.rows):
         return batch
     return Batch(batch.lane, batch.shape, batch.positions[rows], batch.rows[rows], batch.place, batch.at_end)
-
-
-def _order(position: Any) -> tuple[int, int]:
-    return position_order(position_text(position))

@@ -64,6 +64,20 @@ class Reading:
             last = bisect_right(positions, end, key=_order)
         return slice(first, last)
 
+    def join(self) -> None:
+        """Remember all batches that are not compared yet by the place before the first of them alone."""
+        if len(self._batches) > 1:
+            first, last = self._batches[0][0], self._batches[-1][1]
+            self._batches.clear()
+            self._batches.append((first, last))
+
+    def go_back(self) -> None:
+        """Read again what is not compared yet."""
+        if self._batches:
+            self.place = self._batches[0][0]
+            self._batches.clear()
+            self.is_ended = False
+
     def reanchor(self, bounds: Bounds) -> None:
         """Go on from what is still there."""
         self.place = Place("", bounds.count - bounds.length)
