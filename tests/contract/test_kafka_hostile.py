@@ -610,8 +610,10 @@ async def test_the_mark_of_a_transaction_in_a_later_epoch_is_no_cut(lab, backend
     assert values == [b"behind"]
 
 
-async def test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks(lab, backend):
-    """The place names a record of an epoch that ended before it. The handle that was told once is told again."""
+@pytest.mark.parametrize("position", [4, 20])
+async def test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks(lab, backend, position):
+    """The place names a record of an epoch that ended before it. The handle that was told once is told again, and the
+    cut is where that epoch ended, also while the log has not grown as far again."""
     log = await backend.log(1)
     await backend.write_native(log, 0, [(b"k", b"before", None, NOW)])
     incarnation = (await log.begin([0], Start()))[0].incarnation
@@ -623,9 +625,10 @@ async def test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks(lab
         found, until = {}, time.monotonic() + 20
         while not found:
             assert time.monotonic() < until
-            found = await reader.read({0: Place("4", 5, incarnation, "0")}, 100, 1 << 20, 0.5)
+            place = Place(str(position), position + 1, incarnation, "0")
+            found = await reader.read({0: place}, 100, 1 << 20, 0.5)
         assert isinstance(found[0], SourceRegressed), found
-        assert (found[0].ends_at, found[0].lost_records) == (1, 4)
+        assert (found[0].ends_at, found[0].lost_records) == (1, position)
 
 
 async def test_a_place_whose_last_record_was_deleted_is_no_loss(backend):

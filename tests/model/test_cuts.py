@@ -4,7 +4,7 @@ import pytest
 from virtual import run_virtual
 from world import World
 
-from crossfade.errors import SourceRegressed, TargetTorn
+from crossfade.errors import SourceRegressed, TargetTorn, Unreachable
 from crossfade.model.position import Marker, Place
 from crossfade.model.record import Shape
 from crossfade.relay.lanes import LaneState, State
@@ -36,17 +36,35 @@ def test_behind_an_accepted_cut_each_path_goes_on_where_it_may(ends_at, far):
 
 
 @pytest.mark.parametrize(
-    ("near", "far", "suspects"),
+    ("near", "far", "ahead"),
     [
         (Place("59", 60, "t", "6"), Place("99", 100, "t", "5"), ["99"]),
-        (Place("59", 60, "t", "5"), Place("99", 100, "t", "6"), []),
-        (Place("59", 60, "t", "5"), Place("99", 100, "t", "5"), []),
+        (Place("59", 60, "t", "5"), Place("99", 100, "t", "5"), ["99"]),  # one epoch says nothing of a later cut
+        (Place("59", 60, "t", "5"), Place("59", 62, "t", "5"), ["59"]),
+        (Place("59", 60, "t", "5"), Place("59", 60, "t", "5"), []),
         (Place("59", 60, "t", "6"), Place("99", 100, "t", ""), []),
     ],
 )
-def test_a_higher_offset_of_an_older_epoch_is_suspect(near, far, suspects):
+def test_places_ahead_of_the_others_are_asked_about(near, far, ahead):
     state = halted({NEAR: near, FAR: far}, -1)
-    assert [place.position for place in state.beyond_cut] == suspects
+    assert [place.position for place in state.ahead] == ahead
+
+
+def ragged(world, near, far):
+    """The lane as a claim finds it, and checks it."""
+
+    async def check():
+        copier, task = world.process()
+        task.cancel()
+        incarnation = (await copier.source.bounds([0]))[0].incarnation
+        places = {NEAR: Place(str(near[0]), near[0] + 1, incarnation, near[1])}
+        places[FAR] = Place(str(far[0]), far[0] + 1, incarnation, far[1])
+        state = LaneState(0, "lane", {path: Marker(place, ordinal=1) for path, place in places.items()}, Place())
+        copier.lanes = {0: state}
+        await copier._refuse_across_cut()
+        return state
+
+    return run_virtual(check())
 
 
 @pytest.mark.parametrize("is_cut", [False, True])
@@ -57,17 +75,40 @@ def test_paths_on_both_sides_of_a_cut_halt_the_lane(is_cut):
     world.write(0, 100)
     world.source_broker.regress("source", 0, 60 if is_cut else 0)
     world.write(0, 30)
+    state = ragged(world, (59, "1"), (95, "0"))
+    assert isinstance(state.error, TargetTorn) is is_cut
+    assert (state.state is State.HALTED) is is_cut
+
+
+def test_a_cut_between_ragged_paths_is_a_loss_to_be_decided():
+    """A crash left the paths ragged, and the log was cut off between them while no relay ran. Its nearer place is still
+    good, so reading alone would not notice."""
+    world = World(Shape.RECORD, Shape.ENTRY, lanes=1, target_lanes=2)
+    world.write(0, 40)  # and the mark of an aborted transaction
+    world.source_broker.regress("source", 0, 9)
+    world.write(0, 20)
+    state = ragged(world, (19, "0"), (39, "0"))
+    assert isinstance(state.error, SourceRegressed)
+    assert (state.state, state.error.ends_at) == (State.HALTED, 33)
+    state.jump(Place("19", 20), state.error.ends_at)
+    assert [marker.place.position for marker in state.markers_behind_loss().values()] == ["19", "32"]
+
+
+def test_whoever_cannot_be_asked_about_a_cut_is_asked_again():
+    world = World(Shape.RECORD, Shape.ENTRY, lanes=1, target_lanes=2)
+    world.write(0, 40)
 
     async def check():
         copier, task = world.process()
         task.cancel()
-        incarnation = (await copier.source.bounds([0]))[0].incarnation
-        places = {NEAR: Place("59", 60, incarnation, "1"), FAR: Place("95", 96, incarnation, "0")}
-        state = LaneState(0, "lane", {path: Marker(place, ordinal=1) for path, place in places.items()}, Place())
-        copier.lanes = {0: state}
-        await copier._refuse_across_cut()
-        return state
+        markers = {NEAR: Marker(Place("9", 10, "", "0"), ordinal=1), FAR: Marker(Place("19", 20, "", "0"), ordinal=1)}
+        copier.lanes = {0: LaneState(0, "lane", markers, Place())}
 
-    state = run_virtual(check())
-    assert isinstance(state.error, TargetTorn) is is_cut
-    assert (state.state is State.HALTED) is is_cut
+        async def nothing(*_):
+            return {}
+
+        copier.source.read = nothing
+        with pytest.raises(Unreachable):
+            await copier._refuse_across_cut()
+
+    run_virtual(check())

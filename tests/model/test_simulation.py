@@ -96,6 +96,7 @@ class Simulation:
         self.older_history = None
         #: the error whose loss was accepted
         self.accepted = None
+        self.decision = None
 
     def is_by_key(self, shapes):
         if self.kind == "source-regressed" and shapes[1] is Shape.ENTRY:
@@ -332,11 +333,18 @@ class Simulation:
             holds(self.is_complete(self.damaged), f"I9: lane {self.damaged} neither complete nor halted: {self}")
         world.check_end()
 
-    async def obey(self, decision):
-        """As the relay's look at the board does, again and again; a process that dies of it obeys when it is back."""
+    async def decide(self, lane):
+        """What the operator decides stands on the board: the relay looks there again and again, and a process that
+        dies of it obeys when it is back. It is about what the status shows: nothing while nobody has the lane."""
+        for copier, _, _ in self.running.values():
+            state = copier.lanes.get(lane)
+            if self.decision is None and state is not None and state.error is not None:
+                self.decision = AcceptedLoss(type(state.error).__name__, state.settled.position, "op", "now")
+        if self.decision is None:
+            return
         for copier, _, _ in self.running.values():
             with contextlib.suppress(Crash):
-                await copier.obey(Desired(accepted={str(self.damaged): decision}))
+                await copier.obey(Desired(accepted={str(lane): self.decision}))
 
     async def accept(self):
         """The damaged lane has halted: an operator accepts the loss, and the lane goes on behind it, exactly once."""
@@ -352,15 +360,10 @@ class Simulation:
             holds(before[path] == share[: len(before[path])], f"I9: {before[path]} is no beginning of {share}")
         self.accepted = error
         world.forget_source(lane)
-        decision = AcceptedLoss(type(error).__name__, error.position, "op", "now")
         for _ in range(2):
             world.write(lane, self.chance.randint(0, 4))
             await asyncio.sleep(self.chance.uniform(0, 3))
-            for copier, _, _ in self.running.values():
-                state = copier.lanes.get(lane)
-                if state is not None and state.error is not None:
-                    decision = AcceptedLoss(type(state.error).__name__, state.settled.position, "op", "now")
-            await self.obey(decision)
+            await self.decide(lane)
         world.write(lane, 3)
         stored = [row for _, row in world.source_broker.rows("source", lane)]
         present = world.translated(lane, stored)
@@ -378,7 +381,7 @@ class Simulation:
             holds(loop.time() < until_s, f"I14 I2: behind the accepted {error!r}: {wrong}: {self}")
             self.supervise()
             await asyncio.sleep(0.5)
-            await self.obey(decision)
+            await self.decide(lane)
 
     def __repr__(self):
         lanes = {

@@ -301,8 +301,8 @@ MUTANTS = [
     Mutant(
         "paths-on-both-sides-of-a-cut-go-on",
         "relay/copier.py",
-        "                if isinstance(found, SourceRegressed):\n",
-        "                if found is None:\n",
+        "                if isinstance(found, SourceRegressed):\n                    cuts.append(found)\n",
+        "",
         "tests/model/test_cuts.py",
     ),
     Mutant(

@@ -30,6 +30,7 @@ from ..errors import (
     SourceTrimmed,
     TargetTooNarrow,
     TargetTorn,
+    Unreachable,
     invariant,
 )
 from ..model.echo import UNKNOWN, bare, part_echoes, with_echoes
@@ -224,23 +225,24 @@ class Copier:
         await self._refuse_across_cut()
 
     async def _refuse_across_cut(self) -> None:
-        """A loss was accepted, and the relay ended when only some paths had gone on behind the cut: the others stand at
-        offsets of a log that is no more, and would pass over what is new there."""
+        """Halt lanes of which some paths stand beyond a cut of the Kafka log: they would pass over what is new there.
+
+        The relay ended while a write was under way, or while some paths had gone on behind an accepted cut.
+        """
         for lane, state in self.lanes.items():
             if state.state is State.HALTED:
                 continue
-            for place in state.beyond_cut:
+            cuts: list[SourceRegressed] = []
+            for place in state.ahead:
+                # From elsewhere, so that the place is sought anew: a source tells its end only once.
+                await self.source.read({lane: state.settled}, 1, 1, 0.0)
                 found = (await self.source.read({lane: place}, 1, 1, _CHECK_S)).get(lane)
+                if found is None:
+                    raise Unreachable(f"{state.name}: whether its log was cut off could not be asked")
                 if isinstance(found, SourceRegressed):
-                    error = TargetTorn(
-                        lane,
-                        f"target lanes of {state.name} stand on both sides of a cut: some at {state.settled.position}, "
-                        f"some at {place.position} of before; {found.message}",
-                        hint="compare both sides with `crossfade verify`, and copy the lane anew",
-                        position=state.settled.position,
-                    )
-                    self._fail(state, error)
-                    break
+                    cuts.append(found)
+            if cuts:
+                self._fail(state, _across(state, min(cuts, key=lambda cut: cut.ends_at)))
 
     def _lanes_without_target(self) -> dict[Lane, LaneState]:
         """New source lanes that wait for a lane in the target, halted by name: nobody owns them."""
@@ -498,7 +500,9 @@ class Copier:
                 start = Start(From.POSITION, last) if last else Start(From.EARLIEST)
         place = (await self.source.begin([state.lane], start))[state.lane]
         if isinstance(place, LaneError):
-            self._fail(state, place)
+            if type(place) is not type(state.error):  # it has become another loss, to be decided anew
+                state.fail(place, self._now())
+                self._log.error("lane halted", **place.as_dict())
             return
         if self.route.pair:  # echoes may be among what is gone: the next one tells where they go on
             place = with_echoes(place, UNKNOWN, state.settled.echoes)
@@ -507,6 +511,20 @@ class Copier:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _across(state: LaneState, cut: SourceRegressed) -> LaneError:
+    """What halts a lane whose paths stand on both sides of a cut."""
+    at = state.settled.position
+    if cut.ends_at > (int(at) if at else -1):
+        return cut  # the others are before it: a loss like any other
+    return TargetTorn(
+        state.lane,
+        f"target lanes of {state.name} stand on both sides of a cut: some have gone on behind it, up to {at}, some "
+        f"stand at {cut.position} of before; {cut.message}",
+        hint="compare both sides with `crossfade verify`, and copy the lane anew",
+        position=at,
+    )
 
 
 def _known(claim: Claim, path: Path) -> bool:

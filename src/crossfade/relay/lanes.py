@@ -67,17 +67,14 @@ class LaneState:
         return len({marker.place.incarnation for marker in self.markers.values()} - {""}) > 1
 
     @property
-    def beyond_cut(self) -> list[Place]:
-        """Places that look as if the Kafka log was cut off before them while other paths went on behind the cut: the
-        leader epoch of a record never rises above that of a later one. (A place inside a write may tell too new a one.)
-        """
-        newest, found = -1, []
-        for place in sorted((marker.place for marker in self.markers.values()), key=reached):
-            epoch = int(place.witness) if place.witness.isdigit() else newest
-            if epoch < newest:
-                found.append(place)
-            newest = max(newest, epoch)
-        return found
+    def ahead(self) -> list[Place]:
+        """Places of Kafka paths that are ahead of the others: what is read next passes them over up to there, and says
+        nothing of whether they are still places of this log."""
+        settled = reached(self.settled)
+        found = {place.position: place for place in (marker.place for marker in self.markers.values())}
+        return [
+            place for place in found.values() if place.position.isdigit() and place.witness and reached(place) > settled
+        ]
 
     @property
     def ordinal(self) -> int:

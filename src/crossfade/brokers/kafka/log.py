@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
+from confluent_kafka import KafkaError
 
 from ...errors import LaneError, SourceRegressed, SourceReset, SourceTrimmed, Unreachable, UsageError
 from ...model.position import Marker, Place, offset_behind
@@ -40,8 +41,10 @@ _CHECK_LANE_S = 0.00001
 _CHECK_SHARE = 0.1
 _GATHER_S_MAX = 0.05
 _LOOK_S = 15.0
-#: where the log was cut off, in librdkafka's words
-_CUT_AT = re.compile(r"broker end offset is (\d+)")
+#: where the log was cut off, in librdkafka's words (-1 = it knows no such epoch); the code may be that of any reset
+_CUT_AT = re.compile(r"broker end offset is (-?\d+)")
+#: a fetch that is refused for its offset may come before the answer about the epoch
+_CUT_TRIES = 5
 
 
 class KafkaLog:
@@ -194,7 +197,7 @@ class KafkaLog:
             for lane, lot in taken.items():
                 outcome[lane] = _batch(lane, lot, after[lane], incarnation)
             if troubled:
-                outcome |= await self._diagnose({lane: after[lane] for lane in troubled})
+                outcome |= await self._diagnose({lane: after[lane] for lane in troubled}, troubled)
         step("kafka.read.done")
         return outcome
 
@@ -248,7 +251,9 @@ class KafkaLog:
             position=place.position,
         )
 
-    async def _diagnose(self, places: Mapping[Lane, Place]) -> dict[Lane, LaneError]:
+    async def _diagnose(
+        self, places: Mapping[Lane, Place], troubled: Mapping[Lane, KafkaError]
+    ) -> dict[Lane, LaneError]:
         """Name the trouble of lanes whose place the broker does not serve; a passing trouble has no entry."""
         bounds = await self.bounds(list(places))
         found: dict[Lane, LaneError] = {}
@@ -257,11 +262,12 @@ class KafkaLog:
             if isinstance(error, SourceRegressed):  # a new leader may not know its high watermark yet: make sure
                 await asyncio.sleep(1.0)
                 error = self._out_of_bounds(lane, place, (await self.bounds([lane]))[lane])
-            if error is None and offset_behind(place) < bounds[lane].count - bounds[lane].length:
+            is_cut = _CUT_AT.search(troubled[lane].str()) is not None
+            if error is None and not is_cut and offset_behind(place) < bounds[lane].count - bounds[lane].length:
                 reader, thread = self._source()
                 await thread.call(reader.trust, lane, place)
-            elif error is None and place.witness:
-                error = await self._diverged(lane, place)
+            elif place.witness and (error is None or isinstance(error, SourceRegressed)):
+                error = await self._diverged(lane, place, error)
             if error is not None:
                 found[lane] = error
             else:
@@ -291,24 +297,33 @@ class KafkaLog:
             )
         return None
 
-    async def _diverged(self, lane: Lane, place: Place) -> LaneError | None:
-        """The log was cut off and has grown past the place since: the leader epoch of the place tells."""
+    async def _diverged(self, lane: Lane, place: Place, error: LaneError | None) -> LaneError | None:
+        """Where the leader epoch of the place ended: the log was cut off there, and may have grown since.
+
+        Where the log ends now says less: what stands between the cut and that is new. `error` is what the bounds said;
+        it stands where the brokers do not tell more. No answer in time is none: the lane is sought again.
+        """
         reader, thread = self._source()
-        taken, troubled = await thread.call(reader.take, {lane: place}, 1, 1, 3.0, 0.0)
-        await thread.call(reader.forget, [lane])
-        if lane in troubled and lane not in taken:
+        for _ in range(_CUT_TRIES):
+            taken, troubled = await thread.call(reader.take, {lane: place}, 1, 1, 3.0, 0.0)
+            await thread.call(reader.forget, [lane])
+            if lane in taken or lane not in troubled:
+                return None
             found = _CUT_AT.search(troubled[lane].str())
-            ends_at = int(found[1]) if found else -1
-            return SourceRegressed(
-                lane,
-                f"{self.lane_name(lane)}: the log was cut off before {offset_behind(place)} and has grown since: "
-                f"{troubled[lane].str()}",
-                hint="compare both sides with `crossfade verify`, then decide where to go on",
-                position=place.position,
-                lost_records=offset_behind(place) - ends_at if found else -1,
-                ends_at=ends_at,
-            )
-        return None
+            if found is not None:
+                break
+        else:
+            return error
+        ends_at = int(found[1])
+        return SourceRegressed(
+            lane,
+            f"{self.lane_name(lane)}: the log was cut off before {offset_behind(place)}, which was reached (unclean "
+            f"election, restored disk): {troubled[lane].str()}",
+            hint="compare both sides with `crossfade verify`, then decide where to go on",
+            position=place.position,
+            lost_records=offset_behind(place) - ends_at if ends_at >= 0 else -1,
+            ends_at=ends_at,
+        )
 
     # --- target -----------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ _BACKLOG_RECORDS = 4_000
 _BACKLOG_GATHER_S = 0.05
 #: an assignment has taken effect within this time
 _ASSIGN_S = 5.0
+_ON_ITS_WAY = (KafkaError._STATE, KafkaError._OUTDATED, KafkaError._PREV_IN_PROGRESS)
 
 _message: Any = Message  # its stub allows None where a fetched message has none
 _error_of, _lane_of, _offset_of = _message.error, _message.partition, _message.offset
@@ -198,7 +199,7 @@ class SourceReader:
                     break
                 except KafkaException as failure:
                     # The assignment is still on its way to the handle's own thread.
-                    if failure.args[0].code() != KafkaError._STATE or time.monotonic() > deadline:
+                    if failure.args[0].code() not in _ON_ITS_WAY or time.monotonic() > deadline:
                         raise
                 time.sleep(0.001)
 

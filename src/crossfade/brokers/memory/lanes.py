@@ -103,7 +103,7 @@ class RecordLane:
         at_end = len(taken) == len(behind)
         count = stable_end if at_end else taken[-1][0] + 1 if taken else place.count
         position = str(taken[-1][0]) if taken else place.position
-        moved = place if count == place.count else self._place(position, count)
+        moved = place if not taken and count == place.count else self._place(position, count)
         return Batch(self.lane, Shape.RECORD, [o for o, _ in taken], [r for _, r in taken], moved, at_end, size_bytes)
 
     def _check(self, place: Place) -> LaneError | None:
