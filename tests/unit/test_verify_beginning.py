@@ -235,23 +235,43 @@ def without_marks(world: World) -> None:
         world.broker.stream("target", LANES, ENTRY).lanes[lane].last = stored[-1][0]  # type: ignore[union-attr]
 
 
+def rows_read(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows of the target each read from now on gives."""
+    counts: list[int] = []
+    read = world.target.read
+
+    async def counted(*options: Any) -> Any:
+        outcomes = await read(*options)
+        counts.append(sum(len(batch.rows) for batch in outcomes.values()))  # type: ignore[union-attr]
+        return outcomes
+
+    monkeypatch.setattr(world.target, "read", counted)
+    return counts
+
+
 @pytest.mark.parametrize("source", [ENTRY, RECORD])
 async def test_a_lane_that_nobody_else_writes_to_is_read_once(source: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
     read_by(monkeypatch, 60)
     world = await begun_late(source, ENTRY)
     (told_by_ids if source is RECORD else without_marks)(world)
-    rows = 0
-    read = world.target.read
-
-    async def counted(*options: Any) -> Any:
-        nonlocal rows
-        outcomes = await read(*options)
-        rows += sum(len(batch.rows) for batch in outcomes.values())  # type: ignore[union-attr]
-        return outcomes
-
-    monkeypatch.setattr(world.target, "read", counted)
+    read = rows_read(world, monkeypatch)
     report = await world.audit(starts=LATEST, is_settled=True)
-    assert (found(report), report.records, rows) == ({}, COPIED * LANES, COPIED * LANES)
+    assert (found(report), report.records, sum(read)) == ({}, COPIED * LANES, COPIED * LANES)
+
+
+async def test_nor_is_it_read_twice_where_the_first_originals_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_by(monkeypatch, 60)
+    world = World(RECORD, ENTRY)
+    await world.fill(0)
+    await world.copy(Start(From.LATEST))
+    for lane in range(LANES):
+        world.broker.write("source", lane, [(b"k", b"%d" % at, None, TIME_MS + at) for at in range(COPIED)])
+    await world.copy()
+    told_by_ids(world)
+    first_gone(world, COPIED - 10)
+    read = rows_read(world, monkeypatch)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert (found(report), report.records, sum(read)) == ({}, 10 * LANES, COPIED * LANES)
 
 
 @pytest.mark.parametrize("gone", [COPIED - 1, COPIED])
@@ -283,3 +303,31 @@ async def test_an_audit_goes_on_from_any_moment_before_the_beginning_was_known(
     for state in states:
         report = await world.audit(starts=LATEST, is_settled=True, resume=json.loads(json.dumps(state)))
         assert (found(report), report.records) == ({"extra": 100 * LANES}, COPIED * LANES)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_a_copy_of_everything_may_begin_behind_any_number_of_others_entries(source: Shape, gone: int) -> None:
+    world = World(source, ENTRY)
+    await world.fill(BEFORE)
+    written_by_others(world, 300)  # more than a window of the comparison
+    await world.copy()
+    if gone:
+        first_gone(world)
+    report = await world.audit(is_settled=True)
+    assert (found(report), report.records) == ({"extra": 300 * LANES}, (BEFORE - gone) * LANES)
+    del world.stored(1)[300 + 30]
+    assert found(await world.audit(is_settled=True)) == {"extra": 300 * LANES, "missing": 1}
+
+
+async def test_one_copy_by_id_before_others_entries_stays_one() -> None:
+    world = World(RECORD, ENTRY)
+    await world.fill(1)
+    await world.copy()
+    told_by_ids(world)
+    written_by_others(world, 20)
+    await world.fill(COPIED, first=1)
+    await world.copy()
+    first_gone(world)
+    report = await world.audit(starts=LATEST, is_settled=True)
+    assert (found(report), report.total("source_gone")) == ({"extra": 20 * LANES}, LANES)

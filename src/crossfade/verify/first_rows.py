@@ -19,6 +19,8 @@ from .origins import Copy
 
 #: originals of a lane that are looked for, one by one, to know where its copy begins
 _QUESTIONS_MAX = 8
+#: rows at times of their own whose offsets rise on: ids that Redis chose begin anew with each millisecond
+_RISES_MIN = 8
 
 
 class Question(NamedTuple):
@@ -51,6 +53,7 @@ class FirstRows:
         #: rows from the first on whose origins rise; then one of another writer, where the run has ended
         self._run_rows = 0
         self._has_run_ended = False
+        self._rises = 0
         self._last = (-1, -1)
         self._end = position_order(source.last) if source.last else (1 << 80, 0)
         self._begin = position_order(source.first) if source.first else self._end
@@ -63,6 +66,8 @@ class FirstRows:
         if self.first is None and copies:
             self.first = copies[0]
         self._run_rows += len(run)
+        if self._is_source_numeric:
+            self._rises += sum(before.row[-1] != copy.row[-1] for before, copy in pairwise(run))
         questions = list(islice(self._questions(run), self._questions_left))
         self._questions_left -= len(questions)
         return questions
@@ -72,15 +77,26 @@ class FirstRows:
         """They are no copies, whatever comes behind them."""
         return self.is_other or (self._has_run_ended and not self._run_rows)
 
+    @property
+    def are_chosen(self) -> bool:
+        """Nobody but a relay numbers entries like this."""
+        return self._rises >= _RISES_MIN
+
+    @property
+    def may_be_long(self) -> bool:
+        """Between two Redis: they may be a long stretch of copies whose originals are gone."""
+        return not self._is_source_numeric and self.first is not None and order_of(self.first.origin) < self._begin
+
     def are_copies(self, marked: Copy | None) -> bool:
         """Whether they count as copies, now that the first mark is known, or that there is none."""
         if self.first is None or self.are_strangers:
             return False
-        # One alone may be by chance what it looks like, most of all with the end that Redis gives to ids: -0.
-        if self._run_rows == 1 and (self._has_run_ended or (marked is None and self.first.origin == 0)):
-            return False
-        # All copies of a path are counted, with a mark or without.
-        return marked is None or (marked.ordinal != 1 and order_of(self.first.origin) < order_of(marked.origin))
+        # One alone may be by chance what it looks like, most of all with the end that Redis gives to ids: -0. But all
+        # copies of a path are counted, with a mark or without.
+        if marked is None:
+            return self._run_rows > 1 or not (self._has_run_ended or self.first.origin == 0)
+        is_alone = self._run_rows == 1 and self._has_run_ended and marked.ordinal != 2
+        return not is_alone and marked.ordinal != 1 and order_of(self.first.origin) < order_of(marked.origin)
 
     def _rising(self, copies: Sequence[Copy]) -> Iterator[Copy]:
         for copy in copies:

@@ -91,8 +91,9 @@ class LaneAudit:
         self._in_doubt: _InDoubt | None = None
         #: source rows before this are not on the target and need not be; None = not known before the target is read
         self._floor: tuple[int, int] | None = None
-        if is_earliest and not self.target.is_trimmed:
-            self._floor = _BEFORE_ALL
+        self._is_whole = is_earliest and not self.target.is_trimmed
+        if self._is_whole and target.shape is Shape.RECORD:
+            self._floor = _BEFORE_ALL  # what is a copy on Kafka needs no finding out
         if self.source.is_trimmed:
             self._diff.source_gap("", source_bounds.first or source_bounds.last)
 
@@ -207,7 +208,7 @@ class LaneAudit:
         if is_copy:
             first = question.copy if self._codec.is_source_numeric else self._first_rows.first
             assert first is not None
-            self._floor = _order(first.origin)
+            self._begin_at(first)
         elif others:
             self._in_doubt = doubt._replace(questions=others)
             return
@@ -235,7 +236,7 @@ class LaneAudit:
         diff = self._diff
         before = len(diff.expected), len(diff.actual)
         if self.target.is_ended and self._floor is None:
-            self._floor = _AFTER_ALL  # nothing of the copy is there
+            self._floor = _BEFORE_ALL if self._is_whole else _AFTER_ALL  # nothing of the copy is there
         diff.expected.is_ended, diff.actual.is_ended = self.source.is_ended, self.target.is_ended
         diff.advance()
         if self.source.has_many_places or self.target.has_many_places:
@@ -358,19 +359,27 @@ class LaneAudit:
         """Nobody can tell, or nobody needs to: the first mark decides, or that there is none up to the end."""
         first = self._first_rows.first
         if first is not None and self._codec.ids_may_mark:
-            if marked is None and not self.target.is_ended and not self._first_rows.are_strangers:
+            is_sure = self._first_rows.are_strangers or self._first_rows.are_chosen
+            if marked is None and not self.target.is_ended and not is_sure:
+                if self._is_whole and self._first_rows.may_be_long:
+                    self._begin_at(first)  # of a copy of everything it is known, and worth no second reading
                 return
             self._codec.ids_may_mark = self._first_rows.are_copies(marked)
             if self._codec.ids_may_mark:
-                self._floor = _order(first.origin)
+                self._begin_at(first)
                 return
-        if marked is not None:
-            self._floor = _order(marked.origin)
+        if self._is_whole and first is not None:
+            self._begin_at(first)
+        elif marked is not None:
+            self._begin_at(marked)
             self._check_beginning(marked, is_first=first is None and self._codec.ids_may_mark)
+
+    def _begin_at(self, first: Copy) -> None:
+        self._floor = _BEFORE_ALL if self._is_whole else _order(first.origin)
 
     def _check_beginning(self, copy: Copy, *, is_first: bool) -> None:
         """Nothing was trimmed on the target: then its first record is the first of the copy, and has ordinal 1."""
-        if is_first and self._extent is None and not self.target.is_trimmed and copy.ordinal > 1:
+        if is_first and self._extent is None and not self._is_whole and not self.target.is_trimmed and copy.ordinal > 1:
             absent = copy.ordinal - 1
             self._differs(Difference(Kind.MISSING, None, None, f"the first {absent} records of the copy are gone"))
             self._mine.counts[Kind.MISSING] += absent - 1
