@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
@@ -200,11 +201,15 @@ def test_uninstall_removes_everything(copy: Callable[..., Copy], lab: Lab, way: 
     assert made.target.count() == 80
     removed = made.cli("uninstall", "--yes")
     assert removed.code == 0, removed.err
-    mine = [row for row in removed.rows if row["state"] != "of a route that is not in this file"]  # of earlier tests
-    assert {row["state"] for row in mine} == {"removed"}
-    assert made.cli("uninstall").rows == []
+    assert {row["state"] for row in _of_this_file(removed)} == {"removed"}
+    assert _of_this_file(made.cli("uninstall")) == []
     _nothing_is_left(made, lab)
     made.check(80)
+
+
+def _of_this_file(answer: Answer) -> list[dict[str, Any]]:
+    """Without what the routes of earlier tests left in the lab."""
+    return [row for row in answer.rows if row["state"] != "of a route that is not in this file"]
 
 
 def _nothing_is_left(copy: Copy, lab: Lab) -> None:
