@@ -238,7 +238,10 @@ class Copier:
                 await self.source.read({lane: state.settled}, 1, 1, 0.0)
                 found = (await self.source.read({lane: place}, 1, 1, _CHECK_S)).get(lane)
                 if found is None:
-                    raise Unreachable(f"{state.name}: whether its log was cut off could not be asked")
+                    raise Unreachable(
+                        f"{state.name}: whether its log was cut off could not be asked",
+                        hint="the relay asks again; check that the brokers of the source run and can be reached",
+                    )
                 if isinstance(found, SourceRegressed):
                     cuts.append(found)
             if cuts:
