@@ -1,6 +1,6 @@
 """`python -m bench`: measure Crossfade beside public tools on this machine, judge the promises, leave nothing behind.
 
-One lab, the same source data for every tool, rounds in which each tool runs once, so that whatever else the machine
+The same servers and source data for every tool, rounds in which each tool runs once, so that whatever else the machine
 does hits all of them alike. Exit code 1 where a promise is not kept, 130 after Ctrl-C.
 """
 
@@ -114,7 +114,8 @@ class Bench:
             source, target = name.split()[1].split("-")
             self._fill(source, data)
             processes = 2 if "two processes" in name else 1
-            return partial(tools.crossfade, stage, data, source, target, processes=processes)
+            is_one = name.endswith("one server")
+            return partial(tools.crossfade, stage, data, source, target, processes=processes, is_one_server=is_one)
         if name.startswith("hand loop"):
             source, _, _ = name.split()[2].partition("-")
             self._fill(source, data)

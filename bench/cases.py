@@ -92,6 +92,7 @@ COMPARISONS = [
     Comparison("kafka-kafka", "crossfade kafka-kafka", "mirrormaker exactly once", Promise(1.5, 2.5)),
     Comparison("kafka-kafka", "crossfade kafka-kafka", "mirrormaker at least once", Promise(1.0, 1.5)),
     Comparison("redis-redis", "crossfade redis-redis", "redis-benchmark XADD -P 64", Promise(0.45, 0.6)),
+    Comparison("redis-redis", "crossfade redis-redis one server", "redis-benchmark XADD -P 64"),
     Comparison("one-lane", "crossfade redis-kafka one lane", "crossfade redis-kafka", Promise(0.6, 0.8)),
     Comparison("one-lane", "crossfade kafka-redis one lane", "crossfade kafka-redis", Promise(0.6, 0.8)),
     Comparison("raw", "crossfade redis-kafka", "kafka-producer-perf-test"),

@@ -1,6 +1,7 @@
-"""Where everything is measured: one lab without proxies, the source data in it, and fresh targets for each run.
+"""Where everything is measured: labs without proxies, the source data in them, and fresh targets for each run.
 
-The lab belongs to the benchmark alone, so cleaning up after a run means: everything that is not source data goes.
+One lab has the brokers and the Redis server that all data is on; a second Redis server takes what is copied from the
+first. They belong to the benchmark alone, so cleaning up after a run means: everything that is not source data goes.
 Valkey runs without persistence and topics keep everything (the runs are bounded instead), so that neither rewriting of
 append-only files nor retention falls into a measurement.
 """
@@ -11,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +52,18 @@ class Data:
 class Stage:
     """The servers of a benchmark; `down` leaves nothing behind."""
 
-    def __init__(self, lab: Lab, folder: Path) -> None:
+    def __init__(self, lab: Lab, second: Lab, folder: Path) -> None:
         self._lab = lab
+        self._second = second
         self.folder = folder
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.redis_url = lab.redis_url()
         self.bootstrap = lab.kafka_properties()["bootstrap.servers"]
-        self.redis = redis.Redis.from_url(self.redis_url, socket_timeout=_ASK_S, protocol=2)
+        self.redis2_url = second.redis_url()
+        self.redis, self.redis2 = (
+            redis.Redis.from_url(url, socket_timeout=_ASK_S, protocol=2) for url in (self.redis_url, self.redis2_url)
+        )
         self.admin = AdminClient({**lab.kafka_properties(), "log_level": 0})
         self._sources: set[str] = set()
         self._runs = 0
@@ -65,32 +71,30 @@ class Stage:
     @classmethod
     def up(cls, folder: Path, say: Callable[[str], None]) -> Stage:
         """Start the servers; they end with this process. Raises LabError and its kind."""
-        lab = Lab.up(
-            f"bench-{os.getpid()}",
-            brokers=3,
-            redis="standalone",
-            proxies=False,
-            owner_pid=os.getpid(),
-            heap_mb=512,
-            say=say,
-        )
-        try:
-            stage = cls(lab, folder)
-            stage.redis.config_set("appendonly", "no")
-            stage.redis.config_set("maxmemory", _REDIS_MEMORY_BYTES_MAX)
+        me = os.getpid()
+        with contextlib.ExitStack() as started:  # Ctrl-C too leaves no server behind
+            lab = Lab.up(f"bench-{me}", brokers=3, proxies=False, owner_pid=me, heap_mb=512, say=say)
+            started.callback(lab.down)
+            second = Lab.up(f"bench-{me}-redis2", brokers=0, proxies=False, owner_pid=me, say=say)
+            started.callback(second.down)
+            stage = cls(lab, second, folder)
+            for server in (stage.redis, stage.redis2):
+                server.config_set("appendonly", "no")
+                server.config_set("maxmemory", _REDIS_MEMORY_BYTES_MAX)
+            started.pop_all()
             return stage
-        except BaseException:  # Ctrl-C too: no server is left behind
-            lab.down()
-            raise
 
     def down(self) -> list[int]:
         """Stop everything, remove the data, and return the pids that are still there (there should be none)."""
-        folder = self._lab.folder
-        with contextlib.suppress(redis.RedisError):
-            self.redis.close()
-        self._lab.down()
-        wait_until(lambda: not tagged(folder), 5.0)
-        return [process.pid for process in tagged(folder)]
+        left: list[int] = []
+        for lab, client in ((self._lab, self.redis), (self._second, self.redis2)):
+            with contextlib.suppress(redis.RedisError):
+                client.close()
+            folder = lab.folder
+            lab.down()
+            wait_until(partial(_is_empty, folder), 5.0)
+            left += [process.pid for process in tagged(folder)]
+        return left
 
     @property
     def tag(self) -> Path:
@@ -101,16 +105,20 @@ class Stage:
     def redis_port(self) -> int:
         return int(self._lab.state.link("redis-0").port)
 
+    @property
+    def redis2_port(self) -> int:
+        return int(self._second.state.link("redis-0").port)
+
     def versions(self) -> dict[str, str]:
         """The servers' versions."""
         info: dict[str, Any] = self.redis.info("server")
         return {"kafka": self._lab.state.options.kafka_version, "valkey": str(info.get("valkey_version", "?"))}
 
     def server_cpu_s(self) -> dict[str, float]:
-        """CPU seconds so far of all brokers together, and of Redis."""
+        """CPU seconds so far of all brokers together, and of both Redis servers."""
         ticks = os.sysconf("SC_CLK_TCK")
         out = {"kafka": 0.0, "redis": 0.0}
-        for server in self._lab.state.servers:
+        for server in (*self._lab.state.servers, *self._second.state.servers):
             with contextlib.suppress(OSError):
                 text = Path(f"/proc/{server.pid}/stat").read_text()
                 fields = text[text.rindex(")") + 2 :].split()
@@ -171,7 +179,8 @@ class Stage:
     def clean(self) -> None:
         """Remove everything but the source data: topics, groups, keys."""
         self._clean_kafka()
-        self._clean_redis()
+        self._clean_redis(self.redis)
+        self._clean_redis(self.redis2)
 
     def _clean_kafka(self) -> None:
         kept = {name.removeprefix("kafka ") for name in self._sources if name.startswith("kafka ")}
@@ -187,14 +196,18 @@ class Stage:
             with contextlib.suppress(KafkaException):
                 future.result(_ASK_S)
 
-    def _clean_redis(self) -> None:
+    def _clean_redis(self, server: redis.Redis) -> None:
         kept = tuple(f"{name.removeprefix('redis ')}:".encode() for name in self._sources if name.startswith("redis "))
         gone: list[bytes] = []
-        for key in self.redis.scan_iter(count=1000):
+        for key in server.scan_iter(count=1000):
             if not key.startswith(kept or (b"\xff",)):
                 gone.append(key)
                 continue
-            for group in self.redis.xinfo_groups(key):
-                self.redis.xgroup_destroy(key, group["name"])
+            for group in server.xinfo_groups(key):
+                server.xgroup_destroy(key, group["name"])
         if gone:
-            self.redis.unlink(*gone)
+            server.unlink(*gone)
+
+
+def _is_empty(folder: Path) -> bool:
+    return not tagged(folder)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import redis
+
 from crossfade.lab import packages
 
 from .children import Child, Trouble
@@ -27,7 +29,7 @@ brokers:
   redis: {{kind: redis, url: "{redis}"}}
   kafka: {{kind: kafka, properties: {{bootstrap.servers: "{bootstrap}"}}}}
   kafka2: {{kind: kafka, properties: {{bootstrap.servers: "{bootstrap}"}}}}
-  redis2: {{kind: redis, url: "{redis}"}}
+  redis2: {{kind: redis, url: "{redis2}"}}
 streams:
   messages:
     {source}: {source_side}
@@ -38,12 +40,25 @@ routes:
 
 
 class Relay:
-    """A route of Crossfade on the stage: its configuration file, its fresh target, its processes."""
+    """A route of Crossfade on the stage: its configuration file, its fresh target, its processes.
 
-    def __init__(self, stage: Stage, data: Data, source: str, target: str, *, source_name: str = "") -> None:
+    Between Redis and Redis the target is on the second server, unless it `is_one_server`.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        data: Data,
+        source: str,
+        target: str,
+        *,
+        source_name: str = "",
+        is_one_server: bool = False,
+    ) -> None:
         self._stage = stage
         self.data = data
         self.name = stage.fresh_name(f"{source}-{target}")
+        self._redis = stage.redis2 if source == target == "redis" and not is_one_server else stage.redis
         self.target_kind = target
         #: topic, or pattern of stream keys
         self.target = self.name if target == "kafka" else f"{self.name}:<lane>"
@@ -53,6 +68,7 @@ class Relay:
         self.config.write_text(
             _CONFIG.format(
                 redis=stage.redis_url,
+                redis2=stage.redis_url if is_one_server else stage.redis2_url,
                 bootstrap=stage.bootstrap,
                 source=source,
                 target=target if target != source else f"{target}2",
@@ -71,19 +87,21 @@ class Relay:
         return Child(f"{self.name}.{instance}", argv, logs=self._stage.logs, tag=self._stage.tag)
 
     def counter(self) -> Counter:
-        return target_counter(self._stage, self.target_kind, self.target, self.data.lanes)
+        return target_counter(self._stage, self.target_kind, self.target, self.data.lanes, self._redis)
 
 
-def target_counter(stage: Stage, kind: str, name: str, lanes: int) -> Counter:
-    """What counts a target."""
+def target_counter(stage: Stage, kind: str, name: str, lanes: int, server: redis.Redis | None = None) -> Counter:
+    """What counts a target; a Redis one on `server`, the first where none is named."""
     if kind == "kafka":
         return KafkaCounter(stage.admin, stage.bootstrap, name, lanes)
-    return RedisCounter(stage.redis, [name.replace("<lane>", str(lane)) for lane in range(lanes)])
+    return RedisCounter(server or stage.redis, [name.replace("<lane>", str(lane)) for lane in range(lanes)])
 
 
-def crossfade(stage: Stage, data: Data, source: str, target: str, *, processes: int = 1) -> Run:
+def crossfade(
+    stage: Stage, data: Data, source: str, target: str, *, processes: int = 1, is_one_server: bool = False
+) -> Run:
     """Copy the whole backlog with `crossfade relay run`."""
-    relay = Relay(stage, data, source, target)
+    relay = Relay(stage, data, source, target, is_one_server=is_one_server)
     children: list[Child] = []
     try:
         for number in range(processes):
@@ -158,12 +176,12 @@ def redis_benchmark(stage: Stage, data: Data) -> Run:
     build = packages.redis_build("redis7", say=lambda _: None)
     prefix = stage.fresh_name("redis-benchmark")
     value = make_values(data.lanes, data.value_bytes).value(0).decode()
-    argv = [str(build.server.with_name("redis-benchmark")), "-p", str(stage.redis_port), "-q"]
+    argv = [str(build.server.with_name("redis-benchmark")), "-p", str(stage.redis2_port), "-q"]
     # It always fills its pipelines: another number than a multiple of them all would be exceeded.
     records = data.records // 512 * 512
     argv += ["-P", "64", "-c", "8", "-r", str(data.lanes), "-n", str(records)]
     argv += ["XADD", f"{prefix}:__rand_int__", "*", "key", "user-000001", "value", value]
-    counter = RedisCounter(stage.redis, [f"{prefix}:{lane:012d}" for lane in range(data.lanes)])
+    counter = RedisCounter(stage.redis2, [f"{prefix}:{lane:012d}" for lane in range(data.lanes)])
     return _ending(stage, prefix, argv, counter, records, build.env)
 
 
