@@ -9,9 +9,9 @@ in Lua's numbers), and direct ids rise strictly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import chain
 from operator import itemgetter, lt
 from typing import Any
 
@@ -244,15 +244,17 @@ _ANNOUNCEMENTS_MAX = 10_000
 _announcements = _Announcements()
 
 
-def _join_columns(head: bytes, columns: Iterable[Sequence[bytes]]) -> bytes:
+def _join_columns(head: bytes, columns: Sequence[Sequence[bytes]]) -> bytes:
     """Arguments behind `head` (which lacks its last line end): one of each column after the other, in one join."""
-    parts: list[Iterable[bytes]] = []
-    for column in columns:
+    rows, step = len(columns[0]), 2 * len(columns)
+    parts = [head] * (1 + rows * step) + [b"\r\n"]
+    for index, column in enumerate(columns):
         sizes = list(map(len, column))
-        is_even = sizes.count(sizes[0]) == len(sizes)
-        before = repeat(_announcements[sizes[0]], len(sizes)) if is_even else map(_announcements.__getitem__, sizes)
-        parts += (before, column)
-    return b"".join(chain((head,), chain.from_iterable(zip(*parts, strict=True)), (b"\r\n",)))
+        is_even = sizes.count(sizes[0]) == rows
+        before = [_announcements[sizes[0]]] * rows if is_even else list(map(_announcements.__getitem__, sizes))
+        parts[1 + 2 * index : -1 : step] = before
+        parts[2 + 2 * index : -1 : step] = column
+    return b"".join(parts)
 
 
 def between(place: Place, position: Any, uncounted: int | None) -> Place:
