@@ -174,7 +174,7 @@ class KafkaBackend:
 
     @contextlib.asynccontextmanager
     async def cut_reply(self, log, *, applied):
-        writer = log._target._writers[-1]
+        writer = log._target._claims._writers[-1]
         writer._producer = _CutCommit(writer._producer, applied=applied)
         yield
 
