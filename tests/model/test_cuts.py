@@ -7,6 +7,7 @@ from world import World
 from crossfade.errors import SourceRegressed, TargetTorn, Unreachable
 from crossfade.model.position import Marker, Place
 from crossfade.model.record import Shape
+from crossfade.relay.entering import cut_between_paths
 from crossfade.relay.lanes import LaneState, State
 
 NEAR, FAR = (0, 0), (0, 1)
@@ -60,8 +61,9 @@ def ragged(world, near, far):
         places = {NEAR: Place(str(near[0]), near[0] + 1, incarnation, near[1])}
         places[FAR] = Place(str(far[0]), far[0] + 1, incarnation, far[1])
         state = LaneState(0, "lane", {path: Marker(place, ordinal=1) for path, place in places.items()}, Place())
-        copier.lanes = {0: state}
-        await copier._refuse_across_cut()
+        cut = await cut_between_paths(copier.source, state)
+        if cut is not None:
+            state.fail(cut, 0.0)
         return state
 
     return run_virtual(check())
@@ -102,13 +104,13 @@ def test_whoever_cannot_be_asked_about_a_cut_is_asked_again():
         copier, task = world.process()
         task.cancel()
         markers = {NEAR: Marker(Place("9", 10, "", "0"), ordinal=1), FAR: Marker(Place("19", 20, "", "0"), ordinal=1)}
-        copier.lanes = {0: LaneState(0, "lane", markers, Place())}
+        state = LaneState(0, "lane", markers, Place())
 
         async def nothing(*_):
             return {}
 
         copier.source.read = nothing
         with pytest.raises(Unreachable):
-            await copier._refuse_across_cut()
+            await cut_between_paths(copier.source, state)
 
     run_virtual(check())

@@ -185,9 +185,9 @@ MUTANTS = [
     # -- the relay -----------------------------------------------------------------------------------------------------
     Mutant(
         "resumes-from-memory-instead-of-the-marker",
-        "relay/copier.py",
-        "                state.place = state.settled\n            lanes[lane] = state",
-        "                state.place = known.place if known else state.settled\n            lanes[lane] = state",
+        "relay/entering.py",
+        "            state.place = state.settled\n        lanes[lane] = state",
+        "            state.place = before.place if before else state.settled\n        lanes[lane] = state",
         f"{ENUMERATION}[redis-to-kafka-1-append]",
     ),
     Mutant(
@@ -278,13 +278,15 @@ MUTANTS = [
     Mutant(
         "halt-at-claim-kills-the-process",
         "relay/copier.py",
-        'self._log.error("lane halted", **errors[0].as_dict())',
-        'self._log.error("lane halted", lane=lane, **errors[0].as_dict())',
+        "            if state.error is not None:\n"
+        '                self._log.error("lane halted", **state.error.as_dict())',
+        "            if state.error is not None:\n"
+        '                self._log.error("lane halted", lane=state.lane, **state.error.as_dict())',
         "tests/model/test_lane_halts.py",
     ),
     Mutant(
         "any-accepted-loss-starts-from-the-beginning",
-        "relay/copier.py",
+        "relay/losses.py",
         "        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))\n"
         "    return None\n",
         "        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))\n"
@@ -300,14 +302,14 @@ MUTANTS = [
     ),
     Mutant(
         "paths-on-both-sides-of-a-cut-go-on",
-        "relay/copier.py",
-        "                if isinstance(found, SourceRegressed):\n                    cuts.append(found)\n",
+        "relay/entering.py",
+        "        if isinstance(found, SourceRegressed):\n            cuts.append(found)\n",
         "",
         "tests/model/test_cuts.py",
     ),
     Mutant(
         "accepted-regression-goes-on-at-the-old-number",
-        "relay/copier.py",
+        "relay/losses.py",
         "    if isinstance(state.error, SourceRegressed):\n",
         "    if isinstance(state.error, SourceRegressed):\n"
         "        return Start(From.POSITION, settled.position)\n"

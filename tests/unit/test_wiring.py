@@ -1,4 +1,4 @@
-"""What wiring refuses before any broker is asked."""
+"""What the routes of a file mean together, before any broker is asked: circles, least rights, keys that two read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from crossfade import wiring
 from crossfade.config import Config, load
+from crossfade.config.circles import refuse_loop
 from crossfade.errors import GuaranteeRefused, UsageError
 
 _FILE = """
@@ -38,14 +39,14 @@ def test_two_routes_that_feed_each_other_are_refused_by_name(tmp_path: Path) -> 
     looped = config(tmp_path, _FILE.replace("BACK:", "msg:"))
     for name in ("forward", "back"):
         with pytest.raises(GuaranteeRefused, match="copy in a circle") as refused:
-            wiring.refuse_loop(looped, name)
+            refuse_loop(looped, name)
         assert {"forward", "back"} <= set(refused.value.message.replace("->", " ").split())
 
 
 def test_a_way_back_into_other_stream_keys_is_no_circle(tmp_path: Path) -> None:
     fine = config(tmp_path, _FILE.replace("BACK:", "back:"))
-    wiring.refuse_loop(fine, "forward")
-    wiring.refuse_loop(fine, "back")
+    refuse_loop(fine, "forward")
+    refuse_loop(fine, "back")
 
 
 def test_an_unknown_route_comes_with_the_nearest_name(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ _PAIR = _FILE.replace("BACK:", "msg:").replace("id: def, stream: copies", "id: d
 
 def test_an_undeclared_pair_is_refused_with_the_words_that_declare_it(tmp_path: Path) -> None:
     with pytest.raises(GuaranteeRefused) as refused:
-        wiring.refuse_loop(config(tmp_path, _PAIR), "back")
+        refuse_loop(config(tmp_path, _PAIR), "back")
     assert "reverse_of" in refused.value.hint
 
 
@@ -67,7 +68,7 @@ def test_a_declared_pair_is_no_circle(tmp_path: Path) -> None:
     paired = config(tmp_path, _PAIR.replace("target: old}", "target: old, reverse_of: forward}"))
     assert (paired.pair_of("forward"), paired.pair_of("back")) == ("back", "forward")
     for name in ("forward", "back"):
-        wiring.refuse_loop(paired, name)
+        refuse_loop(paired, name)
 
 
 def test_a_circle_of_three_stays_one_though_two_of_it_are_a_pair(tmp_path: Path) -> None:
@@ -75,10 +76,10 @@ def test_a_circle_of_three_stays_one_though_two_of_it_are_a_pair(tmp_path: Path)
     text = _PAIR.replace("target: old}", "target: old, reverse_of: forward}").replace("streams:", third, 1)
     text = text.replace("    new: {topic: messages}", "    new: {topic: messages}\n    third: {keys: [a, b]}", 1)
     text += "  on: {id: onn, stream: messages, source: new, target: third}\n"
-    wiring.refuse_loop(config(tmp_path, text), "on")
+    refuse_loop(config(tmp_path, text), "on")
     text += "  home: {id: hom, stream: messages, source: third, target: old}\n"
     with pytest.raises(GuaranteeRefused, match="copy in a circle"):
-        wiring.refuse_loop(config(tmp_path, text), "forward")
+        refuse_loop(config(tmp_path, text), "forward")
 
 
 @pytest.mark.parametrize(

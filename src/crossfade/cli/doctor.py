@@ -144,10 +144,11 @@ def _still_to_come(config: Config, name: str, oldest_s: float | None) -> float |
 async def _examine_route(config: Config, name: str, source_lanes: int, target_lanes: int) -> list[Finding]:
     """What `relay start` would refuse of the route itself, in its words; lanes that are not known are not compared."""
     from .. import wiring
+    from ..config.circles import refuse_loop
 
     found = []
     try:
-        wiring.refuse_loop(config, name)
+        refuse_loop(config, name)
         found.append(Finding("route.loop", Level.OK, "no copy comes back to its source"))
     except CrossfadeError as error:
         found.append(Finding("route.loop", Level.FAIL, error.message, error.hint))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -43,6 +44,8 @@ _KEYS = (*[column.name for column in _STATUS], "quarantined", "error", "lost_rec
 #: a heartbeat older than this is a process that is gone
 _SILENT_S = 10.0
 
+_Found = TypeVar("_Found")
+
 
 def status(
     context: typer.Context,
@@ -62,27 +65,51 @@ def status(
 
 
 async def _status(config: Config, names: list[str], watch: bool, output: Output) -> bool:
-    told = ""
+    below = _Below(output)
+    async with _open_boards(config, names) as boards:
+        async for rows, lines in _repeated(lambda: _look(config, boards), 1, math.inf if watch else 0.0, below):
+            output.table(rows, _STATUS, live=watch)
+            if sys.stdout.isatty():
+                below.told = ""  # the table has replaced it
+            below.tell(lines)
+            if not watch:
+                break
+    return any(row["state"] == "halted" for row in rows)
+
+
+@contextlib.asynccontextmanager
+async def _open_boards(config: Config, names: Sequence[str]) -> AsyncIterator[dict[str, RouteBoard]]:
     async with contextlib.AsyncExitStack() as stack:
-        boards = {name: await stack.enter_async_context(wiring.open_board(config, name)) for name in names}
-        while True:
-            try:
-                rows, below = await _look(config, boards)
-            except Unreachable as error:
-                if not watch:
-                    raise
-                below = f"{error.message}; asking again"
-            else:
-                output.table(rows, _STATUS, live=watch)
-                if not watch:
-                    output.note_lines(below)
-                    return any(row["state"] == "halted" for row in rows)
-                if sys.stdout.isatty():
-                    told = ""  # the table has replaced it
-            if below != told:
-                output.note_lines(below)
-                told = below
-            await asyncio.sleep(1)
+        yield {name: await stack.enter_async_context(wiring.open_board(config, name)) for name in names}
+
+
+class _Below:
+    """The lines below a table that is shown again and again: told when they change."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self.told = ""
+
+    def tell(self, lines: str) -> None:
+        if lines != self.told:
+            self._output.note_lines(lines)
+            self.told = lines
+
+
+async def _repeated(
+    look: Callable[[], Awaitable[_Found]], pause_s: float, until_s: float, below: _Below
+) -> AsyncIterator[_Found]:
+    """What each look finds; where a broker cannot be reached, that is told, and it is asked again until `until_s`."""
+    while True:
+        try:
+            found = await look()
+        except Unreachable as error:
+            if time.time() > until_s:
+                raise
+            below.tell(f"{error.message}; asking again")
+        else:
+            yield found
+        await asyncio.sleep(pause_s)
 
 
 async def _look(config: Config, boards: Mapping[str, RouteBoard]) -> tuple[list[dict[str, object]], str]:
@@ -184,20 +211,8 @@ def wait(
 async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: float, output: Output) -> None:
     since_s = time.time()
     deadline_s = since_s + timeout_s
-    told = ""
-    async with contextlib.AsyncExitStack() as stack:
-        boards = {name: await stack.enter_async_context(wiring.open_board(config, name)) for name in names}
-        while True:
-            try:
-                rows, behind = await _heard(boards, since_s)
-            except Unreachable as error:
-                if time.time() > deadline_s:
-                    raise
-                if error.message != told:
-                    output.note(f"{error.message}; asking again")
-                    told = error.message
-                await asyncio.sleep(0.5)
-                continue
+    async with _open_boards(config, names) as boards:
+        async for rows, behind in _repeated(lambda: _heard(boards, since_s), 0.5, deadline_s, _Below(output)):
             halted = [row for row in rows if row["state"] == "halted"]
             if halted:
                 output.table(halted, _STATUS)
@@ -211,7 +226,6 @@ async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: f
                 output.table(rows, _STATUS)
                 output.note(f"not copied within {timeout_s:g} s" + ("; no relay reports" if not rows else ""))
                 raise typer.Exit(1)
-            await asyncio.sleep(0.5)
 
 
 async def _heard(boards: Mapping[str, RouteBoard], since_s: float) -> tuple[list[dict[str, Any]], int]:

@@ -3,7 +3,8 @@
 There is one recovery path. A crash, a timeout, a fence, a rebalance and an upgrade all end the claim; the loop claims
 again and goes on from the markers that it finds in the target. Nothing is ever resumed from the process's own memory.
 While one append is under way the next read is already being made (depth one); rows of a lane whose append failed are
-thrown away with its place.
+thrown away with its place. What a claim makes of each lane is decided in `entering`, where a lane goes on behind an
+accepted loss in `losses`. Run by `relay.service`, one for each route.
 """
 
 from __future__ import annotations
@@ -16,39 +17,24 @@ from typing import NamedTuple
 
 import structlog
 
-from ..brokers.protocol import Appended, Claim, From, Log, Owner, Start
-from ..errors import (
-    CrossfadeError,
-    Indeterminate,
-    Kind,
-    LaneError,
-    MarkerLost,
-    NotStarted,
-    SourceDeleted,
-    SourceRegressed,
-    SourceReset,
-    SourceTrimmed,
-    TargetTooNarrow,
-    TargetTorn,
-    Unreachable,
-    invariant,
-)
-from ..model.echo import UNKNOWN, bare, part_echoes, with_echoes
+from ..brokers.protocol import Appended, Claim, Log, Owner
+from ..errors import CrossfadeError, Indeterminate, Kind, LaneError, SourceRegressed, invariant
+from ..model.echo import bare, part_echoes
 from ..model.mapping import Mapping
-from ..model.position import Place, position_order
-from ..model.record import Batch, Lane, Path, Shape, Write
+from ..model.position import Place
+from ..model.record import Batch, Lane, Write
 from ..model.route import Route
 from ..telemetry import step
 from .documents import Desired, RouteBoard
+from .entering import claimed_lanes, cut_between_paths, lanes_without_target
 from .fanout import plan_writes
 from .lanes import LaneState, State
+from .losses import is_answered, place_behind_loss
 from .pace import BatchSize, Limits, RateLimit
 
 _BACKOFF_MAX_S = 5.0
 #: between two looks whether a lane may be read again
 _PAUSE_S = 0.1
-#: a broker answers within this time whether it still has the log that a place was in
-_CHECK_S = 2.0
 
 
 class _Taken(NamedTuple):
@@ -196,88 +182,23 @@ class Copier:
         await self._copy(claim, generation)
 
     async def _enter(self, claim: Claim, owned: frozenset[Lane]) -> None:
-        """Make the lane states anew from the markers; refuse lanes without one."""
-        missing = {lane for lane in owned for path in self.route.paths_of(lane) if not _known(claim, path)}
-        if missing:
-            await self._refuse_without_marker(missing)
-        now_s = self._now()
-        lanes: dict[Lane, LaneState] = {}
-        for lane in sorted(owned):
-            errors = [claim.errors[path] for path in self.route.paths_of(lane) if path in claim.errors]
-            markers = {path: claim.markers[path] for path in self.route.paths_of(lane) if path in claim.markers}
-            state = LaneState(lane, self.source.lane_name(lane), markers, Place())
+        """Make the lane states anew from what the claim found; tell which of them cannot go on."""
+        lanes = await claimed_lanes(self.route, self.source, self.board, claim, owned, self.lanes, self._now())
+        for state in lanes.values():
+            if state.error is not None:
+                self._log.error("lane halted", **state.error.as_dict())
+        waiting = lanes_without_target(self.route, self.source, self.target)
+        for lane, state in waiting.items():
             known = self.lanes.get(lane)
-            if known is not None:  # rates and totals of this process go on
-                state.records_total, state.looks, state.bounds = known.records_total, known.looks, known.bounds
-                state.relayed_time_ms, state.quarantined_total = known.relayed_time_ms, known.quarantined_total
-            state.marker_written_s = now_s
-            if errors:
-                state.error, state.state = errors[0], State.HALTED
-                self._log.error("lane halted", **errors[0].as_dict())
-            else:
-                state.place = state.settled
-            lanes[lane] = state
-        split = [lane for lane, state in lanes.items() if state.is_split]
-        for lane, bounds in (await self.source.bounds(split)).items() if split else ():
-            lanes[lane].incarnation = bounds.incarnation
-            lanes[lane].place = lanes[lane].settled
-        self.lanes = lanes | self._lanes_without_target()
-        await self._refuse_across_cut()
-
-    async def _refuse_across_cut(self) -> None:
-        """Halt lanes of which some paths stand beyond a cut of the Kafka log: they would pass over what is new there.
-
-        The relay ended while a write was under way, or while some paths had gone on behind an accepted cut.
-        """
-        for lane, state in self.lanes.items():
-            if state.state is State.HALTED:
-                continue
-            cuts: list[SourceRegressed] = []
-            for place in state.ahead:
-                # From elsewhere, so that the place is sought anew: a source tells its end only once.
-                await self.source.read({lane: state.settled}, 1, 1, 0.0)
-                found = (await self.source.read({lane: place}, 1, 1, _CHECK_S)).get(lane)
-                if found is None:
-                    raise Unreachable(
-                        f"{state.name}: whether its log was cut off could not be asked",
-                        hint="the relay asks again; check that the brokers of the source run and can be reached",
-                    )
-                if isinstance(found, SourceRegressed):
-                    cuts.append(found)
-            if cuts:
-                self._fail(state, _across(state, min(cuts, key=lambda cut: cut.ends_at)))
-
-    def _lanes_without_target(self) -> dict[Lane, LaneState]:
-        """New source lanes that wait for a lane in the target, halted by name: nobody owns them."""
-        route, states = self.route, {}
-        for lane in range(route.source_lanes, route.source_lanes + route.lanes_without_target):
-            state = LaneState(lane, self.source.lane_name(lane), {}, Place(), state=State.HALTED)
-            kafka = f"`kafka-topics.sh --alter --topic {self.target.name} --partitions {lane + 1}`"
-            state.error = TargetTooNarrow(
-                lane,
-                f"new source lane {state.name} has no lane in {self.target.name}, which has {self.target.lanes}",
-                hint=f"add one: {kafka if self.target.shape is Shape.RECORD else 'raise the `count` of the target'}; "
-                "the relay then goes on by itself",
-            )
-            states[lane] = state
-            known = self.lanes.get(lane)
-            if known is None or known.error is None:
+            if state.error is not None and (known is None or known.error is None):
                 self._log.error("lane halted", **state.error.as_dict())
                 self.alarms = [*self.alarms[-99:], state.error.message]
-        return states
-
-    async def _refuse_without_marker(self, missing: set[Lane]) -> None:
-        names = ", ".join(self.source.lane_name(lane) for lane in sorted(missing)[:5])
-        if missing & await self.board.started():
-            raise MarkerLost(
-                f"route {self.route.name!r}: {len(missing)} started lanes have no marker in the target: {names}",
-                hint="the marker was deleted or expired; compare both sides with `crossfade verify`, then start the "
-                "lanes again from the position that it names: `crossfade relay start --from position:...`",
-            )
-        raise NotStarted(
-            f"route {self.route.name!r}: {len(missing)} lanes were never started: {names}",
-            hint=f"start them once: `crossfade relay start {self.route.name}` (it writes the first marker)",
-        )
+        self.lanes = lanes | waiting
+        for state in self.lanes.values():
+            if state.state is not State.HALTED:
+                cut = await cut_between_paths(self.source, state)
+                if cut is not None:
+                    self._fail(state, cut)
 
     async def _copy(self, claim: Claim, generation: int) -> None:
         reading: asyncio.Task[list[Write]] | None = None
@@ -487,65 +408,19 @@ class Copier:
         for lane, accepted in desired.accepted.items():
             async with self._appending:  # what is under way belongs before the loss
                 state = self.lanes.get(int(lane))
-                if state is None or state.error is None or state.state is not State.HALTED:
-                    continue
-                if accepted.error == type(state.error).__name__ and accepted.position == state.settled.position:
+                if state is not None and is_answered(state, accepted):
                     await self._go_on_behind_loss(state)
 
     async def _go_on_behind_loss(self, state: LaneState) -> None:
-        """Find the first place that still continues the lane; the markers move there with the next append."""
-        start = _start_behind(state)
-        if start is None:
-            return  # not a loss of the source: going on anywhere else would copy twice, or overwrite the evidence
-        if start.where is From.POSITION:  # a beginning behind the present end is none
-            last = (await self.source.bounds([state.lane]))[state.lane].last
-            if position_order(last) < position_order(start.value):
-                start = Start(From.POSITION, last) if last else Start(From.EARLIEST)
-        place = (await self.source.begin([state.lane], start))[state.lane]
-        if isinstance(place, LaneError):
-            if type(place) is not type(state.error):  # it has become another loss, to be decided anew
-                state.fail(place, self._now())
-                self._log.error("lane halted", **place.as_dict())
-            return
-        if self.route.pair:  # echoes may be among what is gone: the next one tells where they go on
-            place = with_echoes(place, UNKNOWN, state.settled.echoes)
-        self._log.warning("loss accepted", lane=state.lane, error=type(state.error).__name__, resumes_at=place.position)
-        state.jump(place, state.error.ends_at if isinstance(state.error, SourceRegressed) else -1)
+        """Go on at the first place that still continues the lane; the markers move there with the next append."""
+        place = await place_behind_loss(self.source, self.route.pair, state)
+        if isinstance(place, LaneError):  # it has become another loss, to be decided anew
+            state.fail(place, self._now())
+            self._log.error("lane halted", **place.as_dict())
+        elif place is not None:
+            error = state.error
+            self._log.warning("loss accepted", lane=state.lane, error=type(error).__name__, resumes_at=place.position)
+            state.jump(place, error.ends_at if isinstance(error, SourceRegressed) else -1)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _across(state: LaneState, cut: SourceRegressed) -> LaneError:
-    """What halts a lane whose paths stand on both sides of a cut."""
-    at = state.settled.position
-    if cut.ends_at > (int(at) if at else -1):
-        return cut  # the others are before it: a loss like any other
-    return TargetTorn(
-        state.lane,
-        f"target lanes of {state.name} stand on both sides of a cut: some have gone on behind it, up to {at}, some "
-        f"stand at {cut.position} of before; {cut.message}",
-        hint="compare both sides with `crossfade verify`, and copy the lane anew",
-        position=at,
-    )
-
-
-def _known(claim: Claim, path: Path) -> bool:
-    return path in claim.markers or path in claim.errors
-
-
-def _start_behind(state: LaneState) -> Start | None:
-    """Where to go on behind an accepted loss; None where the error is not about the source."""
-    settled = state.settled
-    if isinstance(state.error, SourceTrimmed | SourceReset):
-        return Start(From.EARLIEST)  # everything that is left is new
-    if isinstance(state.error, SourceDeleted):
-        return Start(From.POSITION, settled.position) if settled.position else Start(From.EARLIEST)
-    if isinstance(state.error, SourceRegressed):
-        if not settled.position or state.error.ends_at == 0:
-            return Start(From.EARLIEST)
-        if state.error.ends_at < 0:
-            return Start(From.POSITION, settled.position)  # ids come from clocks: what is new lies behind
-        # Offsets are given out again: what lies behind the cut is new, whatever its number is.
-        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))
-    return None

@@ -1,0 +1,59 @@
+"""Behind a loss of the source: which decision of an operator answers it, and where the lane goes on then.
+
+Hides what each kind of loss leaves in the source that is new. Invariant: what the target has is not copied again, what
+is new is not passed over, and behind an error that is no loss of the source nothing goes on. Called by `relay.copier`;
+how the paths of the lane move there is `lanes.LaneState.jump`.
+"""
+
+from __future__ import annotations
+
+from ..brokers.protocol import From, Log, Start
+from ..errors import LaneError, SourceDeleted, SourceRegressed, SourceReset, SourceTrimmed
+from ..model.echo import UNKNOWN, with_echoes
+from ..model.position import Place, position_order
+from .documents import AcceptedLoss
+from .lanes import LaneState, State
+
+
+def is_answered(state: LaneState, accepted: AcceptedLoss) -> bool:
+    """Whether the decision is about the error that the lane is halted by, at the position where it stands."""
+    if state.error is None or state.state is not State.HALTED:
+        return False
+    return accepted.error == type(state.error).__name__ and accepted.position == state.settled.position
+
+
+async def place_behind_loss(source: Log, pair: str, state: LaneState) -> Place | LaneError | None:
+    """The first place that still continues the lane; the error that it has become, if another; None = it stays halted.
+
+    `pair`: as in `Route`. Raises Unreachable, AccessRefused.
+    """
+    start = _start_behind(state)
+    if start is None:
+        return None  # not a loss of the source: going on anywhere else would copy twice, or overwrite the evidence
+    if start.where is From.POSITION:  # a beginning behind the present end is none
+        last = (await source.bounds([state.lane]))[state.lane].last
+        if position_order(last) < position_order(start.value):
+            start = Start(From.POSITION, last) if last else Start(From.EARLIEST)
+    place = (await source.begin([state.lane], start))[state.lane]
+    if isinstance(place, LaneError):
+        return None if type(place) is type(state.error) else place
+    if pair:  # echoes may be among what is gone: the next one tells where they go on
+        place = with_echoes(place, UNKNOWN, state.settled.echoes)
+    return place
+
+
+def _start_behind(state: LaneState) -> Start | None:
+    """Where to go on behind an accepted loss; None where the error is not about the source."""
+    settled = state.settled
+    if isinstance(state.error, SourceTrimmed | SourceReset):
+        return Start(From.EARLIEST)  # everything that is left is new
+    if isinstance(state.error, SourceDeleted):
+        return Start(From.POSITION, settled.position) if settled.position else Start(From.EARLIEST)
+    if isinstance(state.error, SourceRegressed):
+        if not settled.position or state.error.ends_at == 0:
+            return Start(From.EARLIEST)
+        if state.error.ends_at < 0:
+            return Start(From.POSITION, settled.position)  # ids come from clocks: what is new lies behind
+        # Offsets are given out again: what lies behind the cut is new, whatever its number is.
+        return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))
+    return None

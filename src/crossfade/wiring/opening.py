@@ -1,0 +1,223 @@
+"""A route with its brokers connected, or its board alone.
+
+Hides which adapter stands for which broker, and who hands out the lanes. Invariant: a route that would copy in a
+circle, or whose lanes do not fit, is refused before anything is written. Called by the commands through `wiring`, and
+by `wiring.split`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from ..brokers.protocol import Assignment, Board, From, Log, Start
+from ..brokers.removal import Remover
+from ..config import Broker, Config, KafkaBroker, RedisBroker, RouteSettings
+from ..config.circles import refuse_loop
+from ..model.mapping import Mapping, mapping_named
+from ..model.record import Lane
+from ..model.route import LaneMap, Route, make_route
+from ..relay.documents import RouteBoard
+from ..relay.pace import Limits
+from ..relay.service import ByHand
+from .discovery import discovered_lanes
+from .settings import kafka_settings, kafka_side, limits_of, redis_settings, redis_side, route_settings
+
+
+@dataclass(frozen=True)
+class OpenRoute:
+    """A route with its brokers connected."""
+
+    route: Route
+    source: Log
+    target: Log
+    mapping: Mapping
+    board: RouteBoard
+    start: Start
+    limits: Limits
+    #: lanes that came after the route was started: they are followed from their beginning
+    new_lanes: tuple[Lane, ...]
+    #: makes what hands out this route's lanes to this process
+    assignment: Callable[[], Assignment]
+
+
+@asynccontextmanager
+async def open_route(
+    config: Config, name: str, *, shard: tuple[int, int] | None = None, instance: str = "crossfade"
+) -> AsyncIterator[OpenRoute]:
+    """Connect both brokers of a route and its board.
+
+    Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused.
+    """
+    settings = route_settings(config, name)
+    refuse_loop(config, name)
+    stream = config.streams[settings.stream]
+    async with AsyncExitStack() as stack:
+        board = _make_board(config.brokers[settings.target])
+        stack.push_async_callback(board.close)
+        routes_board = RouteBoard(board, settings.id)
+        started = await routes_board.started()
+        known = max(started, default=-1) + 1
+        source = await _open_log(stack, config, settings, settings.source, known_lanes=known)
+        target = await _open_log(stack, config, settings, settings.target, source.lanes)
+        mapping = mapping_named(stream.mapping.name, **stream.mapping.options)
+        route = make_route(
+            id=settings.id,
+            name=name,
+            source_identity=source.identity,
+            source_lanes=source.lanes,
+            target_lanes=target.lanes,
+            lane_map=LaneMap(settings.lanes),
+            partitioner=stream.partitioner,
+            mapping_digest=mapping.digest(),
+            first_lanes=await routes_board.first_lanes(),
+            pair=config.routes[pair].id if (pair := config.pair_of(name)) else "",
+        )
+        new_lanes = tuple(lane for lane in range(route.source_lanes) if started and lane not in started)
+        yield OpenRoute(
+            route=route,
+            source=source,
+            target=target,
+            mapping=mapping,
+            board=routes_board,
+            new_lanes=new_lanes,
+            start=Start(From(stream.from_.where), stream.from_.value),
+            limits=limits_of(settings, target.shape, has_gaps=stream.deleted == "count"),
+            assignment=lambda: _make_assignment(
+                config, settings, route, shard, instance, has_new_lanes=bool(new_lanes)
+            ),
+        )
+
+
+@asynccontextmanager
+async def open_board(config: Config, name: str) -> AsyncIterator[RouteBoard]:
+    """The board of one route alone: what status, pause, resume and rate need."""
+    settings = route_settings(config, name)
+    board = _make_board(config.brokers[settings.target])
+    try:
+        yield RouteBoard(board, settings.id)
+    finally:
+        await board.close()
+
+
+def fit_lanes(config: Config, name: str, source_lanes: int, target_lanes: int, first_lanes: int) -> Route:
+    """The route as `open_route` would make it of so many lanes. Raises UsageError, RouteConflict where they do not fit.
+
+    `first_lanes`: how many the source had when the route was first started, 0 = it never was.
+    """
+    settings = route_settings(config, name)
+    return make_route(
+        id=settings.id,
+        name=name,
+        source_identity="",
+        source_lanes=source_lanes,
+        target_lanes=target_lanes,
+        lane_map=LaneMap(settings.lanes),
+        partitioner=config.streams[settings.stream].partitioner,
+        mapping_digest="",
+        first_lanes=first_lanes,
+    )
+
+
+def remover_of(target: Log) -> Remover | None:
+    """What removes single entries from an open target; None where its broker cannot."""
+    if target.kind != "redis":
+        return None
+    from ..brokers.redis.log import RedisLog
+    from ..brokers.redis.removal import RedisRemover
+
+    return RedisRemover(target.nodes, target.stream_keys) if isinstance(target, RedisLog) else None
+
+
+async def _open_log(
+    stack: AsyncExitStack,
+    config: Config,
+    settings: RouteSettings,
+    broker: str,
+    source_lanes: int | None = None,
+    known_lanes: int = 0,
+) -> Log:
+    """The stream of a route on one of its brokers, connected.
+
+    `source_lanes` is given for a target. `known_lanes`: so many are there, whatever is found.
+    """
+    stream = config.streams[settings.stream]
+    side, at = stream.sides[broker], config.brokers[broker]
+    log: Log
+    if isinstance(at, RedisBroker):
+        from ..brokers.redis.log import RedisLog
+
+        redis = redis_side(side)
+        log = RedisLog(
+            redis_settings(at),
+            redis.first_keys(source_lanes or await discovered_lanes(at, redis, known_lanes)),
+            name=redis.name,
+            route=settings.id,
+            deleted=stream.deleted,
+            key_of=redis.key_of if redis.is_discovered and source_lanes is None else None,
+        )
+    else:
+        from ..brokers.kafka.log import KafkaLog
+
+        log = KafkaLog(
+            kafka_settings(at),
+            kafka_side(side).topic,
+            route=settings.id,
+            source_lanes=source_lanes,
+            allow_weak=settings.allow_weak,
+        )
+    stack.push_async_callback(log.close)
+    await log.open()
+    return log
+
+
+def _make_board(at: Broker) -> Board:
+    if isinstance(at, RedisBroker):
+        from ..brokers.redis.board import RedisBoard
+
+        return RedisBoard(redis_settings(at))
+    from ..brokers.kafka.board import KafkaBoard
+
+    return KafkaBoard(kafka_settings(at))
+
+
+def _make_assignment(
+    config: Config,
+    settings: RouteSettings,
+    route: Route,
+    shard: tuple[int, int] | None,
+    instance: str,
+    *,
+    has_new_lanes: bool,
+) -> Assignment:
+    """Lanes by hand where asked; else a Kafka group in the target cluster, else in the source's, else Redis leases."""
+    if shard is not None:
+        return ByHand(route.source_lanes, shard)
+    stream = config.streams[settings.stream]
+    target, source = config.brokers[settings.target], config.brokers[settings.source]
+    if isinstance(target, KafkaBroker):
+        from ..brokers.kafka.group import KafkaGroup
+
+        return KafkaGroup(
+            kafka_settings(target),
+            route=route.id,
+            lanes=route.source_lanes,
+            instance=instance,
+            has_new_lanes=has_new_lanes,
+        )
+    if isinstance(source, KafkaBroker):
+        from ..brokers.kafka.group import KafkaGroup
+
+        side = stream.sides[settings.source]
+        return KafkaGroup(
+            kafka_settings(source),
+            route=route.id,
+            lanes=route.source_lanes,
+            instance=instance,
+            topic=kafka_side(side).topic,
+            has_new_lanes=has_new_lanes,
+        )
+    from ..brokers.redis.lease import RedisLease
+
+    return RedisLease(redis_settings(target), route=route.id, lanes=route.source_lanes, instance=instance)
