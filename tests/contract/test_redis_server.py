@@ -326,6 +326,16 @@ async def test_a_restart_of_the_counters_is_no_loss_when_the_place_is_still_ther
     assert len(rest.rows) == 2
 
 
+async def test_times_are_read_from_ids_as_large_as_they_come(server):
+    log = await server.log(1)
+    ids = [b"0-1", b"7-0", b"%d-3" % PAST, b"18446744073709551615-18446744073709551615"]
+    for entry_id in ids:
+        await server.application.execute_command("XADD", log.stream_keys[0], entry_id, "v", "1")
+    batch = (await log.read({0: Place()}, 10, 1 << 20, 1.0))[0]
+    assert list(batch.positions) == ids
+    assert [time_ms for _, time_ms in batch.rows] == [0, 7, PAST, 2**64 - 1]
+
+
 async def test_a_large_entry_passes_and_small_ones_are_not_starved(server):
     log = await server.log(2)
     places = await log.begin([0, 1], Start())

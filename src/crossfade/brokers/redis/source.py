@@ -14,6 +14,8 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal
 
+import msgspec
+
 from ...errors import (
     LaneError,
     SourceDeleted,
@@ -324,6 +326,8 @@ def _left_out_until(start: Start) -> bytes:
 
 
 _fields_of = itemgetter(1)
+_numbers = msgspec.json.Decoder(list[int])
+_HYPHEN_TO_COMMA = bytes.maketrans(b"-", b",")
 
 
 def _cut(entries: list[Any], read_bytes: int, bytes_max: int) -> tuple[list[Any], int, bool]:
@@ -360,12 +364,5 @@ def _rows(ids: list[bytes], entries: list[Any]) -> Sequence[Row]:
 
 
 def _times(ids: list[bytes]) -> list[int]:
-    """The milliseconds of entry ids; neighbours often share theirs, which are then read once."""
-    times: list[int] = []
-    add, known, time_ms = times.append, b"", 0
-    for entry_id in ids:
-        if not known or not entry_id.startswith(known):
-            head, dash, _ = entry_id.partition(b"-")
-            known, time_ms = head + dash, int(head)
-        add(time_ms)
-    return times
+    """The milliseconds of entry ids: `1-2`, `3-4` read as the list 1,2,3,4."""
+    return _numbers.decode(b"[%b]" % b",".join(ids).translate(_HYPHEN_TO_COMMA))[::2]
