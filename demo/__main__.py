@@ -17,7 +17,7 @@ from rich.markup import escape
 from crossfade.errors import CrossfadeError
 
 from .children import ROOT, Trouble
-from .report import write_json
+from .report import broken_off, write_json
 from .run import Plan, Run
 from .saboteur import KINDS as SABOTAGES
 
@@ -31,7 +31,7 @@ def _arguments() -> argparse.ArgumentParser:
         prog="python -m demo",
         description=__doc__,
         epilog="Exit codes: 0 every judge found a right copy and every fault took effect; 1 not so; 2 wrong usage; "
-        "130 interrupted. The report is build/demo.json.",
+        "130 interrupted. The report is build/demo.json; an interrupted run leaves none.",
     )
     parser.add_argument("--quick", action="store_true", help="one direction, fewer records and faults: under a minute")
     parser.add_argument(
@@ -79,6 +79,8 @@ def _once(options: argparse.Namespace, seed: int, console: Console) -> int:
     sabotage = options.sabotage or ""
     plan = Plan.quick(seed, sabotage) if options.quick else Plan(seed, sabotage=sabotage)
     logs = options.folder / "logs"
+    # However this run ends: what an earlier one proved says nothing about it.
+    options.report.unlink(missing_ok=True)
     try:
         document = Run(plan, options.folder, console).play()
     except KeyboardInterrupt:
@@ -90,6 +92,8 @@ def _once(options: argparse.Namespace, seed: int, console: Console) -> int:
         if hint := getattr(error, "hint", ""):
             console.print(f"hint: {escape(hint)}", highlight=False)
         console.print(f"logs: {logs}", highlight=False)
+        write_json(options.report, broken_off(seed, str(error), sabotage))
+        console.print(f"report: {options.report}", highlight=False)
         return 1
     write_json(options.report, document)
     return _tell(document, options, console)

@@ -26,7 +26,8 @@ class Load:
         self.back: Timeline | None = None
         self.written = 0
         self.lag = 0
-        self.lag_max = {"forward": 0, "back": 0}
+        #: each sample of the lag, by route, from the first record that was written
+        self.lags: dict[str, list[int]] = {"forward": [], "back": []}
         self._was_live = False
         #: called while waiting; each may raise to give up early
         self.watch: list[Callable[[], None]] = []
@@ -92,9 +93,10 @@ class Load:
         self._samples.append((at_s, self.written))
         if self.back is None:
             self.lag = max(0, self.written - seen)
-            self.lag_max["forward"] = max(self.lag_max["forward"], self.lag)
+            if self.written:  # before, there is nothing to be late with
+                self.lags["forward"].append(self.lag)
             return
         self.lag = max(0, self.forward.total - back_seen)
         if self.back.live_from_s and not self._was_live:  # before, it was the backlog that the second half begins with
-            self._was_live, self.lag_max["back"] = True, 0
-        self.lag_max["back"] = max(self.lag_max["back"], self.lag)
+            self._was_live, self.lags["back"] = True, []
+        self.lags["back"].append(self.lag)

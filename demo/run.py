@@ -185,7 +185,7 @@ class Run:
             raise Trouble(f"the relay {direction.route} ended with {code} on SIGTERM, see {relay.log}")
         load.refresh()
         direction.restarts_unasked = relay.deaths_own
-        direction.lag_records_max = load.lag_max[direction.route]
+        direction.lags = list(load.lags[direction.route])
         direction.until_s = direction.until_s or time.time()
         if direction.route == "back":
             direction.latency_from_s = direction.timeline.live_from_s or direction.timeline.totals[0][0]
@@ -271,9 +271,7 @@ class Run:
                     self._say(f"    {line}")
 
     def _conclude(self, directions: list[Direction], left: list[int]) -> dict[str, Any]:
-        problems = [problem for direction in directions for problem in direction.problems()]
-        if left:
-            problems.append(f"processes were left behind: {left}")
+        problems = report.problems_of(directions, left)
         report.print_table(self._console, directions)
         return {
             "version": 1,

@@ -123,13 +123,17 @@ class Timeline:
         return percentiles([ms for _, ms in found]), percentiles(quiet)
 
 
-def percentiles(values: list[float]) -> dict[str, float]:
-    """p50, p95, p99 and max; empty without values."""
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 and max, and of how many values; empty without any."""
     if not values:
         return {}
     ordered = sorted(values)
     found = {name: ordered[min(len(ordered) - 1, int(len(ordered) * part))] for name, part in _PARTS.items()}
-    return {**{name: round(ms, 1) for name, ms in found.items()}, "max": round(ordered[-1], 1), "samples": len(ordered)}
+    return {
+        **{name: round(value, 1) for name, value in found.items()},
+        "max": round(ordered[-1], 1),
+        "samples": len(ordered),
+    }
 
 
 _PARTS = {"p50": 0.50, "p95": 0.95, "p99": 0.99}

@@ -263,6 +263,43 @@ def test_what_other_clients_produced_arrives_as_it_was(workshop: Any, way: str, 
     assert result.source_records == result.records == early + late + 1
 
 
+class _Latin(str):
+    """A header name as clients write it that take names for bytes: nobody on the way to the log checks it."""
+
+    def encode(self, *_: str) -> bytes:
+        return b"caf\xe9"
+
+
+@pytest.mark.parametrize("way", ["kr", "kk"])
+def test_a_header_name_that_is_no_text_puts_its_record_aside(workshop: Any, way: str) -> None:
+    source: KafkaSide = workshop.kafka(2)
+    made: Copy = workshop.copy(source, workshop.side(way[1], 2))
+    producer = KafkaProducer(bootstrap_servers=source.direct["bootstrap.servers"].split(","), acks="all", linger_ms=20)
+    expected: dict[int, list[bytes]] = {0: [], 1: []}
+    for number in range(300):
+        lane, value, headers = number % 2, b"%d" % number, [("h", b"1")] if number % 3 else []
+        if number % 100 == 50:  # in lane 0
+            headers.append((_Latin("cafe"), b"au lait"))
+        else:
+            expected[lane].append(value)
+        producer.send(source.topic, value, b"k", headers, partition=lane)
+    producer.flush(60)
+    producer.close()
+    relay = made.run("--start", by_hand=True)
+    made.wait_drained(records=297)
+    row = made.wait_status(f"{source.topic}[0]", lambda row: row["quarantined"] == 3, "shows the quarantine")
+    assert row["state"] in ("idle", "copying")
+    assert {lane: [_value(row) for row in rows] for lane, rows in made.target.rows().items()} == expected
+    verdict = made.cli("verify")
+    assert verdict.code == 0, verdict.out
+    assert relay.stop() == 0
+
+
+def _value(row: Row) -> bytes:
+    """The value of an oracle's row."""
+    return dict(zip(row[::2], row[1::2], strict=True))[b"value"]
+
+
 @pytest.mark.long
 def test_a_compacted_topic_with_holes_is_copied(workshop: Any) -> None:
     """After the cleaner has been there offsets are missing; what is left is copied, and that is all."""

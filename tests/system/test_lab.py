@@ -188,6 +188,22 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert links["kafka-2"] == "pass"
 
 
+def test_a_topic_comes_back_though_whoever_deleted_it_is_killed(lab: Lab) -> None:
+    lab.create_topic("deleted", 2, {"retention.ms": "600000"})
+    code = """
+import os, signal
+from crossfade.lab import Lab, faults
+from crossfade.lab.admin import KafkaAdmin
+faults._RECREATE_S = 5.0
+KafkaAdmin.create_topic = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Lab.load("system").faults.recreate_topic("deleted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert wait_until(lambda: len(lab.admin.leaders("deleted")) == 2, 60)
+    assert lab.admin.configs_set("deleted")["retention.ms"] == "600000"
+
+
 def test_trimmed_and_recreated_lanes_are_seen_as_such(lab: Lab) -> None:
     lab.create_topic("lost", 1, {"retention.ms": "600000"})
     write(lab, "lost", 50)

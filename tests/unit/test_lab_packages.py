@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from crossfade.lab import packages
-from crossfade.lab.errors import LabUsage, PackageError
+from crossfade.lab import debian, packages
+from crossfade.lab.errors import LabUsage, NotPossibleHere, PackageError
 
 GOOD = b"a jar"
 PIN = packages.Pin("org.example", "thing", "1.2", hashlib.sha256(GOOD).hexdigest())
@@ -102,3 +103,65 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("CROSSFADE_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert packages.home() == tmp_path / "crossfade"
+
+
+# -- which Redis it is
+
+
+def redis_server(path: Path, version: str) -> Path:
+    """A program that says what a redis-server of this version says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=00000000:0 malloc=jemalloc-5.3.0 bits=64'\n")
+    path.chmod(0o755)
+    path.with_name("redis-check-rdb").touch()
+    return path
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A machine whose package and whose PATH have a redis-server of these versions; none where it is empty."""
+    has = {"package": "", "path": ""}
+    monkeypatch.setenv("CROSSFADE_HOME", str(tmp_path / "cache"))
+
+    def unpack(wanted: tuple[str, ...], root: Path, release: str = "") -> None:
+        if not has["package"]:
+            raise PackageError("there is no such package")
+        redis_server(root / "usr/bin/redis-server", has["package"])
+
+    def which(name: str) -> str | None:
+        if name != "redis-server":
+            return f"/usr/bin/{name}"
+        return str(redis_server(tmp_path / "bin/redis-server", has["path"])) if has["path"] else None
+
+    monkeypatch.setattr(debian, "unpack", unpack)
+    monkeypatch.setattr(shutil, "which", which)
+    return has
+
+
+@pytest.mark.parametrize(
+    ("package", "path", "expected"),
+    [("7.0.15", "8.0.2", "cache"), ("6.0.16", "7.2.4", "bin"), ("8.0.2", "7.0.15", "bin"), ("", "7.4.1", "bin")],
+)
+def test_redis7_is_a_redis_7(machine: dict[str, str], tmp_path: Path, package: str, path: str, expected: str) -> None:
+    machine |= {"package": package, "path": path}
+    for _ in range(2):  # unpacked, and found unpacked
+        build = packages.redis_build("redis7", say=lambda words: None)
+        assert build.server.relative_to(tmp_path).parts[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("package", "path", "told"),
+    [
+        ("8.0.2", "", "no Redis 7 server: the distribution's package is version 8.0.2"),
+        ("6.0.16", "17.0.1", "the distribution's package is version 6.0.16; {path} is version 17.0.1"),
+        ("", "6.2.14", "there is no such package; {path} is version 6.2.14"),
+    ],
+)
+def test_another_version_is_refused_by_name(
+    machine: dict[str, str], tmp_path: Path, package: str, path: str, told: str
+) -> None:
+    machine |= {"package": package, "path": path}
+    with pytest.raises(NotPossibleHere) as caught:
+        packages.redis_build("redis7", say=lambda words: None)
+    assert told.format(path=tmp_path / "bin/redis-server") in caught.value.message
+    assert "of version 7 on PATH" in caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from .lab_names import LAB_DEFAULT, LAB_VARIABLE, Name, complete_lab_before_topic
 from .output import output_of
 
 streams_app = typer.Typer()
@@ -19,7 +21,17 @@ streams_app = typer.Typer()
 @streams_app.command()
 def topic(
     context: typer.Context,
-    lab: Annotated[str, typer.Argument(help="The lab's name.")],
+    # As many as are there, so that the topic is the last word: `lab topic orders` and `lab topic default orders`.
+    lab: Annotated[
+        list[str],
+        typer.Argument(
+            default_factory=lambda: [LAB_DEFAULT],
+            show_default=LAB_DEFAULT,
+            envvar=LAB_VARIABLE,
+            help="The lab's name.",
+            autocompletion=complete_lab_before_topic,
+        ),
+    ],
     topic: Annotated[str, typer.Argument(help="Name of the topic.")],
     partitions: Annotated[int, typer.Option(min=1, help="How many lanes it has.")] = 16,
 ) -> None:
@@ -29,14 +41,21 @@ def topic(
     """
     from ..lab.lab import Lab
 
-    Lab.load(lab).create_topic(topic, partitions)
-    output_of(context).note(f"topic {topic} has {partitions} partitions")
+    if len(lab) != 1:
+        raise UsageError(
+            f"{', '.join(lab)}: a topic is created in one lab", hint="crossfade lab topic [LAB] TOPIC: one topic a call"
+        )
+    Lab.load(lab[0]).create_topic(topic, partitions)
+    output = output_of(context)
+    output.note(f"topic {topic} has {partitions} partitions")
+    if output.is_json:
+        output.document({"lab": lab[0], "topic": topic, "partitions": partitions}, "")
 
 
 @streams_app.command()
 def workload(
     context: typer.Context,
-    lab: Annotated[str, typer.Argument(help="The lab's name.")],
+    lab: Name = LAB_DEFAULT,
     pattern: Annotated[
         str, typer.Option(help="Redis stream keys; <lane> stands for 0, 1, 2 ...")
     ] = "msg:stream:<lane>",
@@ -51,6 +70,7 @@ def workload(
     """
     from ..lab.lab import Lab
 
+    output = output_of(context)
     found = Lab.load(lab).env().get("REDIS_URL")
     if found is None:
         raise UsageError(f"lab {lab!r} has no Redis", hint="start one with `crossfade lab up`")
@@ -67,6 +87,9 @@ def workload(
             "--rate",
             str(rate),
         ]
-        code = subprocess.run(command, check=False).returncode
-    if code:
-        raise typer.Exit(code if code > 0 else 1)
+        out = subprocess.PIPE if output.is_json else None
+        done = subprocess.run(command, check=False, stdout=out, text=True)
+    if done.returncode:
+        raise typer.Exit(done.returncode if done.returncode > 0 else 1)
+    if output.is_json:
+        output.document({"lab": lab, **json.loads(done.stdout.splitlines()[-1])}, "")

@@ -48,6 +48,13 @@ class KafkaAdmin:
         except KafkaException:
             return []
 
+    def topics(self, wait_s: float = 2.0) -> list[str]:
+        """The names of the topics, those of Kafka itself left out; empty when no broker answers."""
+        try:
+            return sorted(name for name in self._client.list_topics(timeout=wait_s).topics if not name.startswith("__"))
+        except KafkaException:
+            return []
+
     def wait_brokers(self, count: int, wait_s: float) -> bool:
         """Wait until this many brokers are registered and unfenced."""
         return wait_until(lambda: len(self.brokers()) >= count, wait_s)

@@ -25,6 +25,8 @@ from crossfade.lab.state import Server
 HEAL_AFTER_S = 30.0
 HEAL_AFTER_S_MAX = 3600.0
 _EFFECT_S = 30.0
+#: longer than deleting and creating a topic takes where every request takes as long as it may
+_RECREATE_S = 120.0
 
 
 @dataclass
@@ -225,14 +227,20 @@ class Faults:
         return Fault("trim", f"{topic}/{partition}", None, observed)
 
     def recreate_topic(self, topic: str) -> Fault:
-        """Delete a topic and create it anew with the same partitions and settings.  Observed: `old_id`, `new_id`."""
+        """Delete a topic and create it anew with the same partitions and settings, if need be by the watchdog.
+
+        Observed: `old_id`, `new_id`.  Raises LabError.
+        """
         admin = self.lab.admin
         described = admin.describe(topic)
         settings = admin.configs_set(topic)
         old_id = admin.topic_id(topic)
         partitions = described.partitions
+        shape = heals.TopicShape(partitions=len(partitions), replicas=len(partitions[0].replicas), settings=settings)
+        note = self._note("create", topic, _RECREATE_S, topic=shape)
         admin.delete_topic(topic)
-        admin.create_topic(topic, len(partitions), len(partitions[0].replicas), settings)
+        admin.create_topic(topic, shape.partitions, shape.replicas, shape.settings)
+        heals.take(self.lab.folder, note)
         return Fault("recreate", topic, None, {"old_id": old_id, "new_id": admin.topic_id(topic)})
 
     def recreate_key(self, key: str) -> Fault:
@@ -280,13 +288,20 @@ class Faults:
     def _is_up(self, server: str) -> bool:
         return self.lab.server_answers(server)
 
-    def _note(self, kind: str, subject: str, heal_after_s: float, target: Server | None = None) -> heals.Note:
+    def _note(
+        self,
+        kind: str,
+        subject: str,
+        heal_after_s: float,
+        target: Server | None = None,
+        topic: heals.TopicShape | None = None,
+    ) -> heals.Note:
         if not 0 < heal_after_s <= HEAL_AFTER_S_MAX:
             raise LabUsage(
                 f"heal after {heal_after_s} s is not possible", hint=f"more than 0, at most {HEAL_AFTER_S_MAX}"
             )
         self.lab.ensure_watchdog()
-        note = heals.Note(kind=kind, subject=subject, deadline=time.monotonic() + heal_after_s)
+        note = heals.Note(kind=kind, subject=subject, deadline=time.monotonic() + heal_after_s, topic=topic)
         if target is not None:
             note.pid, note.started_ticks = target.pid, target.started_ticks
         return heals.leave(self.lab.folder, note)

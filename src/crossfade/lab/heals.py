@@ -20,14 +20,23 @@ from crossfade.lab.lab import Lab
 from crossfade.lab.process import Process
 
 
+class TopicShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What a topic is made anew from."""
+
+    partitions: int
+    replicas: int
+    settings: dict[str, str] = {}
+
+
 class Note(msgspec.Struct, kw_only=True):
-    """What to do at the deadline: `thaw` or `start` a server, or `unfill` its disk."""
+    """What to do at the deadline: `thaw` or `start` a server, `unfill` its disk, or `create` a topic anew."""
 
     kind: str
     subject: str
     deadline: float  # on this machine's monotonic clock, which all its processes share
     pid: int = 0
     started_ticks: int = 0
+    topic: TopicShape | None = None
     id: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -70,6 +79,10 @@ def heal(folder: Path, note: Note) -> None:
     elif note.kind == "unfill":
         disk.make_room(Process(note.pid, note.started_ticks))
         Lab(folder).start_server(note.subject, wait=False)  # a broker ends when its disk is full
+    elif note.kind == "create" and note.topic is not None:
+        admin = Lab(folder).admin
+        if not admin.leaders(note.subject):  # whoever deleted it died before it was there again
+            admin.create_topic(note.subject, note.topic.partitions, note.topic.replicas, note.topic.settings)
 
 
 def heal_due(folder: Path, now: float) -> int:

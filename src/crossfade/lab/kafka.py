@@ -21,6 +21,7 @@ from crossfade.lab.secure import EXTRA_LISTENERS, KafkaSecurity
 from crossfade.lab.state import Options, Server, State
 
 BROKER_COUNTS = (1, 3, 5)
+CONTROLLERS = ("combined", "separate")
 FIRST_CONTROLLER_ID = 101
 _FORMAT_TIMEOUT_S = 60
 #: brokers declare a silent peer dead after this; it bounds how long a killed leader is missed
@@ -31,8 +32,9 @@ def check(options: Options) -> None:
     """Refuse shapes that do not exist.  Raises LabUsage."""
     if options.brokers not in (0, *BROKER_COUNTS):
         raise LabUsage(f"--brokers {options.brokers} is not possible", hint="one of: 1, 3, 5, or 0 for no Kafka")
-    if options.controllers not in ("combined", "separate"):
-        raise LabUsage(f"--controllers {options.controllers!r} is not possible", hint="one of: combined, separate")
+    if options.controllers not in CONTROLLERS:
+        known = ", ".join(CONTROLLERS)
+        raise LabUsage(f"--controllers {options.controllers!r} is not possible", hint=f"one of: {known}")
     if options.brokers:
         packages.kafka_pins(options.kafka_version)
 

