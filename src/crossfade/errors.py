@@ -162,6 +162,12 @@ class SourceDeleted(LaneError):
     pass
 
 
+class SourceDamaged(LaneError):
+    """A batch of the source cannot be read; behind it nothing is copied. Another replica may have it whole."""
+
+    kind = Kind.RETRY
+
+
 class TargetTorn(LaneError):
     pass
 

@@ -12,7 +12,7 @@ from kafka_fixture import KafkaBackend, open_kafka_log
 from crossfade.brokers.kafka import KafkaLog, KafkaSettings
 from crossfade.brokers.kafka.cluster import LATEST
 from crossfade.brokers.protocol import Start
-from crossfade.errors import AccessRefused, LaneError, SourceRegressed, SourceReset, Unreachable
+from crossfade.errors import AccessRefused, LaneError, SourceDamaged, SourceRegressed, SourceReset, Unreachable
 from crossfade.model.position import Place
 
 pytestmark = pytest.mark.lab
@@ -38,6 +38,7 @@ async def test_an_open_transaction_that_holds_up_readers_is_named(backend):
         assert time.monotonic() < until
         stuck.poll(0.1)
     assert "open transaction" in found[0]
+    assert "open transaction" in (await log.bounds([0]))[0].held_up
     await backend.write_native(log, 0, [(b"1", b"behind", None, NOW)])
     places = await log.begin([0], Start())
     assert all(not batch.rows for batch in (await log.read(places, 10, 1 << 20, 0.5)).values())
@@ -154,6 +155,59 @@ async def test_a_place_whose_last_record_was_deleted_is_no_loss(backend):
     await backend.write_native(log, 0, [(b"k", b"behind", None, NOW)])
     values, _ = await read_until(await backend.other(log), place)
     assert values == [b"behind"]
+
+
+@pytest.mark.parametrize(
+    ("at", "what"), [(16, "MagicByte"), (66, "CRC32C")], ids=["a format of another time", "a checksum that is wrong"]
+)
+async def test_nothing_is_read_past_a_damaged_batch(backend, lab, at, what):
+    """The client tells of the batch, passes over it and goes on behind; the relay must not."""
+    log = await backend.log(2)
+    for number in range(4):  # a batch each
+        await backend.write_native(log, 0, [(b"k", b"%d" % number, None, NOW)])
+    await backend.write_native(log, 1, [(b"k", b"other", None, NOW)])
+    whole = _copies(lab, f"{log.name}-0")
+    for path, data in whole.items():
+        second = 12 + int.from_bytes(data[8:12], "big")
+        assert int.from_bytes(data[second : second + 8], "big") == 1
+        _overwrite(path, second + at, bytes([data[second + at] ^ 0x55]))
+    places, values, errors = await log.begin([0, 1], Start()), {0: [], 1: []}, []
+    until = time.monotonic() + 30
+    while len(errors) < 3:
+        assert time.monotonic() < until
+        for lane, found in (await log.read(places, 10, 1 << 20, 0.5)).items():
+            if isinstance(found, LaneError):
+                assert lane == 0
+                errors.append(found)
+            else:
+                values[lane] += [row[1] for row in found.rows]
+                places[lane] = found.place
+    assert values == {0: [b"0"], 1: [b"other"]}
+    assert all(isinstance(error, SourceDamaged) and what in error.message for error in errors)
+    for path, data in whole.items():
+        _overwrite(path, 0, data)
+    until = time.monotonic() + 30
+    while len(values[0]) < 4:
+        assert time.monotonic() < until
+        for lane, found in (await log.read(places, 10, 1 << 20, 0.5)).items():
+            if not isinstance(found, LaneError):
+                values[lane] += [row[1] for row in found.rows]
+                places[lane] = found.place
+    assert values[0] == [b"0", b"1", b"2", b"3"]
+
+
+def _copies(lab, partition):
+    """The log of a partition on every broker, with what it holds."""
+    paths = lab.folder.glob(f"data/kafka-*/{partition}/00000000000000000000.log")
+    found = {path: path.read_bytes() for path in paths}
+    assert len(found) == 3
+    return found
+
+
+def _overwrite(path, at, data):
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
 
 
 async def test_a_deleted_topic_halts_its_reader(backend):

@@ -34,6 +34,10 @@ class Bounds:
     incarnation: str
     #: time of the first record in ms since the epoch, -1 = unknown or empty
     first_time_ms: int = -1
+    #: what hides from readers records that are there, behind `last`; "" = nothing. May be so for a moment only
+    held_up: str = ""
+    #: up to this position single records may be gone from between others (XDEL, compaction); "" = none is
+    holes_until: str = ""
 
 
 class From(Enum):
@@ -229,6 +233,10 @@ class VersionConflict(CrossfadeError):
     """The document changed since it was read."""
 
 
+#: a board takes no larger document
+DOCUMENT_BYTES_MAX = 64 << 10
+
+
 class Board(Protocol):
     """Small versioned documents kept on a broker: routes, desired state, heartbeats."""
 
@@ -238,7 +246,8 @@ class Board(Protocol):
 
     async def put(self, name: str, body: bytes, expected_version: int | None = None) -> int:
         """Store and return the new version. With `expected_version` (0 = must not exist) it is a compare-and-set and
-        raises VersionConflict; without, the last writer wins (heartbeats). Bodies are at most 64 KiB."""
+        raises VersionConflict; without, the last writer wins (heartbeats). Raises UsageError where the body has
+        more than DOCUMENT_BYTES_MAX."""
         ...
 
     async def delete(self, name: str) -> None: ...

@@ -148,6 +148,24 @@ class Reject(NamedTuple):
     shape: Shape
 
 
+def portable(row: Row) -> list[Any]:
+    """A row as quarantine keeps it: header names that are no UTF-8 as bytes, which msgpack text could not hold."""
+    out = list(row)
+    if len(out) == 4 and out[2]:
+        out[2] = [
+            [name if _is_text(name) else name.encode("utf-8", "surrogatepass"), content] for name, content in out[2]
+        ]
+    return out
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Mapped(NamedTuple):
     """A batch in the target's shape: `positions[i]` belongs to `rows[i]`, source order kept."""
 

@@ -16,7 +16,16 @@ from typing import Any
 import structlog
 from confluent_kafka import KafkaError
 
-from ...errors import LaneError, SourceRegressed, SourceReset, SourceTrimmed, Unreachable, UsageError
+from ...errors import (
+    AccessRefused,
+    LaneError,
+    SourceDamaged,
+    SourceRegressed,
+    SourceReset,
+    SourceTrimmed,
+    Unreachable,
+    UsageError,
+)
 from ...model.position import Marker, Place, offset_behind
 from ...model.record import Batch, Lane, Path, RecordColumns, Shape, Write
 from ...telemetry import step
@@ -25,10 +34,11 @@ from . import markers, names
 from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, Cluster, TopicFacts, at_time
 from .edges import EdgeReader
+from .failures import DAMAGED
 from .markers import MarkerReader
 from .registry import Registry
 from .settings import KafkaSettings
-from .source import SourceReader, Taken
+from .source import OUT_OF_PLACE, SourceReader, Taken
 from .target import KafkaTarget
 from .threads import HandleThread
 from .writer import fence
@@ -86,6 +96,7 @@ class KafkaLog:
         self._edges = EdgeReader(settings, topic, self._group)
         self._board = KafkaBoard(settings, self.cluster)
         self._first_times: dict[Lane, tuple[str, int, str, int]] = {}
+        self._compacted: bool | None = None
         self._target = KafkaTarget(
             settings, self.cluster, topic, self._edges, self._board, source_lanes, allow_weak=allow_weak
         )
@@ -109,9 +120,11 @@ class KafkaLog:
 
     async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
         """What each lane holds now. Raises Unreachable, AccessRefused."""
-        low, end = await asyncio.gather(
+        low, end, held_up, is_compacted = await asyncio.gather(
             self.cluster.offsets(self.name, lanes, EARLIEST),
             self.cluster.offsets(self.name, lanes, LATEST),
+            self.conditions(lanes),
+            self._is_compacted(),
         )
         incarnation = await self._incarnation()
         firsts = await self._firsts(incarnation, low, end)
@@ -123,9 +136,24 @@ class KafkaLog:
                 length=max(0, end[lane] - low[lane]),
                 incarnation=incarnation,
                 first_time_ms=firsts[lane][1],
+                held_up=held_up.get(lane, ""),
+                holes_until=str(end[lane] - 1) if is_compacted and end[lane] > low[lane] else "",
             )
             for lane in low
         }
+
+    async def _is_compacted(self) -> bool:
+        """Whether the topic was seen to be compacted: asked for once, so a refusal is not asked for again.
+
+        Raises Unreachable.
+        """
+        if self._compacted is None:
+            try:
+                policy = (await self.cluster.config(self.name)).get("cleanup.policy")
+            except AccessRefused:
+                policy = None
+            self._compacted = policy is not None and "compact" in policy.value
+        return self._compacted
 
     async def _firsts(
         self, incarnation: str, low: Mapping[Lane, int], end: Mapping[Lane, int]
@@ -202,7 +230,10 @@ class KafkaLog:
         return outcome
 
     async def conditions(self, lanes: Sequence[Lane]) -> dict[Lane, str]:
-        """Lanes whose readers are held up by an open transaction, with what to say about it."""
+        """Lanes whose readers are held up by an open transaction, with what to say about it.
+
+        The two ends are asked for one beside the other: where others write, they differ for a moment without one.
+        """
         high, stable = await asyncio.gather(
             self.cluster.offsets(self.name, lanes, LATEST, committed=False),
             self.cluster.offsets(self.name, lanes, LATEST),
@@ -266,13 +297,26 @@ class KafkaLog:
             if error is None and not is_cut and offset_behind(place) < bounds[lane].count - bounds[lane].length:
                 reader, thread = self._source()
                 await thread.call(reader.trust, lane, place)
-            elif place.witness and (error is None or isinstance(error, SourceRegressed)):
+            elif error is None and troubled[lane].code() in DAMAGED:
+                error = self._damage(lane, place, troubled[lane])
+            elif place.witness and (isinstance(error, SourceRegressed) or troubled[lane].code() in OUT_OF_PLACE):
                 error = await self._diverged(lane, place, error)
             if error is not None:
                 found[lane] = error
             else:
-                structlog.get_logger("kafka.source").info("seeking again", lane=self.lane_name(lane), at=place.count)
+                structlog.get_logger("kafka.source").info(
+                    "seeking again", lane=self.lane_name(lane), at=place.count, reason=troubled[lane].str()
+                )
         return found
+
+    def _damage(self, lane: Lane, place: Place, trouble: KafkaError) -> SourceDamaged:
+        return SourceDamaged(
+            lane,
+            f"{self.lane_name(lane)}: a batch behind {place.position or 'the start'} cannot be read: {trouble.str()}",
+            hint="let a broker lead whose copy is whole (`kafka-dump-log.sh --files` tells; stop the leader, remove "
+            "its copy of this partition, start it again); the lane then goes on by itself",
+            position=place.position,
+        )
 
     def _out_of_bounds(self, lane: Lane, place: Place, bounds: Bounds) -> LaneError | None:
         low = bounds.count - bounds.length

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ...model.record import Reject, Row, Shape, Write
+from ...model.record import Reject, Row, Shape, Write, portable
 
 #: an upper bound of what a record batch and one record add to key, value and headers
 _BATCH_OVERHEAD_BYTES = 61
@@ -132,11 +132,11 @@ class QuarantineBody(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def quarantine_body(reject: Reject, digest: Any) -> bytes:
     """The msgpack value of a quarantined record; `digest` is a hash constructor."""
-    row = list(reject.row)
-    plain = msgspec.msgpack.encode(QuarantineBody(reject.shape.value, _portable(row)))
+    row = portable(reject.row)
+    plain = msgspec.msgpack.encode(QuarantineBody(reject.shape.value, row))
     if len(plain) <= QUARANTINE_BODY_BYTES_MAX:
         return plain
-    whole = msgspec.msgpack.encode(_portable(row))
+    whole = msgspec.msgpack.encode(row)
     return msgspec.msgpack.encode(
         QuarantineBody(
             reject.shape.value,
@@ -145,20 +145,3 @@ def quarantine_body(reject: Reject, digest: Any) -> bytes:
             size_bytes=len(whole),
         )
     )
-
-
-def _portable(row: list[Any]) -> list[Any]:
-    """Header names that are no UTF-8 travel as bytes: msgpack text could not hold them."""
-    if len(row) == 4 and row[2]:
-        row[2] = [
-            [name if _is_text(name) else name.encode("utf-8", "surrogatepass"), content] for name, content in row[2]
-        ]
-    return row
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -18,13 +18,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from ...model.position import Place, offset_behind
 from ...model.record import Lane
-from .failures import HandleHealth, is_topic_missing, translate
+from .failures import HandleHealth, translate
 from .headers import headers_of
 from .settings import KafkaSettings
 
 _EOF = KafkaError._PARTITION_EOF
 #: trouble of one lane: the place does not exist there (any more, or yet)
-_OUT_OF_PLACE = frozenset(
+OUT_OF_PLACE = frozenset(
     {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._LOG_TRUNCATION, KafkaError._NO_OFFSET}
 )
 _SLICE_MAX = 2000
@@ -108,6 +108,8 @@ class SourceReader:
         self._settings = settings
         settings.track(self._consumer)
         self._cursors: dict[Lane, _Cursor] = {}
+        #: lanes in trouble: what came behind that is not taken, until they are sought anew
+        self._troubled: set[Lane] = set()
         #: newly sought lanes that have not answered yet
         self._fresh: set[Lane] = set()
         #: places whose epoch cannot be checked: the log starts between their last record and them
@@ -167,7 +169,7 @@ class SourceReader:
             [
                 lane
                 for lane, cursor in self._cursors.items()
-                if lane not in after or after[lane].count != cursor.next_offset
+                if lane not in after or after[lane].count != cursor.next_offset or cursor.trouble is not None
             ]
         )
         enter = []
@@ -209,6 +211,7 @@ class SourceReader:
             gone = set(lanes)
             self._held = [message for message in self._held if message.partition() not in gone]
             self._fresh -= gone
+            self._troubled -= gone
             self._consumer.incremental_unassign([TopicPartition(self._topic, lane) for lane in lanes])
             for lane in lanes:
                 del self._cursors[lane]
@@ -282,12 +285,9 @@ class SourceReader:
             messages, size = self._hold_back(messages, records_max, bytes_max)
             runs = _runs(messages)
         self._row_bytes = max(1, (self._row_bytes * 7 + size // max(1, len(messages))) // 8)
-        if any(map(_error_of, messages)):
-            events = [message for message in messages if message.error() is not None]
-            messages = [message for message in messages if message.error() is None]
+        if self._troubled or any(map(_error_of, messages)):
+            messages = self._without_events(messages, taken)
             runs = _runs(messages)
-            for message in events:
-                self._event(message, taken)
         # Columns first: a lane's neighbours come together, and C loops take them apart.
         for lane, mine, value_bytes in runs:
             lot = taken.get(lane)
@@ -305,6 +305,16 @@ class SourceReader:
             lot.last = mine[-1]
         return len(messages), size
 
+    def _without_events(self, messages: list[Any], taken: dict[Lane, Taken]) -> list[Any]:
+        """The records alone; of a lane in trouble those before it, because what it was about is missing behind it."""
+        records = []
+        for message in messages:
+            if message.error() is not None:
+                self._event(message, taken)
+            elif message.partition() not in self._troubled:
+                records.append(message)
+        return records
+
     def _hold_back(self, messages: list[Any], records_max: int, bytes_max: int) -> tuple[list[Any], int]:
         """The first messages, as many as the limits let through and at least one, with their bytes."""
         size = 0
@@ -319,17 +329,18 @@ class SourceReader:
         error, lane = message.error(), message.partition()
         code = error.code()
         cursor = self._cursors.get(lane)
-        if code == _EOF:
-            if cursor is not None:
+        if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise translate(error, f"reading {self._topic}", self.health)
+        if message.topic() is not None and cursor is not None and lane not in self._troubled:
+            if code == _EOF:
                 lot = taken.get(lane)
                 if lot is None:
                     lot = taken[lane] = Taken()
                 lot.eof_at = message.offset()
-        elif cursor is not None and (code in _OUT_OF_PLACE or is_topic_missing(error)):
-            cursor.trouble = error
-        elif code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION):
-            raise translate(error, f"reading {self._topic}", self.health)
-        elif code != KafkaError.GROUP_AUTHORIZATION_FAILED:  # the group is never used: its rights do not matter
+            else:  # whatever it is: the client may have passed over something
+                cursor.trouble = error
+                self._troubled.add(lane)
+        elif code not in (_EOF, KafkaError.GROUP_AUTHORIZATION_FAILED):  # the group is never used
             structlog.get_logger("kafka.source").info("fetch event", topic=self._topic, lane=lane, error=error.str())
 
     def _settle(self, lane: Lane, lot: Taken) -> None:

@@ -51,6 +51,7 @@ class RecordLane:
         self.open: dict[str, dict[int, Row]] = {}
         #: (leader epoch, its first offset), rising
         self.leaders: list[tuple[int, int]] = [(0, 0)]
+        self.is_compacted = False
 
     @property
     def stable_end(self) -> int:
@@ -61,13 +62,16 @@ class RecordLane:
 
     def bounds(self) -> Bounds:
         seen = self.committed[: bisect_left(self.committed, (self.stable_end,))]
+        last = str(self.stable_end - 1) if self.stable_end > self.start else ""
         return Bounds(
             first=str(seen[0][0]) if seen else "",
-            last=str(self.stable_end - 1) if self.stable_end > self.start else "",
+            last=last,
             count=self.stable_end,
             length=self.stable_end - self.start,
             incarnation=self.incarnation,
             first_time_ms=seen[0][1][3] if seen else -1,
+            held_up="an open transaction holds up readers" if self.stable_end < self.end else "",
+            holes_until=last if self.is_compacted else "",
         )
 
     def begin(self, start: Start) -> Place:
@@ -168,6 +172,7 @@ class RecordLane:
     def delete(self, position: int) -> None:
         """As compaction does: the offset stays a gap, which is no loss."""
         self.committed = [stored for stored in self.committed if stored[0] != position]
+        self.is_compacted = True
 
     def recreate(self, incarnation: str) -> None:
         self.__init__(self.lane, incarnation)  # type: ignore[misc]
@@ -225,6 +230,7 @@ class EntryLane:
             length=len(self.entries),
             incarnation=self.birth,
             first_time_ms=first[0] if first else -1,
+            holes_until=_text(self.max_deleted) if self.max_deleted > (0, 0) else "",
         )
 
     def begin(self, start: Start, birth: str) -> Place:
