@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import msgspec
 
+from crossfade.brokers.redis.packing import VALUES_MAX
 from crossfade.cli import init
 from crossfade.cli.main import COMMANDS, load_command, run
 from crossfade.config import (
@@ -111,12 +112,21 @@ These variables stand for a flag, or for a setting that belongs to a host and no
 ## Secrets
 
 Any text may hold `${{env:NAME}}` and `${{file:PATH}}`; a relative path starts at the folder of the configuration.
-Nothing else is expanded. Inside `{{ }}` YAML wants quotes around a reference. Passwords, and properties that hold a
-reference, are read again at each connect: a rotated secret is picked up without a restart. They appear in no log and
-no error. User and password may also stand in a Redis URL; the keys beside it win. An empty secret is a mistake; a
-Redis user who has no password is named by the key `username` alone.
+Nothing else is expanded. Inside `{{ }}` YAML wants quotes around a reference. Secrets appear in no log and no error.
+User and password may also stand in a Redis URL; the keys beside it win. An empty secret is a mistake; a Redis user who
+has no password is named by the key `username` alone.
 
 A literal is kept secret where its key says that it is one (`password`, `secret`, `*.pem`).
+
+A running relay takes up what changed in a file; the variables of a process do not change.
+
+| changed in a file | when a running relay takes it up |
+|---|---|
+| passwords of Redis and its Sentinels, files under `tls` | at the next connect |
+| `sasl.password` of Kafka, and with it `sasl.username` | when a broker refuses the old ones |
+| anything else, such as certificates and keys of Kafka, or the client secret of OAUTHBEARER | restart the relay |
+
+How to change a password without a stop: [security.md](security.md#changing-a-password).
 
 ## Durations, times and names
 
@@ -153,6 +163,8 @@ def _mappings() -> str:
         mapping = mapping_named(name)
         options = ", ".join(f"`{option}`" for option in getattr(mapping, "options", ()))
         rows.append(f"| `{name}` | {options} | {'; '.join(mapping.drops) or 'nothing'} |")
+    widest = f"An entry of more than {VALUES_MAX // 2:,} fields is not written to Redis, whatever the mapping:"
+    rows += ["", f"{widest} it goes to quarantine."]
     return "\n".join(rows) + "\n"
 
 

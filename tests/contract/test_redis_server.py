@@ -19,6 +19,7 @@ from crossfade.brokers.removal import Removal
 from crossfade.errors import (
     AccessRefused,
     Fenced,
+    Indeterminate,
     SourceDeleted,
     TargetFull,
     TargetReset,
@@ -284,6 +285,20 @@ async def test_state_that_vanished_fences(server):
         await log.append(taken, [write([2], [PAST])])
     assert len(await there(server, log)) == 1
     assert (await claim(log)).markers == {}
+
+
+async def test_behind_another_marker_than_the_one_left_nothing_is_written(server):
+    """The claim stands, but its last write does not: a server that lost it must get it again, not the next one."""
+    log = await server.log(1)
+    taken = await claim(log)
+    await log.append(taken, [write([1], [PAST])])
+    key = state_key(log.stream_keys[0])
+    before = await server.application.hget(key, "m:0")
+    await log.append(taken, [write([2], [PAST])])
+    await server.application.hset(key, "m:0", before)
+    with pytest.raises(Indeterminate):
+        await log.append(taken, [write([3], [PAST])])
+    assert len(await there(server, log)) == 2
 
 
 async def test_markers_can_be_read_without_a_claim(server):

@@ -263,7 +263,6 @@ def test_tokens_of_an_identity_provider_are_renewed_while_the_relay_runs(
     endpoint.stop()
 
 
-@pytest.mark.long
 def test_a_password_changes_while_the_relay_runs(
     workshop: Any, lab: Lab, tmp_path: Path, properties: Callable[[str], dict[str, str]]
 ) -> None:
@@ -291,6 +290,32 @@ def test_a_password_changes_while_the_relay_runs(
         assert relay.stop() == 0
     finally:
         change(old)
+
+
+def test_a_redis_password_changes_while_the_relay_runs(workshop: Any, lab: Lab, tmp_path: Path) -> None:
+    """The user has both passwords for a moment; the file says the new one, and every connection logs in anew."""
+    users, old, new = [f"rotated-{secrets.token_hex(3)}" for _ in range(2)], *(secrets.token_hex(8) for _ in range(2))
+    ends = [SecureRedis(lab, tmp_path, user, old) for user in users]
+    workshop.sides += ends
+    admin = ends[0].client
+    for user in users:
+        admin.execute_command("ACL", "SETUSER", user, "on", f">{old}", "~*", "+@all")
+    made = workshop.copy(*ends)
+    made.source.write_numbers(0, range(_RECORDS))
+    relay = made.run("--start")
+    made.wait_drained()
+    try:
+        for user in users:
+            admin.execute_command("ACL", "SETUSER", user, f">{new}")
+            (tmp_path / f"{user}.password").write_text(new + "\n")
+            admin.execute_command("ACL", "SETUSER", user, f"<{old}")
+            assert admin.execute_command("CLIENT", "KILL", "USER", user) > 0
+        made.source.write_numbers(1, range(_RECORDS))
+        made.wait_drained()
+        assert made.check().source_records == 2 * _RECORDS
+        assert relay.stop() == 0
+    finally:
+        admin.execute_command("ACL", "DELUSER", *users)
 
 
 # -- the least rights -------------------------------------------------------------------------------------------------

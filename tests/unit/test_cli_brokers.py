@@ -227,6 +227,23 @@ def test_lanes_that_do_not_fit_fail_in_the_words_of_start(brokers: Brokers, caps
     assert "guarantee: none as things are: route.lanes failed\n" in shown
 
 
+def test_more_target_lanes_than_markers_have_room_for_fail(
+    brokers: Brokers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = "source: old, target: new"
+    Path("crossfade.yaml").write_text(
+        CONFIG.replace(forward, f"{forward}, lanes: by-key").replace(", reverse_of: forward", "")
+    )
+    brokers.new.lanes = 64
+    assert run(["doctor", "forward"]) == 3
+    shown = capsys.readouterr().out
+    assert "FAIL     route.lanes  route 'forward' maps each source lane to 64 target lanes" in shown
+    assert "partitions, or set `lanes: one-to-one` on the route\n" in shown
+    brokers.new.lanes = 24
+    run(["doctor", "forward"])
+    assert "ok       route.lanes  16 source lanes, 24 target lanes, by-key" in capsys.readouterr().out
+
+
 def test_lanes_that_came_after_the_start_only_wait(brokers: Brokers, capsys: pytest.CaptureFixture[str]) -> None:
     brokers.new.lanes, brokers.board.started_lanes = 8, 8
     assert run(["doctor", "forward"]) == 0

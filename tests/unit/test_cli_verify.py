@@ -83,7 +83,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         made.broker.stream(name, LANES, Shape.RECORD)
 
     @asynccontextmanager
-    async def open_route(config: Config, name: str, *, instance: str) -> AsyncIterator[SimpleNamespace]:
+    async def open_route(
+        config: Config, name: str, *, instance: str, copies: bool = True
+    ) -> AsyncIterator[SimpleNamespace]:
         ends = [MemoryLog(made.broker, end, LANES, Shape.RECORD) for end in ("a", "b")]
         for end in ends:
             await end.open()

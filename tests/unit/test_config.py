@@ -35,6 +35,8 @@ brokers:
     mode: cluster
     tls: {ca: certs/ca.pem, cert: certs/client.pem, verify: false}
     request_timeout_s: 2
+    read: replicated
+    memory_bytes_max: 4000000000
   new:
     kind: kafka
     properties:
@@ -94,6 +96,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert redis.url == "rediss://10.0.0.1:7000,10.0.0.2:7001/0"
     assert redis.urls == ("rediss://10.0.0.1:7000/0", "rediss://10.0.0.2:7001/0")
     assert (redis.username, redis.mode, redis.request_timeout_s) == ("relay", "cluster", 2.0)
+    assert (redis.read, redis.memory_bytes_max) == ("replicated", 4_000_000_000)
     assert redis.password is not None
     assert redis.password.get() == "p@ss"
     assert redis.tls is not None
@@ -316,6 +319,8 @@ def test_the_schema_takes_what_the_reader_takes() -> None:
         ("bootstrap.servers:", "bootstrap.server:"),
         ("from: {time:", "from: {tim:"),
         ("verify: false", "verify: 3"),
+        ("read: replicated", "read: replica"),
+        ("memory_bytes_max: 4000000000", "memory_bytes_max: -1"),
     ],
 )
 def test_the_schema_refuses_what_the_reader_refuses(tmp_path: Path, old: str, new: str) -> None:

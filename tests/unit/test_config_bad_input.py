@@ -42,7 +42,7 @@ def changed(old: str, new: str) -> str:
 
 BROKER_KEYS = (
     "one of kind, url, username, password, mode, sentinel_master, sentinel_username, sentinel_password, tls, "
-    "request_timeout_s, server_id"
+    "request_timeout_s, server_id, read, memory_bytes_max"
 )
 ROUTE_KEYS = (
     "one of id, stream, source, target, lanes, reverse_of, batch_records, batch_size_bytes_max, commit_interval_ms, "
@@ -83,6 +83,21 @@ ONE_MISTAKE = [
         'did you mean "count"?',
     ),
     # wrong types and values
+    (
+        "kind: redis,",
+        "kind: redis, read: replica,",
+        'F:3: brokers.old.read: found "replica", expected one of at_once, replicated; did you mean "replicated"?',
+    ),
+    (
+        "kind: redis,",
+        "kind: redis, memory_bytes_max: 4GB,",
+        'F:3: brokers.old.memory_bytes_max: found "4GB", expected a whole number, 0 or more',
+    ),
+    (
+        "kind: redis,",
+        "kind: redis, memory_bytes_max: -1,",
+        "F:3: brokers.old.memory_bytes_max: found -1, expected a whole number, 0 or more",
+    ),
     ("version: 1", "version: 2", "F:1: version: found 2, expected 1"),
     (
         "count: 16",

@@ -4,7 +4,7 @@ import pytest
 
 from crossfade.brokers.kafka import markers
 from crossfade.brokers.kafka.tail import LaneExtent, PathTail, origin_of, resolve
-from crossfade.errors import GuaranteeRefused, TargetReset, TargetTorn
+from crossfade.errors import GuaranteeRefused, RouteConflict, TargetReset, TargetTorn
 from crossfade.model.position import Marker, Place
 from crossfade.model.wire import Origin, encode_marker, encode_origin
 
@@ -183,6 +183,13 @@ def test_one_marker_of_several_target_lanes_says_which():
     given = {(3, 7): marker(1, 1)}
     text = markers.encode(given, is_alone=False)
     assert markers.decode(text, 3, [(3, 5), (3, 7)]) == given
+
+
+def test_a_lane_that_has_more_target_lanes_than_before_is_another_route():
+    text = markers.encode({(3, 0): marker(1, 1)}, is_alone=True)
+    with pytest.raises(RouteConflict, match="source lane 3 was copied into one target lane before") as told:
+        markers.decode(text, 3, [(3, 0), (3, 1), (3, 2)])
+    assert told.value.hint == "use the configuration that the route was started with, or start a new route"
 
 
 def test_too_many_target_lanes_are_refused_by_name():

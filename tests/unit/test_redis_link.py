@@ -90,6 +90,86 @@ async def test_silence_ends_the_connection_for_all():
             await link.call([("PING",)])
 
 
+async def dripping(address, reply, step_bytes, commands=1):
+    """What a link makes of a reply that comes so many bytes every 20 ms; also how long it took."""
+    link = await connect(settings_for(address), address)
+    began_s = asyncio.get_running_loop().time()
+    future = link.send(pack([("SLOW",)] * commands), commands)
+
+    async def drip():
+        for at in range(0, len(reply), step_bytes):
+            await asyncio.sleep(0.02)
+            link.data_received(reply[at : at + step_bytes])
+
+    dripper = asyncio.create_task(drip())
+    try:
+        return await link.wait(future), asyncio.get_running_loop().time() - began_s
+    except LinkLost as error:
+        assert not link.is_open
+        return str(error), asyncio.get_running_loop().time() - began_s
+    finally:
+        dripper.cancel()
+        link.abort("done")
+
+
+def silent(command):
+    return b"" if command[0] == b"SLOW" else polite(command)
+
+
+async def test_an_answer_that_comes_slowly_is_waited_for_however_long_it_takes():
+    async with server(silent) as (address, _):
+        replies, took_s = await dripping(address, b"$60000\r\n" + b"x" * 60_000 + b"\r\n", 2_000)
+    assert replies == [b"x" * 60_000]
+    assert took_s > 0.6  # request_timeout_s is 0.3
+
+
+async def test_silence_counts_from_the_last_byte():
+    async with server(silent) as (address, _):
+        said, took_s = await dripping(address, b"$60000\r\n" + b"x" * 20_000, 2_000)
+    assert "stopped in an answer" in said
+    assert 0.5 < took_s < 1.5
+
+
+async def test_an_answer_that_drips_for_ever_is_given_up():
+    async with server(silent) as (address, _):
+        said, took_s = await dripping(address, b"$60000\r\n" + b"x" * 900, 1)
+    assert "too little came" in said
+    assert took_s < 1.0
+
+
+async def test_what_comes_for_another_caller_keeps_the_link_alive():
+    async with server(silent) as (address, _):
+        replies, took_s = await dripping(address, (b"$9000\r\n" + b"x" * 9000 + b"\r\n") * 4, 1_000, commands=4)
+    assert replies == [b"x" * 9000] * 4
+    assert took_s > 0.6
+
+
+async def test_an_answer_far_larger_than_was_asked_for_is_given_up():
+    async with server(silent) as (address, _):
+        link = await connect(settings_for(address), address)
+        link.data_received(b"")
+        future = link.send(pack([("SLOW",), ("SLOW",)]), 2, bytes_max=2 << 20)
+        link.data_received(b"$1048576\r\n" + b"x" * (1 << 20) + b"\r\n$9999999\r\n" + b"x" * 500_000)
+        assert link.is_open
+        link.data_received(b"x" * 600_000)
+        with pytest.raises(LinkLost, match="over 2 MB"):
+            await link.wait(future)
+
+
+async def test_a_caller_that_is_cancelled_leaves_the_link_to_the_others():
+    async with server(silent) as (address, _):
+        link = await connect(settings_for(address), address)
+        mine, theirs = link.send(pack([("SLOW",)]), 1), link.send(pack([("SLOW",)]), 1)
+        waiting = asyncio.create_task(link.wait(mine))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        link.data_received(b":1\r\n:2\r\n")
+        assert await link.wait(theirs) == [2]
+        link.abort("done")
+
+
 async def test_a_closed_connection_fails_what_waits():
     async with server(lambda command: None if command[0] == b"DIE" else polite(command)) as (address, _):
         link = await connect(settings_for(address), address)

@@ -63,3 +63,93 @@ def test_no_lane_waits_for_ever_and_no_read_is_larger_than_its_limit(lanes, reco
         for lane in lanes:
             waited[lane] = 0 if lane in shares or lane in paused else waited[lane] + 1
     assert max(waited.values()) <= 20
+
+
+def asked(pacing, lanes=(0,), records_max=16_000):
+    """What the next read asks of each lane."""
+    return {lane: records for lane, (records, _) in pacing.deal(list(lanes), records_max, BYTES).items()}
+
+
+def used_to_small_entries():
+    """A lane with a backlog of 500 bytes each."""
+    pacing = Pacing()
+    for _ in range(10):
+        records = asked(pacing)[0]
+        pacing.observe(0, records, 500 * records, at_end=False)
+    return pacing
+
+
+def test_a_read_that_failed_is_asked_for_smaller_until_it_is_one_record():
+    pacing, counts = used_to_small_entries(), []
+    for _ in range(5):
+        counts.append(asked(pacing)[0])
+        pacing.failed([0])
+    assert counts == [16_000, 1_000, 62, 3, 1]
+    assert asked(pacing)[0] == 1  # and never none
+
+
+def test_a_lane_grows_again_after_success_alone_and_by_what_its_entries_weigh_now():
+    pacing = used_to_small_entries()
+    for _ in range(6):
+        asked(pacing)
+        pacing.failed([0])
+    assert [asked(pacing)[0] for _ in range(3)] == [1, 1, 1]  # asking is no success
+    pacing.observe(0, 1, 1 << 20, at_end=False)
+    assert 1 <= asked(pacing)[0] <= 2  # a read is 1 MB after so many failures
+    for _ in range(200):
+        records = asked(pacing)[0]
+        pacing.observe(0, records, records << 20, at_end=False)
+    assert asked(pacing)[0] == 65  # 64 MB, and the one that is cut
+
+
+def test_a_failure_concerns_the_lanes_that_were_asked_and_the_bytes_of_all():
+    pacing = Pacing()
+    for _ in range(10):
+        read(pacing, [0, 1], 16_000, {0, 1})
+    pacing.deal([0], 16_000, BYTES)
+    pacing.failed([0])
+    shares = pacing.deal([0, 1], 16_000, BYTES)
+    assert shares[0][0] < 1_001 < shares[1][0]
+    assert sum(size_bytes for _, size_bytes in shares.values()) == BYTES // 4
+    for _ in range(40):
+        shares = read(pacing, [0, 1], 16_000, {0, 1})
+    assert shares == {0: (8_000, BYTES // 2), 1: (8_000, BYTES // 2)}
+
+
+def test_a_lane_that_nothing_is_known_of_is_asked_for_little_and_one_that_was_looked_at_for_what_fits():
+    pacing = Pacing()
+    assert asked(pacing, [100]) == {100: 8}
+    assert asked(pacing, [101, 102]) == {101: 4, 102: 4}
+    pacing.guess(1, 700)
+    pacing.guess(2, 4 << 20)
+    assert asked(pacing, range(16)) == dict.fromkeys(range(16), 1) | {1: 64, 2: 2}
+    pacing.observe(1, 64, 64 * 500, at_end=False)
+    pacing.guess(1, 4 << 20)  # what was read says more
+    assert asked(pacing, range(16))[1] == 256
+
+
+def test_far_more_than_was_asked_for_is_too_much_but_not_where_one_record_is_asked():
+    pacing = used_to_small_entries()
+    shares = pacing.deal([0], 16_000, BYTES)
+    assert 4 * BYTES <= pacing.excess_bytes(shares) <= 5 * BYTES
+    assert pacing.excess_bytes(pacing.deal([0], 1, 1)) == 0
+    # what is known to be large is no excess: its share is one entry, three come beside it
+    pacing.observe(0, 1, 1 << 30, at_end=False)
+    pacing.guess(1, 1 << 30)
+    shares = pacing.deal([0, 1], 16_000, BYTES)
+    shares[1] = (2, shares[1][1])
+    assert pacing.excess_bytes(shares) > 9 << 30
+
+
+def test_on_a_slow_line_a_read_is_as_large_as_comes_in_two_seconds():
+    pacing, took_s = used_to_small_entries(), []
+    for _ in range(100):
+        records = asked(pacing)[0]
+        pacing.observe(0, records, 500 * records, at_end=False)
+        took_s.append(500 * records / 1.25e6)  # 10 Mbit/s
+        pacing.lasted(500 * records, took_s[-1])
+    assert took_s[0] > 6
+    assert 1.9 < max(took_s[1:]) < 2.2
+    for _ in range(100):
+        pacing.lasted(500 * asked(pacing)[0], 0.1)
+    assert asked(pacing)[0] == 16_000

@@ -129,6 +129,15 @@ def test_an_account_may_select_the_databases_of_all_its_routes(tmp_path: Path, n
     assert ("+select" in line.split()) == any(numbers)
 
 
+def test_only_a_source_that_waits_for_its_replicas_gets_the_right_to(tmp_path: Path) -> None:
+    text = _FILE.replace("old: {kind: redis,", "old: {kind: redis, read: replicated,", 1)
+    for name, waits in (("forward", True), ("back", False)):
+        rights = wiring.least_rights(config(tmp_path, text), [name])
+        (line,) = next(each.commands for each in rights if each.brokers == ["old"])
+        assert ("+wait" in line.split()) == waits
+        assert line.count("+info ") == 1
+
+
 def test_addresses_are_quoted_for_the_shell(tmp_path: Path) -> None:
     text = _FILE.replace("127.0.0.1:1", "[::1]:1, h:2").replace("redis://[::1]:1, h:2", "redis://127.0.0.1:1")
     _, kafka = wiring.least_rights(config(tmp_path, text), ["forward"])

@@ -192,5 +192,5 @@ async def _audit_here(part: Part, pipe: BinaryIO) -> AuditReport:
             kept_s, told.lanes = time.monotonic(), now.state()["lanes"]
         _send(pipe, "progress", told)
 
-    async with wiring.open_route(config, part.route, instance="verify") as opened:
+    async with wiring.open_route(config, part.route, instance="verify", copies=False) as opened:
         return await audit_opened(opened, part.lanes, part.scope, part.state, tell, part.parts)

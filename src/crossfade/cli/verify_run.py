@@ -35,7 +35,7 @@ async def audit_route(
     from .. import wiring
     from ..model.route import LaneMap
 
-    async with wiring.open_route(config, name, instance="verify") as opened:
+    async with wiring.open_route(config, name, instance="verify", copies=False) as opened:
         by_key = opened.route.lane_map is LaneMap.BY_KEY
         if by_key and (scope.lanes is not None or store.is_kept):
             raise UsageError(

@@ -77,6 +77,14 @@ class RedisBroker(msgspec.Struct, frozen=True, kw_only=True):
     server_id: Annotated[
         str, NameText(), says("names this service in markers; set it before its addresses change, not after")
     ] = ""
+    read: Annotated[
+        Literal["at_once", "replicated"],
+        says("as a source: copy entries at once, or only when all replicas have them (it needs one at least)"),
+    ] = "at_once"
+    memory_bytes_max: Annotated[
+        int,
+        says("as a target: wait while a server uses more bytes of memory than this; 0 leaves it to maxmemory", ge=0),
+    ] = 0
 
     @property
     def urls(self) -> tuple[str, ...]:

@@ -44,7 +44,10 @@ async def _open_inspector(config: Config, settings: RouteSettings, broker: str, 
 
         redis = redis_side(side)
         inspector: Inspector = RedisInspector(
-            redis_settings(at), redis.first_keys(lanes or await discovered_lanes(at, redis, 0))
+            redis_settings(at),
+            redis.first_keys(lanes or await discovered_lanes(at, redis, 0)),
+            read=at.read,
+            memory_bytes_max=at.memory_bytes_max,
         )
     else:
         inspector = kafka_inspector(config, settings, at, kafka_side(side))

@@ -44,10 +44,16 @@ class OpenRoute:
 
 @asynccontextmanager
 async def open_route(
-    config: Config, name: str, *, shard: tuple[int, int] | None = None, instance: str = "crossfade"
+    config: Config,
+    name: str,
+    *,
+    shard: tuple[int, int] | None = None,
+    instance: str = "crossfade",
+    copies: bool = True,
 ) -> AsyncIterator[OpenRoute]:
     """Connect both brokers of a route and its board.
 
+    `copies`: False = it is only compared, which writes nothing and so cannot wait for replicas of the source.
     Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused.
     """
     settings = route_settings(config, name)
@@ -59,7 +65,7 @@ async def open_route(
         routes_board = RouteBoard(board, settings.id)
         started = await routes_board.started()
         known = max(started, default=-1) + 1
-        source = await _open_log(stack, config, settings, settings.source, known_lanes=known)
+        source = await _open_log(stack, config, settings, settings.source, known_lanes=known, copies=copies)
         target = await _open_log(stack, config, settings, settings.target, source.lanes)
         mapping = mapping_named(stream.mapping.name, **stream.mapping.options)
         route = make_route(
@@ -74,6 +80,8 @@ async def open_route(
             first_lanes=await routes_board.first_lanes(),
             pair=config.routes[pair].id if (pair := config.pair_of(name)) else "",
         )
+        if copies and not started:
+            _refuse_crowded(config, settings, route)
         new_lanes = tuple(lane for lane in range(route.source_lanes) if started and lane not in started)
         yield OpenRoute(
             route=route,
@@ -102,12 +110,14 @@ async def open_board(config: Config, name: str) -> AsyncIterator[RouteBoard]:
 
 
 def fit_lanes(config: Config, name: str, source_lanes: int, target_lanes: int, first_lanes: int) -> Route:
-    """The route as `open_route` would make it of so many lanes. Raises UsageError, RouteConflict where they do not fit.
+    """The route as `open_route` would make it of so many lanes.
+
+    Raises UsageError, RouteConflict, GuaranteeRefused where they do not fit.
 
     `first_lanes`: how many the source had when the route was first started, 0 = it never was.
     """
     settings = route_settings(config, name)
-    return make_route(
+    route = make_route(
         id=settings.id,
         name=name,
         source_identity="",
@@ -118,6 +128,16 @@ def fit_lanes(config: Config, name: str, source_lanes: int, target_lanes: int, f
         mapping_digest="",
         first_lanes=first_lanes,
     )
+    _refuse_crowded(config, settings, route)
+    return route
+
+
+def _refuse_crowded(config: Config, settings: RouteSettings, route: Route) -> None:
+    """Refuse more target lanes for a source lane than a Kafka target can keep markers of. Raises GuaranteeRefused."""
+    if isinstance(config.brokers[settings.target], KafkaBroker):
+        from ..brokers.kafka.room import refuse_crowded
+
+        refuse_crowded(route, config.brokers[settings.source].kind)
 
 
 def remover_of(target: Log) -> Remover | None:
@@ -137,6 +157,7 @@ async def _open_log(
     broker: str,
     source_lanes: int | None = None,
     known_lanes: int = 0,
+    copies: bool = True,
 ) -> Log:
     """The stream of a route on one of its brokers, connected.
 
@@ -144,6 +165,7 @@ async def _open_log(
     """
     stream = config.streams[settings.stream]
     side, at = stream.sides[broker], config.brokers[broker]
+    is_source = source_lanes is None
     log: Log
     if isinstance(at, RedisBroker):
         from ..brokers.redis.log import RedisLog
@@ -155,7 +177,9 @@ async def _open_log(
             name=redis.name,
             route=settings.id,
             deleted=stream.deleted,
-            key_of=redis.key_of if redis.is_discovered and source_lanes is None else None,
+            read=at.read if is_source and copies else "at_once",
+            memory_bytes_max=0 if is_source else at.memory_bytes_max,
+            key_of=redis.key_of if redis.is_discovered and is_source else None,
         )
     else:
         from ..brokers.kafka.log import KafkaLog

@@ -34,6 +34,7 @@ def least_rights(config: Config, names: Sequence[str]) -> list[Rights]:
     found: dict[tuple[object, ...], Rights] = {}
     patterns: dict[tuple[object, ...], dict[str, list[str]]] = {}
     databases: dict[tuple[object, ...], RedisSettings] = {}
+    waiting: set[tuple[object, ...]] = set()
     for name in names:
         settings = route_settings(config, name)
         for broker, role in ((settings.source, "source"), (settings.target, "target")):
@@ -49,7 +50,9 @@ def least_rights(config: Config, names: Sequence[str]) -> list[Rights]:
                 rights = found.setdefault(who, Rights([], [], []))
                 # One line for all databases of the account: any but the first needs a right of its own.
                 widest = databases[who] = max(redis, databases.get(who, redis), key=lambda each: each.db)
-                rights.commands = [acl_line(widest, roles)]
+                if role == "source" and at.read == "replicated":
+                    waiting.add(who)
+                rights.commands = [acl_line(widest, roles, replicated=who in waiting)]
             else:
                 kafka = kafka_settings(at)
                 rights = found.setdefault((kafka.bootstrap, kafka.principal), Rights([], [], []))

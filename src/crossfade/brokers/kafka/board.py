@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from ...errors import Fenced, Indeterminate, Unreachable, UsageError
-from ..protocol import Document, VersionConflict
+from ..protocol import DOCUMENT_BYTES_MAX, Document, VersionConflict
 from . import names
 from .cluster import LATEST, Cluster
 from .failures import HandleHealth, translate
@@ -23,7 +23,6 @@ from .settings import RETRY_BACKOFF_MS, KafkaSettings
 from .threads import HandleThread
 from .writer import Note, Writer
 
-_BODY_BYTES_MAX = 65_536
 _TRIES = 12
 _READ_S = 10.0
 _WRITE_S = 10.0
@@ -52,8 +51,10 @@ class KafkaBoard:
 
     async def put(self, name: str, body: bytes, expected_version: int | None = None) -> int:
         """Store a document (see `Board.put`). Raises VersionConflict, UsageError, Unreachable, AccessRefused."""
-        if len(body) > _BODY_BYTES_MAX:
-            raise UsageError(f"document {name} has {len(body)} bytes; the board takes 64 KiB")
+        if len(body) > DOCUMENT_BYTES_MAX:
+            raise UsageError(
+                f"the document {name!r} has {len(body)} bytes; at most {DOCUMENT_BYTES_MAX} fit", hint="make it smaller"
+            )
         await self._prepare()
         if expected_version is not None:
             return await self._compare_and_set(name, body, expected_version)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from ...errors import GuaranteeRefused, Indeterminate, UsageError, invariant
+from ...errors import GuaranteeRefused, Indeterminate, RouteConflict, UsageError
 from ...model.position import Marker, Place
 from ...model.record import Lane, Path
 from ...model.wire import MARKER_UNITS_MAX, decode_marker, encode_marker
@@ -74,17 +74,25 @@ def encode(markers: Mapping[Path, Marker], *, is_alone: bool) -> str:
         raise GuaranteeRefused(
             f"source lane {next(iter(markers))[0]} has {len(markers)} target lanes: their markers need {units} "
             f"characters, Kafka stores {MARKER_UNITS_MAX}",
-            hint="map fewer target lanes to one source lane",
+            hint="start a new route into a topic of fewer partitions, or with `lanes: one-to-one`",
         )
     return text
 
 
 def decode(text: str, lane: Lane, paths: Iterable[Path]) -> dict[Path, Marker]:
-    """The markers in the metadata of source lane `lane`. Raises UsageError for a newer format."""
+    """The markers in the metadata of source lane `lane`.
+
+    Raises UsageError for a newer format, RouteConflict where the lane had one target lane and has more now.
+    """
     mine = [path for path in paths if path[0] == lane]
     if not text.startswith(_MANY):
-        invariant(len(mine) == 1, "a single marker belongs to a source lane with one target lane")
-        return {mine[0]: decode_marker(text)}
+        marker = decode_marker(text)
+        if len(mine) != 1:
+            raise RouteConflict(
+                f"source lane {lane} was copied into one target lane before, now the route maps it to {len(mine)}",
+                hint="use the configuration that the route was started with, or start a new route",
+            )
+        return {mine[0]: marker}
     shared, rows = msgspec.json.decode(text.partition(";")[2], type=tuple[_Shared, list[_One]])
     return {
         (lane, one.target_lane): Marker(

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ...errors import BrokerError, Indeterminate, Unreachable, UsageError
-from ..protocol import Document, VersionConflict
+from ..protocol import DOCUMENT_BYTES_MAX, Document, VersionConflict
 from .broker import MemoryBroker
 from .faults import Crash, Outcome
-
-BODY_BYTES_MAX = 65_536
 
 _T = TypeVar("_T")
 
@@ -35,8 +33,8 @@ class MemoryBoard:
 
     async def put(self, name: str, body: bytes, expected_version: int | None = None) -> int:
         """Store and return the new version. Raises VersionConflict, UsageError (too large), Indeterminate."""
-        if len(body) > BODY_BYTES_MAX:
-            raise UsageError(f"the document {name!r} has {len(body)} bytes; at most {BODY_BYTES_MAX} fit")
+        if len(body) > DOCUMENT_BYTES_MAX:
+            raise UsageError(f"the document {name!r} has {len(body)} bytes; at most {DOCUMENT_BYTES_MAX} fit")
 
         def store() -> int:
             found = self._broker.documents.get(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import Indeterminate, UsageError
-from ..protocol import Document, VersionConflict
+from ..protocol import DOCUMENT_BYTES_MAX, Document, VersionConflict
 from .keys import BOARD_KEY
 from .link import Command, LinkLost
 from .nodes import Nodes, call_key
@@ -17,7 +17,6 @@ from .replies import check, code_of, is_error
 from .scripts import script
 from .settings import RedisSettings
 
-BODY_BYTES_MAX = 64 << 10
 _VERSIONS_FIELD = b"\0versions"
 _SCAN_COUNT = 200
 
@@ -52,9 +51,9 @@ class RedisBoard:
     async def put(self, name: str, body: bytes, expected_version: int | None = None) -> int:
         """Store and return the new version. Raises VersionConflict, UsageError, Indeterminate, Unreachable,
         AccessRefused."""
-        if len(body) > BODY_BYTES_MAX:
+        if len(body) > DOCUMENT_BYTES_MAX:
             raise UsageError(
-                f"the document {name!r} has {len(body)} bytes; at most {BODY_BYTES_MAX} fit", hint="make it smaller"
+                f"the document {name!r} has {len(body)} bytes; at most {DOCUMENT_BYTES_MAX} fit", hint="make it smaller"
             )
         expected = "" if expected_version is None else str(expected_version)
         verdict, version = await self._run(name, expected, body)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import UsageError
 from ..protocol import Finding, Level, route_of_document
@@ -33,8 +33,18 @@ _HOUR_S = 3600.0
 class RedisInspector:
     """Asks about the servers behind one stream."""
 
-    def __init__(self, settings: RedisSettings, stream_keys: Sequence[str | bytes]) -> None:
+    def __init__(
+        self,
+        settings: RedisSettings,
+        stream_keys: Sequence[str | bytes],
+        *,
+        read: Literal["at_once", "replicated"] = "at_once",
+        memory_bytes_max: int = 0,
+    ) -> None:
+        """`read`, `memory_bytes_max`: how the relay is told to use it, see `RedisLog`."""
         self.settings = settings
+        self._read = read
+        self._memory_bytes_max = memory_bytes_max
         self.stream_keys = [key.encode() if isinstance(key, str) else key for key in stream_keys]
         self.lanes = len(self.stream_keys)
         self.oldest_s: float | None = None
@@ -97,9 +107,9 @@ class RedisInspector:
             findings = [
                 _version(info),
                 _eviction(info),
-                _memory(info, role),
+                _memory(info, role, self._memory_bytes_max if role == "target" else 0),
                 _persistence(info, config, role),
-                _replicas(info, config),
+                _replicas(info, config, waits=role == "source" and self._read == "replicated"),
             ]
         findings.append(_clock(clock))
         findings.append(await self._rights(link, role, user))
@@ -110,7 +120,7 @@ class RedisInspector:
         return findings
 
     async def _rights(self, link: Link, role: str, user: Any) -> Finding:
-        rights = rights_of(role, self.settings)
+        rights = rights_of(role, self.settings, replicated=self._read == "replicated")
         if is_error(user):
             return _rights_unknown(f"ACL WHOAMI: {user}")
         own = b"crossfade:lane:{" + self.stream_keys[0] + b"}"
@@ -199,8 +209,11 @@ def _eviction(info: dict[str, str]) -> Finding:
     return Finding("redis.eviction", Level.OK, "maxmemory-policy noeviction")
 
 
-def _memory(info: dict[str, str], role: str) -> Finding:
+def _memory(info: dict[str, str], role: str, budget: int) -> Finding:
     used = int(info.get("used_memory", "0"))
+    if budget and used > budget:
+        fix = "nothing is written until it uses less: trim it, or raise memory_bytes_max"
+        return Finding("redis.maxmemory", Level.FAIL, f"{used} bytes used, memory_bytes_max is {budget}", fix)
     limit, kind = int(info.get("maxmemory", "0")), "maxmemory"
     if not limit:
         limit, kind = int(info.get("total_system_memory", "0")), "the machine's memory (maxmemory is not set)"
@@ -234,12 +247,15 @@ def _persistence(info: dict[str, str], config: dict[str, str], role: str) -> Fin
     return Finding(check_name, Level.WARN, found, fix)
 
 
-def _replicas(info: dict[str, str], config: dict[str, str]) -> Finding:
+def _replicas(info: dict[str, str], config: dict[str, str], *, waits: bool) -> Finding:
     replicas = int(info.get("connected_slaves", "0"))
     needed = config.get("min-replicas-to-write") or config.get("min-slaves-to-write")
     found = f"{info.get('role', 'unknown role')}, {replicas} replicas, min-replicas-to-write {needed or 'not told'}"
     if info.get("role") == "slave":
         return Finding("redis.replicas", Level.FAIL, found, "point the url at the primary, or set mode: sentinel")
+    if not replicas and waits:
+        fix = "attach a replica, or set read: at_once: with read: replicated nothing is copied without one"
+        return Finding("redis.replicas", Level.FAIL, found, fix)
     if not replicas:
         return Finding("redis.replicas", Level.WARN, found, "without a replica, losing this server loses the stream")
     if needed in ("0", None):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import hiredis
@@ -25,11 +26,13 @@ Command: TypeAlias = tuple[Argument, ...]
 _UNSENT_BYTES_MAX = 1 << 20
 #: room for unparsed replies that is kept; at the default of 16 KiB it would be made anew for every reply
 _KEPT_BYTES = 4 << 20
+#: an answer that comes in slower than this for longer than `timeout_s` will never end
+_SLOWEST_BYTES_S = 4 << 10
 _NOT_YET = object()
 
 
 class LinkLost(Exception):
-    """The connection ended, or an answer did not come in time; what was sent may or may not have been done."""
+    """The connection ended, or fell silent before an answer; what was sent may or may not have been done."""
 
 
 def pack(commands: Iterable[Command]) -> bytes:
@@ -51,6 +54,17 @@ class Replies(list[Any]):
         self.sizes_bytes = list(sizes_bytes)
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """What was asked for by one `send`."""
+
+    future: asyncio.Future[Replies]
+    expected: int
+    bytes_max: int
+    got: Replies = field(default_factory=Replies)
+    got_bytes: int = 0
+
+
 class Link(asyncio.Protocol):
     """A connection; make one with `connect`."""
 
@@ -61,9 +75,12 @@ class Link(asyncio.Protocol):
         self.scripts: set[str] = set()
         self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
         self._reader.setmaxbuf(_KEPT_BYTES)
-        self._waiting: deque[tuple[asyncio.Future[Replies], int, Replies]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         #: bytes that came behind the last whole reply
         self._unparsed_bytes = 0
+        #: how much ever came, and when the last of it: `time()` of the loop
+        self._heard_bytes = 0
+        self._heard_s = 0.0
         self._transport: asyncio.Transport | None = None
         self._can_send = asyncio.Event()
         self._can_send.set()
@@ -74,14 +91,17 @@ class Link(asyncio.Protocol):
         """False for ever after the connection ended."""
         return self._transport is not None and not self._lost
 
-    def send(self, packed: bytes, replies: int) -> asyncio.Future[Replies]:
-        """Send packed commands at once; the future gives their `replies` or raises LinkLost."""
+    def send(self, packed: bytes, replies: int, bytes_max: int = 0) -> asyncio.Future[Replies]:
+        """Send packed commands at once; the future gives their `replies` or raises LinkLost.
+
+        The link is given up where more than `bytes_max` bytes come for them (0 = any number).
+        """
         future: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
         if not self.is_open or self._transport is None:
             future.set_exception(LinkLost(self._lost or "not connected"))
             future.exception()  # a caller may give up before it looks
             return future
-        self._waiting.append((future, replies, Replies()))
+        self._waiting.append(_Waiting(future, replies, bytes_max))
         self._transport.write(packed)
         return future
 
@@ -96,18 +116,33 @@ class Link(asyncio.Protocol):
             self.abort(f"{self.address} took no data for {self.timeout_s:g} s")
             raise LinkLost(self._lost) from None
 
-    async def wait(self, future: asyncio.Future[Replies], extra_s: float = 0.0) -> Replies:
-        """The replies of `send`. Raises LinkLost, also when they take longer than `timeout_s` + `extra_s`."""
-        try:
-            async with asyncio.timeout(self.timeout_s + extra_s):
-                return await asyncio.shield(future)
-        except TimeoutError:
-            self.abort(f"{self.address} did not answer within {self.timeout_s + extra_s:g} s")
-            raise LinkLost(self._lost) from None
+    async def wait(self, future: asyncio.Future[Replies]) -> Replies:
+        """The replies of `send`. Raises LinkLost, also when nothing comes for `timeout_s`.
 
-    async def call(self, commands: Sequence[Command], extra_s: float = 0.0) -> list[Any]:
+        Whatever comes counts, however long the whole takes: a large answer over a slow line is no silence, and as
+        answers keep their order, what comes for another caller brings ours nearer.
+        """
+        if future.done():
+            return future.result()
+        loop = asyncio.get_running_loop()
+        began_s, before_bytes = loop.time(), self._heard_bytes
+        heard_bytes, until_s = 0, began_s + self.timeout_s
+        while (left_s := until_s - loop.time()) > 0:
+            await asyncio.wait((future,), timeout=left_s)
+            if future.done():
+                return future.result()
+            heard_bytes = self._heard_bytes - before_bytes
+            alive_s = min(max(began_s, self._heard_s), began_s + heard_bytes / _SLOWEST_BYTES_S)
+            until_s = alive_s + self.timeout_s
+        if heard_bytes:
+            self.abort(f"{self.address} stopped in an answer: too little came for {self.timeout_s:g} s")
+        else:
+            self.abort(f"{self.address} did not answer within {self.timeout_s:g} s")
+        raise LinkLost(self._lost)
+
+    async def call(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands and wait for their replies. Raises LinkLost."""
-        return await self.wait(self.send(pack(commands), len(commands)), extra_s)
+        return await self.wait(self.send(pack(commands), len(commands)))
 
     def abort(self, reason: str) -> None:
         """Close at once; everything that waits raises LinkLost."""
@@ -125,22 +160,27 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader, waiting = self._reader, self._waiting
+        self._heard_s = asyncio.get_running_loop().time()
+        self._heard_bytes += len(data)
         try:
             reader.feed(data)
             self._unparsed_bytes += len(data)
             while waiting:
+                asked = waiting[0]
                 reply = reader.gets()
                 if reply is _NOT_YET:
+                    if asked.bytes_max and asked.got_bytes + self._unparsed_bytes > asked.bytes_max:
+                        self.abort(f"{self.address} sent over {asked.bytes_max >> 20} MB in an answer, far too much")
                     return
-                future, expected, got = waiting[0]
+                got, unread = asked.got, reader.len()
                 got.append(reply)
-                unread = reader.len()
                 got.sizes_bytes.append(self._unparsed_bytes - unread)
+                asked.got_bytes += self._unparsed_bytes - unread
                 self._unparsed_bytes = unread
-                if len(got) == expected:
+                if len(got) == asked.expected:
                     waiting.popleft()
-                    if not future.done():
-                        future.set_result(got)
+                    if not asked.future.done():
+                        asked.future.set_result(got)
         except hiredis.ProtocolError as error:
             self.abort(f"{self.address} does not speak the Redis protocol: {error}")
 
@@ -158,7 +198,7 @@ class Link(asyncio.Protocol):
             self._lost = reason
         self._can_send.set()
         while self._waiting:
-            future, _, _ = self._waiting.popleft()
+            future = self._waiting.popleft().future
             if not future.done():
                 future.set_exception(LinkLost(self._lost))
                 # a caller that was cancelled meanwhile never looks at it

@@ -38,10 +38,12 @@ class Looker:
         self._keys = stream_keys
 
     async def look(
-        self, lanes: Sequence[Lane], ranges: Mapping[Lane, Range]
+        self, lanes: Sequence[Lane], ranges: Mapping[Lane, Range], bytes_max: int = 0
     ) -> dict[Lane, tuple[Look, list[Any], int]]:
         """One atomic look at each lane, the entries of the asked range, and about how many bytes came for them.
 
+        These bytes count the first and the last entry of the stream too. More than `bytes_max` from one node are not
+        waited for (0 = any number): then, as with a silent node, the link is lost.
         Raises Unreachable, AccessRefused.
         """
         commands: dict[Lane, list[Command]] = {}
@@ -55,7 +57,7 @@ class Looker:
                 ("XINFO", "GROUPS", key),
                 ("EXEC",),
             ]
-        replies, histories = await self.call(commands, "reading")
+        replies, histories = await self.call(commands, "reading", bytes_max)
         return {
             lane: (*self._parse(lane, replies[lane], histories[lane]), sum(replies[lane].sizes_bytes)) for lane in lanes
         }
@@ -89,7 +91,7 @@ class Looker:
         return look, entries or []
 
     async def call(
-        self, commands: Mapping[Lane, Sequence[Command]], doing: str
+        self, commands: Mapping[Lane, Sequence[Command]], doing: str, bytes_max: int = 0
     ) -> tuple[dict[Lane, Replies], dict[Lane, str]]:
         """Commands of several lanes, one pipeline a node; and each node's history. Raises Unreachable."""
         lanes = list(commands)
@@ -99,7 +101,7 @@ class Looker:
             mine = [lanes[index] for index in indexes]
             packed = [pack_one(("INFO", "replication"))]
             packed += [pack_one(command) for lane in mine for command in commands[lane]]
-            flights.append((link, mine, link.send(b"".join(packed), len(packed))))
+            flights.append((link, mine, link.send(b"".join(packed), len(packed), bytes_max)))
         replies: dict[Lane, Replies] = {}
         histories: dict[Lane, str] = {}
         for link, mine, future in flights:

@@ -19,7 +19,7 @@ import hiredis
 import msgspec
 
 from ...model.position import Place, position_order, position_text
-from ...model.record import EntryColumns, Reject, Row, Shape
+from ...model.record import EntryColumns, Reject, Row, Shape, portable
 
 #: names and values of one record: Lua's `unpack` fails a little below 8,000, and `xf` takes two
 VALUES_MAX = 7_800
@@ -132,7 +132,7 @@ def _reason(row: Row) -> str:
 def pack_reject(reject: Reject) -> tuple[bytes, bytes, bytes, bytes]:
     """ARGV[7...] of one reject: position, reason, shape, row (msgpack)."""
     position, reason, shape = position_text(reject.position), reject.reason, reject.shape.value
-    return position.encode(), reason.encode(errors="replace"), shape.encode(), _pack(reject.row)
+    return position.encode(), reason.encode(errors="replace"), shape.encode(), _pack(portable(reject.row))
 
 
 def chunks(

@@ -61,6 +61,13 @@ _SOURCE = (
     Right("hscan", ("HSCAN", "OWN", "0"), _UNINSTALL),
     Right("xgroup|destroy", ("XGROUP", "DESTROY", "KEY", "crossfade.x"), _UNINSTALL),
 )
+#: without any of these `read: replicated` copies nothing
+_REPLICATED = (
+    Right("info", ("INFO",)),
+    Right("wait", ("WAIT", "0", "1")),
+    Right("xgroup|create", ("XGROUP", "CREATE", "KEY", "crossfade.x", "$")),
+    Right("xgroup|setid", ("XGROUP", "SETID", "KEY", "crossfade.x", "$")),
+)
 _TARGET = (
     Right("script|load", ("SCRIPT", "LOAD", "return 1")),
     Right("evalsha", ("EVALSHA", "0" * 40, "1", "OWN")),
@@ -86,10 +93,13 @@ _TARGET = (
 )
 
 
-def rights_of(role: str, settings: RedisSettings) -> tuple[Right, ...]:
-    """What Crossfade needs as "source" or "target"."""
+def rights_of(role: str, settings: RedisSettings, *, replicated: bool = False) -> tuple[Right, ...]:
+    """What Crossfade needs as "source" or "target"; `replicated`: as a source with `read: replicated`."""
     own = _SOURCE if role == "source" else _TARGET
-    return _CONNECTION + (_CLUSTER if settings.mode == "cluster" else ()) + (_DATABASE if settings.db else ()) + own
+    needed = _REPLICATED if replicated and role == "source" else ()
+    names = {right.name for right in needed}
+    listed = _CONNECTION + (_CLUSTER if settings.mode == "cluster" else ()) + (_DATABASE if settings.db else ()) + own
+    return (*(right for right in listed if right.name not in names), *needed)
 
 
 def account_of(settings: RedisSettings) -> str:
@@ -97,14 +107,15 @@ def account_of(settings: RedisSettings) -> str:
     return settings.username if settings.username not in ("", "default") else ACCOUNT
 
 
-def acl_line(settings: RedisSettings, patterns: Mapping[str, Sequence[str]]) -> str:
+def acl_line(settings: RedisSettings, patterns: Mapping[str, Sequence[str]], *, replicated: bool = False) -> str:
     """An ACL user with exactly these rights, to be pasted on every node: ACLs are not replicated.
 
     `patterns`: those of the stream keys, by role. One line for all roles: it takes away what the user had before.
     """
-    rights = dict.fromkeys(f"+{right.name}" for role in patterns for right in rights_of(role, settings))
+    listed = [right for role in patterns for right in rights_of(role, settings, replicated=replicated)]
+    rights = dict.fromkeys(f"+{right.name}" for right in listed)
     own = f"~{OWN_KEYS}" if "target" in patterns else f"{_READ_ONLY}~{OWN_KEYS}"
-    keys = dict.fromkeys(f"~{pattern}" for listed in patterns.values() for pattern in listed)
+    keys = dict.fromkeys(f"~{pattern}" for each in patterns.values() for pattern in each)
     words = " ".join([*keys, own, *rights])
     return f"ACL SETUSER {account_of(settings)} on >PASSWORD resetkeys resetchannels -@all {words}"
 

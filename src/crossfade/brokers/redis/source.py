@@ -31,12 +31,13 @@ from ...telemetry import step
 from ..protocol import Bounds, From, Start
 from .births import Births
 from .keys import quarantine_key
-from .link import Command, LinkLost
+from .link import Command
 from .looking import Looker, Range, digest_of
-from .nodes import Nodes, unreachable
+from .nodes import Nodes
 from .pacing import Pacing
 from .reckoning import Fault, Look, Verdict, digest_in, judge, witness_text
-from .replies import check, info_fields, pairs
+from .replicas import wait_for_replicas
+from .replies import check, pairs
 
 #: an idle lane is looked at this often, at first and at most
 POLL_S_MIN = 0.002
@@ -94,7 +95,8 @@ class Source:
         looks = await self._looker.look(lanes, {lane: Range(b"+", 0, reverse=True) for lane in lanes})
         result = {}
         for lane in lanes:
-            look, _, _ = looks[lane]
+            look, _, ends_bytes = looks[lane]
+            self._pacing.guess(lane, ends_bytes)
             if not look.is_stream:
                 # something is there, so that an audit reads on and is told what
                 result[lane] = Bounds(first="", last="", count=0, length=1, incarnation="")
@@ -106,6 +108,7 @@ class Source:
                 length=look.length,
                 incarnation=self._births.present(lane, look),
                 first_time_ms=int(look.first.partition("-")[0]) if look.first else -1,
+                holes_until="" if look.max_deleted == "0-0" else look.max_deleted,
             )
         return result
 
@@ -128,6 +131,8 @@ class Source:
         births = await self._births.give(lanes)
         # the last entry that the start leaves out, and the counters, in one look
         looks = await self._looker.look(lanes, {lane: Range(until, 1, reverse=True) for lane in lanes})
+        for lane, (_, _, ends_bytes) in looks.items():
+            self._pacing.guess(lane, ends_bytes)
         return {
             lane: self._begin_place(lane, start, birth, *looks[lane][:2])
             if isinstance(birth, str)
@@ -200,7 +205,16 @@ class Source:
             lane: Range((after[lane].position or "-").encode(), records + 1, reverse=False)
             for lane, (records, _) in shares.items()
         }
-        looks = await self._looker.look(list(shares), ranges)
+        asked = list(shares)
+        # Asked for before the read: a link that is lost meanwhile must not be replaced by one to a new primary.
+        links = await self._nodes.by_link([self._keys[lane] for lane in asked]) if self._replicated else {}
+        began_s = time.monotonic()
+        try:
+            looks = await self._looker.look(asked, ranges, self._pacing.excess_bytes(shares))
+        except Unreachable:
+            self._pacing.failed(asked)  # whatever it was: where it was not too much, a small read costs little
+            raise
+        self._pacing.lasted(sum(read_bytes for _, _, read_bytes in looks.values()), time.monotonic() - began_s)
         outcomes: dict[Lane, Batch | LaneError] = {}
         self._turn += 1
         lanes = sorted(shares)
@@ -213,8 +227,10 @@ class Source:
             if outcome is not None:
                 outcomes[lane] = outcome
                 records_max -= len(outcome.rows) if isinstance(outcome, Batch) else 0
-        if self._replicated:
-            outcomes = await self._confirmed(outcomes, after)
+        for link, indexes in links.items():
+            read = [asked[index] for index in indexes if _has_rows(outcomes.get(asked[index]))]
+            if read:  # one key will do: what was read of the others stands before its write too
+                await wait_for_replicas(self._nodes, link, self._keys[read[0]], after[read[0]])
         await self._births.follow(after)
         return outcomes
 
@@ -269,43 +285,16 @@ class Source:
             lost_records=verdict.lost_records,
         )
 
-    # replicas --------------------------------------------------------------------------------------------------------
-
-    async def _confirmed(
-        self, outcomes: dict[Lane, Batch | LaneError], after: Mapping[Lane, Place]
-    ) -> dict[Lane, Batch | LaneError]:
-        """Hold everything back until all replicas have what was read: WAIT vouches for what stands before an own write
-        of this connection, so the birth group is written first. Raises Unreachable, AccessRefused."""
-        lanes = [lane for lane, outcome in outcomes.items() if isinstance(outcome, Batch) and outcome.rows]
-        for link, indexes in (await self._nodes.by_link([self._keys[lane] for lane in lanes])).items():
-            place = after[lanes[indexes[0]]]
-            key = self._keys[lanes[indexes[0]]]
-            if not place.incarnation:
-                raise UsageError(
-                    "read: replicated needs a birth group on the source", hint="grant +xgroup, or set read: at_once"
-                )
-            write: Command = ("XGROUP", "SETID", key, place.incarnation, place.position or "0-0")
-            try:
-                info, _ = await link.call([("INFO", "replication"), write])
-                replicas = int(info_fields(check(info, "reading the replicas")).get("connected_slaves", "0"))
-                timeout_ms = int(link.timeout_s * 500)
-                (acked,) = await link.call([("WAIT", max(1, replicas), timeout_ms)])
-            except LinkLost as error:
-                self._nodes.distrust()
-                raise unreachable(error, "waiting for the replicas") from error
-            if check(acked, "waiting for the replicas") < max(1, replicas):
-                raise Unreachable(
-                    f"only {acked} of {max(1, replicas)} replicas of {link.address} have what was read",
-                    hint="read: replicated waits for them; attach a replica or set read: at_once",
-                )
-        return outcomes
-
     def _name(self, lane: Lane) -> str:
         return self._keys[lane].decode(errors="replace")
 
 
+def _has_rows(outcome: Batch | LaneError | None) -> bool:
+    return isinstance(outcome, Batch) and bool(outcome.rows)
+
+
 def _is_news(outcome: Batch | LaneError) -> bool:
-    return not isinstance(outcome, Batch) or bool(outcome.rows)
+    return isinstance(outcome, LaneError) or _has_rows(outcome)
 
 
 def _left_out_until(start: Start) -> bytes:

@@ -74,7 +74,7 @@ class Target:
         if path is None:
             raise InvariantBroken(f"path {write.path} belongs to the claim")
         if full:
-            return TargetFull(write.path[0], full, hint="trim the target, give it memory, or raise the budget")
+            return TargetFull(write.path[0], full, hint="trim the target, or raise memory_bytes_max of the broker")
         taken, refused = refuse(write.positions, write.rows)
         rejects = [*write.rejects, *refused]
         if len(rejects) > write.quarantine_left:
