@@ -47,8 +47,8 @@ demo: setup ## copy live streams both ways under faults, and prove it; SABOTAGE=
 demo-repeat: setup ## the demo N times, each with a new seed
 	$(BIN)/python -m demo --repeat $(N)
 
-mutants: setup ## put named faults into our own code: each must turn a test red
-	$(BIN)/python -m tests.mutants
+mutants: setup ## put named faults into our own code, also on real brokers: each must turn a test red
+	$(BIN)/python -m tests.mutants --lab
 
 bench: setup ## Crossfade beside public tools on the same data, ratios in build/bench.json: at most 20 minutes
 	$(BIN)/python -m bench

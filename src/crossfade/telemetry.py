@@ -1,8 +1,9 @@
 """Structured logs and named steps.
 
-A step is a point in a protocol where a crash matters. `step()` costs one dict lookup when nothing listens; it names the
-log lines, and `CROSSFADE_KILL_AT=relay.append.sent:3` makes the process kill -9 itself at the third passing of a step,
-which is how the crash matrix visits every one of them in real processes.
+A step is a point in a protocol where a crash matters. `step()` costs an assignment when nothing listens. Warnings and
+errors name the last step that the process has passed (`last_step`), and `CROSSFADE_KILL_AT=relay.append.sent:3` makes
+it kill -9 itself at the third passing of a step, which is how the crash matrix visits every one of them in real
+processes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ import sys
 
 import structlog
 
+#: log levels whose lines name the last step
+_TELLS_STEP = frozenset({"warning", "error", "exception", "critical"})
 #: step name -> passings left before this process kills itself
 _KILL_AT: dict[str, int] = {}
+#: of the whole process: with several routes, whichever of them passed one last
+_last_step = ""
 
 
 def arm_kill(spec: str) -> None:
@@ -26,10 +31,19 @@ def arm_kill(spec: str) -> None:
 
 def step(name: str) -> None:
     """Pass a named step. Kills the process (SIGKILL) where the crash matrix armed it."""
+    global _last_step
+    _last_step = name
     if _KILL_AT and name in _KILL_AT:
         _KILL_AT[name] -= 1
         if _KILL_AT[name] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def add_last_step(_logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A structlog processor: warnings and errors say where in its protocols the process was."""
+    if _last_step and method in _TELLS_STEP:
+        event["last_step"] = _last_step
+    return event
 
 
 def _wants_colors() -> bool:
@@ -46,6 +60,7 @@ def setup_logging(*, json: bool, level: str = "info") -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            add_last_step,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             renderer,

@@ -6,13 +6,14 @@ import time
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaException, Producer
 from kafka_copy import NOW, Copy, keys
 from kafka_fixture import KafkaBackend
 
 from crossfade.brokers.kafka import KafkaLog, KafkaSettings, names, tail
 from crossfade.brokers.kafka import markers as kafka_markers
 from crossfade.brokers.kafka.edges import EdgeReader
+from crossfade.brokers.kafka.writer import Writer
 from crossfade.brokers.protocol import Appended
 from crossfade.errors import Fenced, GuaranteeRefused, Indeterminate, RouteConflict, TargetReset, TargetTorn
 from crossfade.model.position import Place
@@ -43,6 +44,41 @@ def write_relayed(properties, topic, route, ordinals, lane=0, epoch=1):
         origin = encode_origin(Origin(route, lane, str(n - 1), n, epoch))
         producer.produce(topic, b"v", b"%d" % (n - 1), lane, headers=[(XF, origin)])
     assert producer.flush(20) == 0
+
+
+def halted_append(copy, first, count):
+    """An append of a relay that stands still behind its records; what is left of it, to be called later."""
+    claim, producer = copy.claim, copy.claim.writer._producer
+    last, offsets = first + count - 1, []
+    producer.begin_transaction()
+    for n in range(first, first + count):
+        origin = encode_origin(Origin(copy.route, 0, str(n), n + 1, claim.epoch))
+        producer.produce(
+            copy.log.name,
+            b"v",
+            b"%d" % n,
+            0,
+            lambda _, message: offsets.append(message.offset()),
+            headers=[(XF, origin)],
+        )
+    until = time.monotonic() + 20
+    while len(offsets) < count:
+        assert time.monotonic() < until
+        producer.poll(0.1)
+    marker = msgspec.structs.replace(
+        claim.markers[0, 0],
+        place=Place(str(last), last + 1, "source-id"),
+        ordinal=last + 1,
+        relayed=str(last),
+        target=str(offsets[-1]),
+    )
+
+    def finish():
+        stored = kafka_markers.offsets(copy.route, {(0, 0): marker}, {0}, [(0, 0)])
+        producer.send_offsets_to_transaction(stored, claim.group, 10)
+        producer.commit_transaction(10)
+
+    return finish
 
 
 # ------------------------------------------------------------------------------------------------- marker and data
@@ -250,6 +286,44 @@ async def test_a_split_by_hand_is_published_and_kept(backend):
             await copy.log.append(copy.claim, [copy.write(3, 1, copy.paths[0])])
     claim = await third.take()
     assert claim.markers[2, 2].ordinal == 3
+
+
+async def test_who_wrote_last_under_another_id_can_commit_nothing_behind_the_claim(backend):
+    """`relay start` and each `relay run --shard` have ids of their own: no id of theirs fences another one."""
+    log = await backend.log(1)
+    older = Copy(log, shard=(0, 2))
+    await older.begin()
+    finish = await asyncio.to_thread(halted_append, older, 10, 5)
+    newer = Copy(await backend.other(log), older.route, "two")
+    claim = await newer.take()
+    assert claim.markers[0, 0].ordinal == 10
+    with pytest.raises(KafkaException) as late:
+        await asyncio.to_thread(finish)
+    assert late.value.args[0].fatal()
+    await newer.append(10, 5)
+    assert await keys(backend, log) == list(range(15))
+
+
+async def test_what_is_committed_before_the_fence_is_seen_by_the_claim(backend, monkeypatch):
+    """Nothing of an older claim becomes visible once the producer is initialised; until then anything may."""
+    log = await backend.log(1)
+    older = Copy(log)
+    await older.begin()
+    finish = await asyncio.to_thread(halted_append, older, 10, 5)
+    unfinished, opened = [finish], Writer.open
+
+    async def open_after_a_commit(writer):
+        while unfinished:
+            await asyncio.to_thread(unfinished.pop())
+        await opened(writer)
+
+    monkeypatch.setattr(Writer, "open", open_after_a_commit)
+    newer = Copy(await backend.other(log), older.route, "two")
+    claim = await newer.take()
+    assert not unfinished
+    assert (claim.markers[0, 0].ordinal, claim.alarms) == (15, [])
+    await newer.append(15, 2)
+    assert await keys(backend, log) == list(range(17))
 
 
 async def test_a_handle_without_generation_is_refused(backend):

@@ -1,6 +1,7 @@
 """Named faults: one wrong line each, and the fast test that must go red. What no test would notice is not tested.
 
-`old` stands exactly once in `file` (below src/crossfade). Names say what is wrong, as a bug report would.
+`old` stands exactly once in `file` (below src/crossfade). Names say what is wrong, as a bug report would. What only a
+real broker can show has `lab=True`: its test starts servers.
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ class Mutant(NamedTuple):
     old: str
     new: str
     test: str
+    lab: bool = False
 
 
 ENUMERATION = "tests/model/test_enumeration.py::test_every_outcome_of_every_step"
@@ -24,6 +26,11 @@ MEMORY = "tests/unit/test_memory.py"
 LANES = "tests/unit/test_relay_lanes.py"
 RECKONING = "tests/unit/test_redis_reckoning.py"
 TAIL = "tests/unit/test_kafka_tail.py"
+WRITER = "tests/unit/test_kafka_writer.py"
+REDIS_SERVER = "tests/contract/test_redis_server.py"
+KAFKA_CLAIMS = "tests/contract/test_kafka_claims.py"
+KAFKA_APPENDS = "tests/contract/test_kafka_appends.py"
+KAFKA_GROUP = "tests/contract/test_kafka_group.py"
 
 MUTANTS = [
     # -- partitioners ----------------------------------------------------------------------------------------------
@@ -506,5 +513,95 @@ MUTANTS = [
         "        if reached >= 0 and origin.ordinal != reached + 1:\n            self.has_gap = True\n",
         "",
         TAIL,
+    ),
+    Mutant(
+        "readers-held-up-for-a-minute",
+        "brokers/kafka/settings.py",
+        "TRANSACTION_TIMEOUT_MS = 10_000",
+        "TRANSACTION_TIMEOUT_MS = 60_000",
+        f"{WRITER}::test_a_dead_relay_holds_up_readers_for_ten_seconds",
+    ),
+    Mutant(
+        "markers-stored-before-the-records-are-delivered",
+        "brokers/kafka/writer.py",
+        "            self._await(lambda: len(delivered) == len(lots) + len(notes), failed)\n",
+        "            delivered = dict.fromkeys([lot.path for lot in lots], 0) | delivered\n",
+        f"{WRITER}::test_a_slow_transaction_is_committed_and_is_the_last_one_of_its_producer",
+    ),
+    # -- brokers, on real servers --------------------------------------------------------------------------------------
+    Mutant(
+        "append-does-not-ask-for-the-claim",
+        "brokers/redis/append.lua",
+        "if known[1] ~= ask.route or known[2] ~= ask.claim then",
+        "if known[1] ~= ask.route then",
+        f"{CONTRACT}::test_a_newer_claim_fences_the_older_one[valkey]",
+        lab=True,
+    ),
+    Mutant(
+        "append-behind-another-marker",
+        "brokers/redis/append.lua",
+        "  return {'ORDER', marker}\n",
+        "",
+        f"{REDIS_SERVER}::test_behind_another_marker_than_the_one_left_nothing_is_written[redis7]",
+        lab=True,
+    ),
+    Mutant(
+        "append-to-a-stream-made-anew",
+        "brokers/redis/append.lua",
+        "  if not exists or added < tonumber(known[7]) then return {'GONE'} end\n",
+        "",
+        f"{REDIS_SERVER}::test_a_target_key_that_was_deleted_is_reset[redis7]",
+        lab=True,
+    ),
+    Mutant(
+        "claim-does-not-raise-the-epoch",
+        "brokers/redis/claim.lua",
+        "epoch = epoch + 1\n",
+        "epoch = math.max(epoch, 1)\n",
+        f"{CONTRACT}::test_ordinals_go_on_over_claims_and_epochs_rise[valkey]",
+        lab=True,
+    ),
+    Mutant(
+        "claim-leaves-the-id-of-the-older-one",
+        "brokers/redis/claim.lua",
+        "'c:' .. lane, ask.claim, 'd:' .. lane, ask.source)",
+        "'c:' .. lane, redis.call('HGET', state, 'c:' .. lane) or ask.claim, 'd:' .. lane, ask.source)",
+        f"{CONTRACT}::test_a_newer_claim_fences_the_older_one[valkey]",
+        lab=True,
+    ),
+    Mutant(
+        "last-writer-of-another-id-not-fenced",
+        "brokers/kafka/claims.py",
+        "if names.instance_of(owner.route, stranger) not in live:",
+        "if False:",
+        f"{KAFKA_CLAIMS}::test_who_wrote_last_under_another_id_can_commit_nothing_behind_the_claim",
+        lab=True,
+    ),
+    Mutant(
+        "markers-read-before-the-fence",
+        "brokers/kafka/claims.py",
+        "            _, topic_id = await asyncio.gather(writer.open(), ",
+        "            reader, thread = self._markers()\n"
+        "            found = await self._stable_markers(owner, writer.transactional_id, paths)\n"
+        "            self._stable_markers = lambda *_, found=found: asyncio.sleep(0, found)  # type: ignore\n"
+        "            _, topic_id = await asyncio.gather(writer.open(), ",
+        f"{KAFKA_CLAIMS}::test_what_is_committed_before_the_fence_is_seen_by_the_claim",
+        lab=True,
+    ),
+    Mutant(
+        "markers-of-a-renewed-claim-not-compared",
+        "brokers/kafka/claims.py",
+        "            if not are_same(found, claim.stored, claim.claim_id):",
+        "            if False:",
+        f"{KAFKA_APPENDS}::test_a_producer_is_not_renewed_after_another_claim_has_written",
+        lab=True,
+    ),
+    Mutant(
+        "member-commits-without-the-generation-of-its-claim",
+        "brokers/kafka/claims.py",
+        "            group = owner.token\n",
+        "            group = None\n",
+        f"{KAFKA_GROUP}::test_lanes_move_between_processes_and_an_old_generation_cannot_write",
+        lab=True,
     ),
 ]

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
-from rig import CROSSFADE, Copy, KafkaSide, RedisSide
+from rig import CROSSFADE, Copy, KafkaSide, RedisSide, wait_for
 from test_lanes_added import _add_partition as add_partition
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
@@ -124,6 +124,65 @@ def test_repair_of_a_redis_target_and_the_relay_goes_on(copy: Callable[..., Copy
     _copied(made, 600)
     made.check(600)
     assert _verified(made, 0, "--settled", "--complete")["matched"] == 600
+
+
+@pytest.mark.parametrize(
+    ("way", "how"), [("rk", "XTRIM"), ("rr", "XTRIM"), ("rr", "XDEL"), ("rr", "DEL"), ("kr", "DeleteRecords")]
+)
+def test_copies_whose_originals_are_gone_are_right_and_no_repair_removes_them(
+    copy: Callable[..., Copy], way: str, how: str
+) -> None:
+    made = copy(way[0], way[1])
+    for lane in range(4):
+        made.source.write_numbers(lane, range(lane * 1000, lane * 1000 + 250))
+    _copied(made, 1000)
+    before = made.target.rows()
+    for lane in range(4):
+        _take_originals(made, lane, how)
+    gone = 4 * 50 if how == "XDEL" else 1000
+    for choice in ((), ("--repair", "list"), ("--repair", "apply", "--yes")):
+        told = _verified(made, 0, "--settled", *choice)
+        assert not _kinds(told)
+        assert (told["matched"], told["source_gone"], told["complete"]) == (1000 - gone, gone, False)
+        assert not told.get("plan")
+    assert made.target.rows() == before
+
+
+@pytest.mark.long
+def test_copies_whose_originals_compaction_took_are_right(workshop) -> None:
+    compacts = {
+        "cleanup.policy": "compact",
+        "segment.ms": "500",
+        "min.cleanable.dirty.ratio": "0.01",
+        "max.compaction.lag.ms": "500",
+    }
+    source = workshop.kafka(1, compacts)
+    made: Copy = workshop.copy(source, workshop.redis(1))
+    source.write_numbers(0, range(1000))
+    _copied(made, 1000)
+
+    def is_compacted() -> bool:
+        source.write_numbers(0, range(1))  # rolls the segment
+        return len(source.raw()[0]) < 900
+
+    wait_for(is_compacted, "records that compaction took", pause_s=2.0)
+    told = _verified(made, 0, "--repair", "apply", "--yes")
+    assert not _kinds(told)
+    assert told["source_gone"] > 100
+
+
+def _take_originals(made: Copy, lane: int, how: str) -> None:
+    source = made.source
+    if isinstance(source, KafkaSide):
+        _, end = made.lab.admin.ends(source.topic, lane)
+        made.lab.admin.delete_records(source.topic, lane, end)
+    elif how == "XTRIM":
+        source.client.xtrim(source.key(lane), maxlen=0, approximate=False)
+    elif how == "DEL":
+        source.client.delete(source.key(lane))
+    else:  # workers that are done with some in the middle
+        ids = [entry_id for entry_id, _ in source.client.xrange(source.key(lane))]
+        source.client.xdel(source.key(lane), *ids[100:200:2])
 
 
 def target_source_lane(copy: Copy, lane: int) -> str:

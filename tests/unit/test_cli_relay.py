@@ -19,7 +19,7 @@ from crossfade.cli.main import run
 from crossfade.cli.relay import parse_start
 from crossfade.config import Config
 from crossfade.errors import AccessRefused, CrossfadeError, Unreachable, UsageError
-from crossfade.relay.documents import Desired, LaneReport, Report
+from crossfade.relay.documents import AcceptedLoss, Desired, LaneReport, Report
 
 CONFIG = """\
 version: 1
@@ -164,6 +164,21 @@ def test_status_shows_started_lanes_that_nobody_reports(board: FakeBoard, capsys
     assert list(rows[0]) == list(rows[1])
 
 
+@pytest.mark.parametrize(("age_s", "report_state", "shown"), [(2.0, "stopped", "stopped"), (60.0, "copying", "silent")])
+def test_status_shows_no_figures_of_a_relay_that_is_gone(age_s: float, report_state: str, shown: str) -> None:
+    """The source goes on without it: a lag of 0 from its last heartbeat would be a lie."""
+    lane = LaneReport(
+        0, "m:0", "idle", "7-0", ordinal=9, lag_records=0, lag_s=0.0, records_per_s=5.0, trimmed_in_s=30.0
+    )
+    found = Report("one", 1000.0, state=report_state, epoch=4, lanes=[lane])
+    (row,) = relay_status.status_rows("forward", [found], Desired(), 1000.0 + age_s)
+    assert (row["state"], row["position"], row["ordinal"], row["epoch"]) == (shown, "7-0", 9, 4)
+    assert row["reason"]
+    assert [row[name] for name in ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")] == [None] * 4
+    (row,) = relay_status.status_rows("forward", [Report("one", 1000.0, lanes=[lane])], Desired(), 1001.0)
+    assert [row[name] for name in ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")] == [0, 0.0, 5.0, 30]
+
+
 def test_status_says_that_nothing_was_started(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["relay", "status"]) == 0
     assert capsys.readouterr().err == "route forward was never started: crossfade relay start forward\n"
@@ -291,3 +306,19 @@ async def test_a_second_process_on_a_host_copies_without_metrics() -> None:
     for asked, configured in ((9464, 9464), (9999, 9464), (None, 9999)):
         with pytest.raises(UsageError):
             await relay_commands._listen(health, asked, configured)
+
+
+def test_accepting_a_loss_lets_go_of_decisions_that_are_spent(board: FakeBoard) -> None:
+    board.lanes = {0, 1, 2}
+    board.held = [
+        heard(
+            LaneReport(0, "m:0", "running", position="9-0"),
+            LaneReport(1, "m:1", "halted", position="5-0", error="SourceTrimmed"),
+            LaneReport(2, "m:2", "halted", position="5-0", error="SourceTrimmed"),
+        )
+    ]
+    earlier = AcceptedLoss("SourceTrimmed", "5-0", "me@host", "2026-01-01T00:00:00+00:00", "why")
+    board.wanted = Desired(accepted={"0": earlier, "1": earlier}, journal=[earlier, earlier])
+    assert run(["relay", "resume", "forward", "--lane", "2", "--accept-loss", "test data"]) == 0
+    assert sorted(board.wanted.accepted) == ["1", "2"]
+    assert [one.reason for one in board.wanted.journal] == ["why", "why", "test data"]

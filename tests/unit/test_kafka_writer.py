@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from crossfade.brokers.kafka import writer as writing
 from crossfade.brokers.kafka.settings import DOUBT_S, KafkaSettings
 from crossfade.brokers.kafka.writer import _BATCHES_SENT_MAX, Lot, Patience, Writer
-from crossfade.errors import Indeterminate, InvariantBroken
+from crossfade.errors import Indeterminate, InvariantBroken, UsageError
 from crossfade.model.lossless import without_origin_record
 
 
@@ -49,6 +49,12 @@ def write(lots):
     delivered, failed = {}, []
     writer._produce_lots(lots, delivered, failed)
     return client, delivered
+
+
+def test_a_dead_relay_holds_up_readers_for_ten_seconds():
+    assert make_writer()._properties["transaction.timeout.ms"] == 10_000
+    with pytest.raises(UsageError, match=r"transaction\.timeout\.ms"):
+        KafkaSettings({"bootstrap.servers": "127.0.0.1:1", "transaction.timeout.ms": "60000"})
 
 
 def test_hardly_more_batches_are_produced_than_can_be_sent():

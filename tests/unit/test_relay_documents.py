@@ -1,15 +1,16 @@
-"""What the board keeps of a route's lanes: which were started, and where each was begun."""
+"""What the board keeps of a route: which lanes were started, where each was begun, heartbeats and decisions."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker
 from crossfade.brokers.protocol import From, Start
 from crossfade.errors import UsageError
-from crossfade.relay.documents import RouteBoard
+from crossfade.relay.documents import AcceptedLoss, Desired, LaneReport, Report, RouteBoard
 
 LATEST, POSITION = Start(From.LATEST), Start(From.POSITION, "17-3")
 SIZE_BYTES_MAX = 64 << 10
@@ -73,3 +74,117 @@ async def test_a_document_that_this_release_cannot_read_is_told_by_its_name(
     with pytest.raises(UsageError, match="document 'started/r1'") as told:
         await board.first_lanes()
     assert told.value.hint == "run the newest release of Crossfade everywhere"
+
+
+# -- documents that would be too large -----------------------------------------------------------------------------
+
+
+def idle(lane: int) -> LaneReport:
+    return LaneReport(
+        lane, f"orders[{lane}]", "idle", position="123456789", ordinal=123456789, lag_records=0, lag_s=0.0
+    )
+
+
+def halted(lane: int) -> LaneReport:
+    said = "records were removed before they were copied, from 1700000000000-3 on; " * 3
+    return LaneReport(
+        lane,
+        f"m:{lane}",
+        "halted",
+        "17-3",
+        9,
+        5,
+        error="SourceTrimmed",
+        lost_records=4,
+        reason=said,
+        hint="accept" * 30,
+    )
+
+
+def copying(lane: int) -> LaneReport:
+    return LaneReport(lane, f"orders[{lane}]", "copying", "123456789", 123456789, 7, 0.123456, records_per_s=1234.5)
+
+
+async def heard(board: RouteBoard, stored: MemoryBoard, lanes: list[LaneReport], **more: Any) -> Report:
+    """What is read of a heartbeat that was stored."""
+    await board.report(Report("one", 1.0, lanes=lanes, **more))
+    document = await stored.get("status/r1/one")
+    assert document is not None
+    assert len(document.body) <= SIZE_BYTES_MAX
+    [report] = await board.reports()
+    assert report.idle == []
+    return report
+
+
+async def test_a_report_that_fits_is_stored_as_it_is(board: RouteBoard, stored: MemoryBoard) -> None:
+    lanes = [halted(0), copying(1), *(idle(lane) for lane in range(2, 200))]
+    assert (await heard(board, stored, lanes)).lanes == lanes
+
+
+async def test_lanes_that_halt_together_keep_what_an_operator_decides_by(
+    board: RouteBoard, stored: MemoryBoard
+) -> None:
+    report = await heard(board, stored, [halted(lane) for lane in range(256)])
+    assert [(one.lane, one.error, one.position) for one in report.lanes] == [
+        (lane, "SourceTrimmed", "17-3") for lane in range(256)
+    ]
+    assert {(one.reason, one.hint) for one in report.lanes} == {(halted(0).reason[:80], "")}
+
+
+@pytest.mark.parametrize("lanes", [600, 4_096])
+async def test_every_idle_lane_of_many_is_still_told(board: RouteBoard, stored: MemoryBoard, lanes: int) -> None:
+    busy = [halted(0), copying(1)]
+    report = await heard(board, stored, [*busy, *(idle(lane) for lane in range(2, lanes))])
+    assert [one.lane for one in report.lanes] == list(range(lanes))
+    assert {(one.state, one.lag_records) for one in report.lanes[2:]} == {("idle", 0)}
+    assert report.lanes[1] == copying(1)
+    assert report.lanes[0].reason == halted(0).reason[:80]
+
+
+async def test_of_too_many_lanes_those_that_are_halted_come_first(board: RouteBoard, stored: MemoryBoard) -> None:
+    lanes = [*(copying(lane) for lane in range(800)), *(halted(lane) for lane in range(800, 900))]
+    report = await heard(board, stored, lanes, reason="why " * 100, alarms=["an alarm " * 20] * 5)
+    assert [one.lane for one in report.lanes[:100]] == list(range(800, 900))
+    assert {one.error for one in report.lanes[:100]} == {"SourceTrimmed"}
+    assert report.lanes[100] == LaneReport(0, "orders[0]", "copying", lag_records=7)
+    assert len(report.lanes) > 500
+
+
+async def test_a_report_fits_however_many_lanes_and_words_there_are(board: RouteBoard, stored: MemoryBoard) -> None:
+    long = LaneReport(0, "k" * 70_000, "copying")
+    report = await heard(board, stored, [long, *(idle(lane) for lane in range(1, 20_000))], reason="x" * 70_000)
+    assert (report.instance, report.lanes) == ("one", [])
+
+
+def loss(at: int, reason: str = "test data, trimmed on purpose") -> AcceptedLoss:
+    return AcceptedLoss("SourceTrimmed", f"1700000000000-{at}", "somebody@relay-1", "2026-01-01T00:00:00+00:00", reason)
+
+
+async def test_all_lanes_of_a_route_are_accepted_at_once(board: RouteBoard, stored: MemoryBoard) -> None:
+    taken = [loss(lane) for lane in range(256)]
+    await board.change_desired(Desired(accepted={str(n): one for n, one in enumerate(taken)}, journal=taken), 0)
+    document = await stored.get("desired/r1")
+    assert document is not None
+    assert SIZE_BYTES_MAX - 200 < len(document.body) <= SIZE_BYTES_MAX
+    found = await board.desired()
+    assert len(found.accepted) == 256
+    assert found.journal == taken[-len(found.journal) :]
+
+
+async def test_decisions_can_be_taken_for_ever(board: RouteBoard) -> None:
+    seen = 0
+    for number in range(700):
+        desired, seen = await board.desired_with_version()
+        desired.accepted = {"0": loss(number)}
+        desired.journal = [*desired.journal, loss(number)][-1000:]
+        await board.change_desired(desired, seen)
+    found = await board.desired()
+    assert found.journal[-1] == found.accepted["0"] == loss(699)
+    assert len(found.journal) > 400
+
+
+async def test_decisions_that_do_not_fit_are_refused_with_what_to_do(board: RouteBoard) -> None:
+    taken = [loss(lane) for lane in range(600)]
+    with pytest.raises(UsageError, match="accepted losses of 600 lanes do not fit") as told:
+        await board.change_desired(Desired(accepted={str(n): one for n, one in enumerate(taken)}, journal=taken), 0)
+    assert "fewer lanes at a time, with a short reason" in told.value.hint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from crossfade.brokers.protocol import Bounds
@@ -81,6 +83,83 @@ def test_time_until_trimming_reaches_the_position() -> None:
     assert state.trimmed_in_s == pytest.approx(8.0)
 
 
+NOW_S = 1_700_000_000.0
+
+
+def ends(count: int) -> Bounds:
+    return bounds(count, count)
+
+
+def test_nothing_to_copy_is_a_lag_of_no_seconds_and_nothing_known_is_none() -> None:
+    state = lane("10-0")
+    assert state.lag_s(NOW_S, 0.0) is None
+    state.look(ends(10), now_s=0.0)
+    assert state.lag_s(NOW_S, 0.0) == 0.0
+
+
+def test_lag_in_seconds_is_the_age_of_the_last_relayed_record() -> None:
+    state = lane("10-0")
+    state.relayed_time_ms = int((NOW_S - 90) * 1000)
+    state.look(ends(25), now_s=0.0)
+    assert state.lag_s(NOW_S, 0.0) == pytest.approx(90)
+    assert state.lag_s(NOW_S - 200, 0.0) == 0.0, "a record that says it comes from the future"
+
+
+def test_one_record_after_an_idle_hour_is_not_an_hour_of_lag() -> None:
+    state = lane("10-0")
+    state.relayed_time_ms = int((NOW_S - 3600) * 1000)
+    for loop_s in (0.0, 3599.0):
+        state.look(ends(10), now_s=loop_s)
+    state.look(ends(11), now_s=3600.0)
+    assert state.lag_s(NOW_S, 3600.5) == pytest.approx(1.5)
+    state.look(ends(12), now_s=3700.0)  # stuck: it grows
+    assert state.lag_s(NOW_S + 100, 3700.0) == pytest.approx(101)
+
+
+def test_a_lane_that_halted_before_this_process_tells_the_age_where_source_or_position_do() -> None:
+    by_id = lane(f"{int(NOW_S - 70) * 1000}-3")
+    by_id.look(ends(25), now_s=0.0)
+    assert by_id.lag_s(NOW_S, 0.0) == pytest.approx(70)
+    chosen = lane("10-0")  # an id that is no time
+    chosen.look(ends(25), now_s=0.0)
+    assert chosen.lag_s(NOW_S, 0.0) is None
+    trimmed = lane("9")  # an offset; what the lane has left begins behind it
+    first_ms = int((NOW_S - 40) * 1000)
+    trimmed.look(replace(bounds(count=100, length=80), first_time_ms=first_ms), now_s=0.0)
+    assert trimmed.lag_s(NOW_S, 0.0) == pytest.approx(40)
+    copied = lane("9")  # its first record was copied: nobody knows the age of the eleventh
+    copied.look(replace(bounds(count=100, length=95), first_time_ms=first_ms), now_s=0.0)
+    assert copied.lag_s(NOW_S, 0.0) is None
+
+
+def test_records_per_s_is_that_of_the_last_ten_seconds() -> None:
+    state = lane("10-0")
+    state.look(ends(10), now_s=0.0)
+    assert state.records_per_s == 0.0
+    for second in range(1, 31):
+        state.records_total += 50 if second <= 15 else 200
+        state.look(ends(10), now_s=float(second))
+    assert state.records_per_s == pytest.approx(200)
+    for second in range(31, 45):
+        state.look(ends(10), now_s=float(second))
+    assert state.records_per_s == 0.0
+
+
+def test_a_held_up_lane_says_so_when_it_lasts_and_nothing_else_is_to_be_copied() -> None:
+    state = lane("10-0")
+    held = replace(bounds(count=10, length=10), held_up="an open transaction")
+    for loop_s in (100.0, 101.0, 104.0):
+        state.look(held, now_s=loop_s)
+        assert state.held_up == ""
+    state.look(held, now_s=105.0)
+    assert state.held_up == "an open transaction"
+    state.look(replace(held, count=11), now_s=106.0)  # it has ended; the next one is new
+    assert state.held_up == ""
+    for loop_s in (107.0, 112.0):
+        state.look(replace(held, count=11), now_s=loop_s)
+    assert state.held_up == "", "there is a record to copy before the transaction"
+
+
 def test_batch_size_follows_measured_appends_within_its_limits() -> None:
     limits = Limits(batch_records_max=10_000, commit_interval_s=0.1)
     size = BatchSize(limits)
@@ -133,6 +212,18 @@ def test_rate_limit_allows_no_more_than_its_rate() -> None:
     assert 9_900 <= passed <= 10_000
     rate.rate_records_per_s = 0
     assert rate.allowance(5000, 10.0) == 5000
+
+
+@pytest.mark.parametrize("records_per_s", [0.2, 0.5, 1.0, 1.5])
+def test_a_rate_of_less_than_a_record_a_second_copies_all_the_same(records_per_s: float) -> None:
+    rate = RateLimit(records_per_s, now_s=0.0)
+    passed = 0
+    for tick in range(1, 1001):  # a hundred seconds in steps of 0.1 s
+        allowed = rate.allowance(5000, tick / 10)
+        assert allowed > 0 or rate.wait_s() > 0
+        rate.spend(allowed)
+        passed += allowed
+    assert passed == pytest.approx(100 * records_per_s, abs=1)
 
 
 def route(source: int, target: int, lanes: LaneMap = LaneMap.BY_KEY) -> Route:

@@ -46,11 +46,12 @@ def difference(kind: Kind, source: int | None, target: bytes | None, entry: list
     return Difference(kind, source, target, "", row)
 
 
-def report_of(*differences: Difference) -> AuditReport:
+def report_of(*differences: Difference, is_certain: bool = True) -> AuditReport:
     report = AuditReport("a", "b", {1: LaneReport(1, "a[1]", "b:1")}, keeps_rows=True)
     for one in differences:
         report.add(1, one)
     for stray in report.strays:
+        stray.is_surplus = is_certain
         report.keep(stray)
     return report
 
@@ -86,6 +87,13 @@ def test_a_target_that_removes_nothing_is_never_asked_to() -> None:
     plan = planned(report_of(difference(Kind.EXTRA, None, b"5-1", [b"a", b"1"])), can_remove=False)
     assert [one.action for one in plan.remedies] == [Action.COPY_ANEW]
     assert plan.removable == []
+
+
+def test_what_may_be_a_right_copy_is_left_to_people() -> None:
+    plan = planned(report_of(difference(Kind.EXTRA, None, b"5-1", [b"a", b"1"]), is_certain=False))
+    (remedy,) = plan.remedies
+    assert (remedy.action, plan.removable) == (Action.KEEP, [])
+    assert "XDEL b:1 5-1" in remedy.how
 
 
 def test_what_has_no_name_is_counted() -> None:

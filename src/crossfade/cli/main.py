@@ -41,7 +41,11 @@ _GLOBALS_WITH_VALUE = {
     "--set": "--set",
 }
 _GLOBALS_ALONE = {"--verbose"}
-_EVERYWHERE = "Everywhere: -c/--config FILE, -o/--output text|json, --set KEY=VALUE, --verbose."
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences or findings, 4 refused by a rail, "
+    "5 broker unreachable, 130 interrupted."
+)
+_EVERYWHERE = f"Everywhere: -c/--config FILE, -o/--output text|json, --set KEY=VALUE, --verbose.\n\n{EXIT_CODES}"
 
 
 class Lazy(NamedTuple):
@@ -110,7 +114,7 @@ def _missing_extra(error: ModuleNotFoundError) -> Exception:
 
 
 def _make_plain(command: Any) -> None:
-    """Help as plain text: quick, the same on every terminal, and ending with the options that hold everywhere."""
+    """Help as plain text: quick, the same on every terminal, ending with the options and exit codes of all commands."""
     command.rich_markup_mode = None
     command.params = [each for each in command.params if each.name not in ("install_completion", "show_completion")]
     children = getattr(command, "commands", None)
@@ -152,7 +156,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Run event streams on Redis Streams or Kafka, and move live traffic between them exactly once.",
-    epilog="""\b
+    epilog=f"""\b
 From nothing to a proven copy:
   crossfade init --source redis://127.0.0.1:6379 --target kafka://127.0.0.1:9092 \\
       --stream messages --lanes 'msg:stream:<lane>' --count 16 --topic messages.v1
@@ -162,9 +166,7 @@ From nothing to a proven copy:
   crossfade relay status --watch
   crossfade verify              both sides equal, or every record that differs
 
-\b
-Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences or findings,
-4 refused by a rail, 5 broker unreachable, 130 interrupted.
+{EXIT_CODES}
 """,
 )
 

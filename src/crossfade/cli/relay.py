@@ -27,12 +27,14 @@ from ..config import Config, RouteSettings
 from ..errors import RefusedByRail, UsageError
 from ..relay.beginning import start_lanes
 from ..relay.documents import AcceptedLoss, Desired
+from ..relay.losses import still_to_answer
 from ..relay.reporter import HealthServer
 from ..telemetry import setup_logging
 from .output import Column, Output, output_of
 from .relay_fleet import Fleet, follow_new_lanes
 from .relay_reshard import reshard
 from .relay_status import status, wait
+from .relay_stop import Ending
 from .routes import RouteName, RouteNames, chosen_routes
 from .runtime import calm_collector, keep_freed_memory
 
@@ -154,27 +156,38 @@ def run(
     setup_logging(json=output.is_json)
     part = _parse_shard(shard)
     config = output.config()
-    _run(_serve(config, chosen_routes(config, routes), name, part, start_first, metrics_port))
+    ending = Ending()
+    fleet = Fleet(config, chosen_routes(config, routes), name, part, start_first=start_first)
+    _run(_serve(fleet, config.routes[fleet.names[0]].metrics_port, metrics_port, ending))
+    ending.finish()
 
 
-async def _serve(
-    config: Config, names: list[str], instance: str, shard: tuple[int, int] | None, start_first: bool, port: int | None
-) -> None:
+async def _serve(fleet: Fleet, configured_port: int, port: int | None, ending: Ending) -> None:
     keep_freed_memory()
-    fleet = Fleet(config, names, instance, shard, start_first=start_first)
+
+    def stop() -> None:
+        ending.begin()
+        fleet.stop()
+
     try:
         await fleet.open()
         health = HealthServer(fleet.copiers, fleet.metrics)
-        await _listen(health, port, config.routes[names[0]].metrics_port)
+        await _listen(health, port, configured_port)
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, fleet.stop)
+            asyncio.get_running_loop().add_signal_handler(number, stop)
         calm_collector()
         try:
             await fleet.run()
+        except BaseException as error:
+            ending.failed(_first(error) if isinstance(error, BaseExceptionGroup) else error)
+            raise
         finally:
+            ending.doing = "closing the metrics port"
             await health.close()
     finally:
+        ending.doing = "closing connections"
         await fleet.close()
+        ending.doing = "ending tasks and threads"
 
 
 async def _listen(health: HealthServer, asked: int | None, configured: int) -> None:
@@ -297,9 +310,8 @@ async def _change_desired(config: Config, route: str, change: Change, lanes: Seq
 
 async def _accept(config: Config, route: str, lanes: list[int], reason: str, output: Output) -> None:
     async with wiring.open_board(config, route) as board:
-        halted = {
-            lane.lane: lane for report in await board.reports() for lane in report.lanes if lane.state == "halted"
-        }
+        reported = [lane for report in await board.reports() for lane in report.lanes]
+        halted = {lane.lane: lane for lane in reported if lane.state == "halted"}
         not_halted = [lane for lane in lanes if lane not in halted]
         if not_halted:
             raise RefusedByRail(
@@ -318,7 +330,7 @@ async def _accept(config: Config, route: str, lanes: list[int], reason: str, out
     }
 
     def change(desired: Desired) -> None:
-        desired.accepted = desired.accepted | decisions
+        desired.accepted = still_to_answer(desired.accepted, reported) | decisions
         desired.journal = [*desired.journal, *decisions.values()][-1000:]
 
     await _change_desired(config, route, change)

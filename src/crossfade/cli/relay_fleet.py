@@ -28,7 +28,7 @@ class Fleet:
     def __init__(
         self, config: Config, names: list[str], instance: str, shard: tuple[int, int] | None, *, start_first: bool
     ) -> None:
-        self._config, self._names, self._instance, self._shard = config, names, instance, shard
+        self._config, self.names, self._instance, self._shard = config, names, instance, shard
         self._start_first = start_first
         self._is_stopping = False
         self._stacks = [contextlib.AsyncExitStack() for _ in names]
@@ -38,7 +38,7 @@ class Fleet:
 
     async def open(self) -> None:
         """Open all routes. Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused."""
-        for at in range(len(self._names)):
+        for at in range(len(self.names)):
             service = await self._open(at, [])
             self._services.append(service)
             self.copiers.append(service.copier)
@@ -47,7 +47,7 @@ class Fleet:
     async def run(self) -> None:
         """Copy until `stop()`. Raises the error that ended a route."""
         async with asyncio.TaskGroup() as group:
-            for at in range(len(self._names)):
+            for at in range(len(self.names)):
                 group.create_task(self._run(at))
 
     def stop(self) -> None:
@@ -67,7 +67,7 @@ class Fleet:
             await service.run()
             if not service.has_new_lanes or self._is_stopping:
                 return
-            structlog.get_logger().info("route opened anew", route=self._names[at], instance=self._instance)
+            structlog.get_logger().info("route opened anew", route=self.names[at], instance=self._instance)
             await self._stacks[at].aclose()
             self._stacks[at] = contextlib.AsyncExitStack()
             service = self._services[at] = await self._open(at, service.copier.alarms)
@@ -77,7 +77,7 @@ class Fleet:
 
     async def _open(self, at: int, alarms: list[str]) -> RelayService:
         opened = await self._stacks[at].enter_async_context(
-            wiring.open_route(self._config, self._names[at], shard=self._shard, instance=self._instance)
+            wiring.open_route(self._config, self.names[at], shard=self._shard, instance=self._instance)
         )
         if self._start_first:
             missing = set(range(opened.route.source_lanes)) - await opened.board.started() - set(opened.new_lanes)

@@ -41,6 +41,8 @@ _STATUS = [
 ]
 #: what the row of a lane holds; the table shows no more than its columns
 _KEYS = (*[column.name for column in _STATUS], "quarantined", "error", "lost_records", "hint")
+#: what a relay measures again and again: its last figures say nothing of a source that it no longer looks at
+_MEASURED = ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")
 #: a heartbeat older than this is a process that is gone
 _SILENT_S = 10.0
 
@@ -157,11 +159,12 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
             rows.append({"route": route, "owner": report.instance, "state": report.state, "reason": report.reason})
     for number in sorted(best):
         report, lane = best[number]
-        state, reason = lane.state, lane.reason or report.reason or report.throttle
+        state, reason, is_gone = lane.state, lane.reason or report.reason or report.throttle, False
         if report.state == "stopped":
-            state, reason = "stopped", f"{report.instance} was stopped"
+            state, reason, is_gone = "stopped", f"{report.instance} was stopped", True
         elif now_s - report.at_s > _SILENT_S:
             state, reason = "silent", f"no heartbeat of {report.instance} for {now_s - report.at_s:.0f} s"
+            is_gone = True
         elif desired.paused or number in desired.paused_lanes:
             reason = reason or "paused by an operator"
         rows.append(
@@ -185,6 +188,7 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
                 "reason": reason,
                 "hint": lane.hint,
             }
+            | (dict.fromkeys(_MEASURED) if is_gone else {})
         )
     return rows
 

@@ -35,6 +35,8 @@ from .pace import BatchSize, Limits, RateLimit
 _BACKOFF_MAX_S = 5.0
 #: between two looks whether a lane may be read again
 _PAUSE_S = 0.1
+#: however low the rate: another one may be wished meanwhile, or the lanes may change hands
+_PAUSE_MAX_S = 1.0
 
 
 class _Taken(NamedTuple):
@@ -76,8 +78,10 @@ class Copier:
         self.trouble = ""
         self.alarms: list[str] = []
         self.records_total = 0
-        #: loop time of the last sign of progress: an append, or a read that found nothing new
+        #: loop time of the last sign of progress: the beginning and the end of a claim, a read, an append, and each
+        #: moment when nothing may be read, by somebody's wish
         self.progress_s = 0.0
+        self.is_waiting_for_lanes = True
         #: the group handed out a lane that was not there when the route was opened
         self.has_new_lanes = asyncio.Event()
         #: called after each append with (lane state, records, oldest row's time in ms, wall clock in s)
@@ -92,6 +96,8 @@ class Copier:
         self._appending = asyncio.Lock()
         #: lanes of the append under way, which stand further on than their markers say -> idle when it has arrived
         self._in_flight: dict[Lane, bool] = {}
+        #: an append or a look at the end of the source went well since the start
+        self._has_copied = False
         self._stop = asyncio.Event()
         self._log = structlog.get_logger().bind(route=route.name, instance=instance)
 
@@ -133,7 +139,9 @@ class Copier:
         """Claim and copy until `stop()`; raises what waiting cannot mend (kind HALT)."""
         failures = 0
         while not self._stop.is_set():
+            self.is_waiting_for_lanes = True
             await self._ownership.wait()
+            self.is_waiting_for_lanes, self.progress_s = False, self._now()
             if self._stop.is_set():
                 return
             if not self._owned:
@@ -145,7 +153,7 @@ class Copier:
             except CrossfadeError as error:
                 if error.kind is Kind.HALT:
                     raise
-                moved = self.claim is not None and self.progress_s > 0
+                moved = self.claim is not None and self._has_copied
                 failures = 1 if moved else failures + 1
                 self.trouble = error.message
                 pause_s = min(0.05 * 2 ** min(failures, 10), _BACKOFF_MAX_S)
@@ -177,7 +185,7 @@ class Copier:
             self._log.error("claim found and healed", alarm=alarm)
             self.alarms = [*self.alarms[-99:], alarm]
         await self._enter(claim, owned)
-        self.claim, self.trouble = claim, ""
+        self.claim, self.trouble, self.progress_s = claim, "", self._now()
         self._log.info("claimed", epoch=claim.epoch, lanes=len(owned), claim=claim.claim_id)
         await self._copy(claim, generation)
 
@@ -219,10 +227,10 @@ class Copier:
                         await self._pause()
                         continue
                 planned, reading = await reading, None
-                may_read_on = True
+                may_read_on, self.progress_s = True, self._now()
                 writes = self._still_due(planned)
                 if not writes:
-                    self.progress_s = self._now()
+                    self._has_copied = True
                     continue
                 if not self.source.reads_ahead:
                     read_on()
@@ -253,16 +261,15 @@ class Copier:
             after[lane] = state.place
         allowed = self._rate.allowance(self._batch.records, now_s)
         self.throttle = "" if allowed >= self._batch.records else f"rate limit {self._rate.rate_records_per_s:g}/s"
-        if not after:
-            self.progress_s = now_s
         if not after or allowed == 0:
+            self.progress_s = now_s
             return None
         return asyncio.create_task(self._read(after, allowed))
 
     async def _pause(self) -> None:
         """Wait until a lane may be read again, or for a moment."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), self._rate.wait_s() or _PAUSE_S)
+            await asyncio.wait_for(self._stop.wait(), min(self._rate.wait_s() or _PAUSE_S, _PAUSE_MAX_S))
 
     # -- one round ---------------------------------------------------------------------------------------------------
 
@@ -367,7 +374,7 @@ class Copier:
                     state.state = State.IDLE
         self._batch.observe(records, now_s - started_s)
         self.records_total += records
-        self.progress_s = now_s
+        self.progress_s, self._has_copied = now_s, True
 
     def _settle(self, write: Write, outcome: Appended | LaneError, now_s: float) -> int:
         state = self.lanes[write.path[0]]

@@ -2,21 +2,28 @@
 
 Documents are JSON with a `version`; a newer major version is refused. Where a lane stands is never kept here, only what
 an operator asked for.
+
+Hides that a board takes no large documents: what would be too large is told in fewer words (`shrunk`), or forgets its
+oldest decisions.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
-from ..brokers.protocol import Board, Document, From, Start, VersionConflict
+from ..brokers.protocol import DOCUMENT_BYTES_MAX, Board, Document, From, Start, VersionConflict
 from ..errors import UsageError
 from ..model.record import Lane
+from .lanes import State
 
 _VERSION = 1
 _TRIES = 5
+#: a reason is cut to this where the report would be too large
+_REASON_CHARS = 80
 
 
 class Begun(msgspec.Struct, omit_defaults=True):
@@ -56,7 +63,7 @@ class Desired(msgspec.Struct, omit_defaults=True):
     paused_lanes: list[int] = []
     rate_records_per_s: float | None = None  # None = as configured
     accepted: dict[str, AcceptedLoss] = {}  # by lane
-    #: all decisions ever taken, newest last, at most 1,000
+    #: the last decisions that were taken, newest last: at most 1,000, and as many as fit the document
     journal: list[AcceptedLoss] = []
 
 
@@ -93,6 +100,9 @@ class Report(msgspec.Struct, omit_defaults=True):
     records: int = 0
     alarms: list[str] = []
     lanes: list[LaneReport] = []
+    #: idle lanes with nothing to copy, where the report would be too large with all that there is to say of them;
+    #: `RouteBoard.reports` turns them into lanes again
+    idle: list[int] = []
 
 
 _T = TypeVar("_T", Started, Desired, Report)
@@ -117,6 +127,77 @@ def _decode(body: bytes, kind: type[_T], name: str) -> _T:
 
 def _beginnings(found: Started) -> dict[Lane, Start]:
     return {lane: Start(begun.where, begun.value) for begun in found.begun for lane in begun.lanes}
+
+
+def shrunk(report: Report) -> Report:
+    """The report, in as many words as a board takes: what an operator decides by is left out last."""
+    for shrink in (_without_hints, _with_short_reasons, _with_idle_by_number, _without_figures):
+        if _fits(report):
+            return report
+        report = shrink(report)
+    lanes = sorted(report.lanes, key=lambda lane: (lane.state != State.HALTED.value, not lane.error, lane.lane))
+    for idle in (report.idle, []):
+        least = msgspec.structs.replace(report, reason=report.reason[:_REASON_CHARS], alarms=[], idle=idle, lanes=[])
+        if _fits(least):
+            break
+    too_many = bisect_left(
+        range(len(lanes) + 1), True, key=lambda n: not _fits(msgspec.structs.replace(least, lanes=lanes[:n]))
+    )
+    return msgspec.structs.replace(least, lanes=lanes[: too_many - 1])
+
+
+def _fits(report: Report) -> bool:
+    return len(msgspec.json.encode(report)) <= DOCUMENT_BYTES_MAX
+
+
+def _without_hints(report: Report) -> Report:
+    return _with_lanes(report, lambda lane: msgspec.structs.replace(lane, hint=""))
+
+
+def _with_short_reasons(report: Report) -> Report:
+    return _with_lanes(report, lambda lane: msgspec.structs.replace(lane, reason=lane.reason[:_REASON_CHARS]))
+
+
+def _with_idle_by_number(report: Report) -> Report:
+    idle = {lane.lane for lane in report.lanes if lane.state == State.IDLE.value and lane.lag_records == 0}
+    idle -= {lane.lane for lane in report.lanes if lane.error or lane.reason}
+    kept = [lane for lane in report.lanes if lane.lane not in idle]
+    return msgspec.structs.replace(report, lanes=kept, idle=sorted(idle))
+
+
+def _without_figures(report: Report) -> Report:
+    """Of lanes that have no error, only what they are called, their state and what is still to be copied."""
+    return _with_lanes(
+        report,
+        lambda lane: lane if lane.error else LaneReport(lane.lane, lane.name, lane.state, lag_records=lane.lag_records),
+    )
+
+
+def _with_lanes(report: Report, change: Callable[[LaneReport], LaneReport]) -> Report:
+    return msgspec.structs.replace(report, lanes=[change(lane) for lane in report.lanes])
+
+
+def _with_idle_as_lanes(report: Report) -> Report:
+    idle = [LaneReport(lane, str(lane), State.IDLE.value, lag_records=0, lag_s=0.0) for lane in report.idle]
+    return msgspec.structs.replace(report, lanes=[*report.lanes, *idle], idle=[])
+
+
+def _fitting(desired: Desired) -> bytes:
+    """The document; it forgets its oldest decisions where it would be too large. Raises UsageError."""
+    body = msgspec.json.encode(desired)
+    over = len(body) - DOCUMENT_BYTES_MAX
+    if over <= 0:
+        return body
+    for forgotten, decision in enumerate(desired.journal, 1):
+        over -= len(msgspec.json.encode(decision)) + len(",")
+        if over <= 0:
+            return msgspec.json.encode(msgspec.structs.replace(desired, journal=desired.journal[forgotten:]))
+    raise UsageError(
+        f"the accepted losses of {len(desired.accepted)} lanes do not fit the board, which takes {DOCUMENT_BYTES_MAX} "
+        "bytes",
+        hint="accept the loss of fewer lanes at a time, with a short reason; the next ones when `crossfade relay "
+        "status` shows that these lanes go on",
+    )
 
 
 class RouteBoard:
@@ -189,7 +270,8 @@ class RouteBoard:
         return _decode(document.body, Desired, self._desired) if document else Desired()
 
     async def change_desired(self, change: Desired, seen: int) -> None:
-        await self._board.put(self._desired, msgspec.json.encode(change), seen)
+        """Raises VersionConflict, UsageError where it does not fit, Unreachable, AccessRefused."""
+        await self._board.put(self._desired, _fitting(change), seen)
 
     async def desired_with_version(self) -> tuple[Desired, int]:
         document = await self._board.get(self._desired)
@@ -198,11 +280,14 @@ class RouteBoard:
         return _decode(document.body, Desired, self._desired), document.version
 
     async def report(self, report: Report) -> None:
-        await self._board.put(self._status + report.instance, msgspec.json.encode(report))
+        """Store a heartbeat, shrunk where it would be too large. Raises UsageError, Unreachable, AccessRefused."""
+        await self._board.put(self._status + report.instance, msgspec.json.encode(shrunk(report)))
 
     async def reports(self) -> list[Report]:
         documents = await self._board.list(self._status)
-        return [_decode(document.body, Report, name) for name, document in sorted(documents.items())]
+        return [
+            _with_idle_as_lanes(_decode(document.body, Report, name)) for name, document in sorted(documents.items())
+        ]
 
     async def forget_report(self, instance: str) -> None:
         await self._board.delete(self._status + instance)

@@ -16,6 +16,11 @@ from ..errors import Kind, LaneError, SourceDeleted, SourceReset, SourceTrimmed
 from ..model.position import Marker, Place, position_order
 from ..model.record import Lane, Path
 
+#: readers that are held up for less are nothing to tell: every open transaction does it
+HELD_UP_S = 5.0
+#: the year 2001: what is below is no time, but a number that somebody chose
+_TIMES_FROM_MS = 10**12
+
 
 class State(Enum):
     COPYING = "copying"
@@ -45,6 +50,10 @@ class LaneState:
     marker_written_s: float = 0.0
     #: (loop time, removed records, records relayed) of the last two looks at the source, for rates
     looks: list[tuple[float, int, int]] = field(default_factory=list)
+    #: loop time of the last look that found nothing to copy: what is missing came after it; None = none found that yet
+    level_at_s: float | None = None
+    #: loop time since when the end of the source has not moved
+    still_since_s: float = 0.0
 
     #: echoes out of turn were told already
     has_told_echo: bool = False
@@ -143,7 +152,11 @@ class LaneState:
 
     def look(self, bounds: Bounds, now_s: float) -> None:
         """Note what the source holds now; keeps about ten seconds of looks."""
+        if self.bounds is None or self.bounds.count != bounds.count:
+            self.still_since_s = now_s
         self.bounds = bounds
+        if self.lag_records == 0:
+            self.level_at_s = now_s
         self.looks.append((now_s, bounds.count - bounds.length, self.records_total))
         while len(self.looks) > 2 and now_s - self.looks[0][0] > 10:
             self.looks.pop(0)
@@ -158,6 +171,32 @@ class LaneState:
         if place.count >= 0:
             return max(0, self.bounds.count - place.count)
         return 0 if position_order(place.position) >= position_order(self.bounds.last) else None
+
+    @property
+    def held_up(self) -> str:
+        """What keeps readers from records that the source has behind this lane's place; "" = nothing for long."""
+        if self.bounds is None or not self.looks or self.lag_records != 0:
+            return ""
+        return self.bounds.held_up if self.looks[-1][0] - self.still_since_s >= HELD_UP_S else ""
+
+    def lag_s(self, now_s: float, loop_s: float) -> float | None:
+        """At most so old is the oldest source record that is not yet in the target; None = not known.
+
+        `now_s`: seconds since the epoch, `loop_s`: loop time.
+        """
+        lag = self.lag_records
+        if self.bounds is None or not lag:
+            return None if lag is None else 0.0
+        settled = self.settled
+        times_ms = [self.relayed_time_ms]
+        if "-" in settled.position:  # an entry id begins with its time
+            times_ms.append(position_order(settled.position)[0])
+        if 0 <= settled.count <= self.bounds.count - self.bounds.length:  # the first one that is left is the oldest
+            times_ms.append(self.bounds.first_time_ms)
+        ages_s = [now_s - time_ms / 1000 for time_ms in times_ms if time_ms >= _TIMES_FROM_MS]
+        if self.level_at_s is not None:
+            ages_s.append(loop_s - self.level_at_s)
+        return max(0.0, min(ages_s)) if ages_s else None
 
     @property
     def records_per_s(self) -> float:

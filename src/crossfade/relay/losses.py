@@ -2,16 +2,18 @@
 
 Hides what each kind of loss leaves in the source that is new. Invariant: what the target has is not copied again, what
 is new is not passed over, and behind an error that is no loss of the source nothing goes on. Called by `relay.copier`;
-how the paths of the lane move there is `lanes.LaneState.jump`.
+how the paths of the lane move there is `lanes.LaneState.jump`. What is still to be answered is asked by `cli`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 from ..brokers.protocol import From, Log, Start
 from ..errors import LaneError, SourceDeleted, SourceRegressed, SourceReset, SourceTrimmed
 from ..model.echo import UNKNOWN, with_echoes
 from ..model.position import Place, position_order
-from .documents import AcceptedLoss
+from .documents import AcceptedLoss, LaneReport
 from .lanes import LaneState, State
 
 
@@ -20,6 +22,18 @@ def is_answered(state: LaneState, accepted: AcceptedLoss) -> bool:
     if state.error is None or state.state is not State.HALTED:
         return False
     return accepted.error == type(state.error).__name__ and accepted.position == state.settled.position
+
+
+def still_to_answer(accepted: Mapping[str, AcceptedLoss], reported: Iterable[LaneReport]) -> dict[str, AcceptedLoss]:
+    """Without the decisions whose lane has gone on from where it stood then: they can answer nothing any more."""
+    stands: dict[str, set[str]] = {}
+    for lane in reported:
+        stands.setdefault(str(lane.lane), set()).add(lane.position)
+    return {
+        lane: decision
+        for lane, decision in accepted.items()
+        if lane not in stands or stands[lane] & {decision.position, ""}  # "": a report does not always tell
+    }
 
 
 async def place_behind_loss(source: Log, pair: str, state: LaneState) -> Place | LaneError | None:

@@ -60,7 +60,7 @@ class BatchSize:
 
 
 class RateLimit:
-    """A token bucket of one second; `rate_records_per_s` may change at any time, 0 lifts it."""
+    """A token bucket of one second, or one record; `rate_records_per_s` may change at any time, 0 lifts it."""
 
     def __init__(self, rate_records_per_s: float, now_s: float) -> None:
         self.rate_records_per_s = rate_records_per_s
@@ -86,5 +86,6 @@ class RateLimit:
         return max(0.001, need / self.rate_records_per_s) if need > 0 else 0.0
 
     def _refill(self, now_s: float) -> None:
-        self._tokens = min(self.rate_records_per_s, self._tokens + (now_s - self._at_s) * self.rate_records_per_s)
+        fullest = max(1.0, self.rate_records_per_s)
+        self._tokens = min(fullest, self._tokens + (now_s - self._at_s) * self.rate_records_per_s)
         self._at_s = now_s

@@ -18,14 +18,18 @@ from .copier import Copier
 from .documents import LaneReport, Report
 from .lanes import LaneState, State
 
-#: a copier without any sign of life for this long is not alive
+#: a copier that gives no sign of progress for this long is not alive: reads and appends end long before, one way or
+#: the other
 STALL_S = 30.0
+#: so long a claim may take: it waits for open transactions, and may read far back in the target
+CLAIM_STALL_S = 600.0
 _BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 def make_report(copier: Copier, now_s: float) -> Report:
     """The heartbeat of one process: what `crossfade relay status` shows."""
     claim = copier.claim
+    loop_s = asyncio.get_running_loop().time()
     states = {state.state for state in copier.lanes.values()}
     overall = "waiting for lanes" if not copier.lanes else "claiming" if claim is None else "copying"
     if states and states <= {State.HALTED}:
@@ -41,32 +45,26 @@ def make_report(copier: Copier, now_s: float) -> Report:
         reason=copier.trouble,
         records=copier.records_total,
         alarms=copier.alarms[-5:],
-        lanes=[_lane_report(state, now_s) for state in copier.lanes.values()],
+        lanes=[_lane_report(state, now_s, loop_s) for state in copier.lanes.values()],
     )
 
 
-def _lane_report(state: LaneState, now_s: float) -> LaneReport:
-    lag = state.lag_records
-    lag_s = None
-    if lag == 0:
-        lag_s = 0.0
-    elif lag and state.relayed_time_ms > 0:
-        lag_s = max(0.0, now_s - state.relayed_time_ms / 1000)
+def _lane_report(state: LaneState, now_s: float, loop_s: float) -> LaneReport:
     return LaneReport(
         lane=state.lane,
         name=state.name,
         state=state.state.value,
         position=state.settled.position,
         ordinal=state.ordinal,
-        lag_records=lag,
-        lag_s=lag_s,
+        lag_records=state.lag_records,
+        lag_s=state.lag_s(now_s, loop_s),
         records_per_s=round(state.records_per_s, 1),
         quarantined=state.quarantined,
         echoes=state.echoes,
         trimmed_in_s=state.trimmed_in_s,
         error=type(state.error).__name__ if state.error else "",
         lost_records=state.error.lost_records if state.error and state.error.lost_records >= 0 else None,
-        reason=state.error.message if state.error else "",
+        reason=state.error.message if state.error else state.held_up,
         hint=state.error.hint if state.error else "",
     )
 
@@ -125,24 +123,30 @@ class Metrics:
 
 
 class HealthServer(HttpServer):
-    """`/metrics`, `/livez` (makes progress) and `/readyz` (owns a claim) of several copiers, on one port."""
+    """`/metrics`, `/livez` (no loop is stuck) and `/readyz` (owns a claim) of several copiers, on one port."""
 
     def __init__(self, copiers: list[Copier], metrics: list[Metrics]) -> None:
-        super().__init__(self._tell)
+        super().__init__(self.answer)
         self._copiers = copiers
         self._metrics = metrics
 
-    def _tell(self, path: str) -> tuple[str, bytes]:
+    def answer(self, path: str) -> tuple[str, bytes]:
+        """Status and body of a GET."""
         if path == "/metrics":
             return OK, b"".join(metrics.render() for metrics in self._metrics)
         if path == "/livez":
-            now_s = asyncio.get_running_loop().time()
-            stalled = [c.route.name for c in self._copiers if c.claim is not None and now_s - c.progress_s > STALL_S]
+            stalled = [copier.route.name for copier in self._copiers if _is_stalled(copier)]
             return (UNAVAILABLE, f"no progress: {stalled}\n".encode()) if stalled else (OK, b"ok\n")
         if path == "/readyz":
             waiting = [c.route.name for c in self._copiers if c.claim is None]
             return (UNAVAILABLE, f"no claim: {waiting}\n".encode()) if waiting else (OK, b"ok\n")
         return NOT_FOUND, b"try /metrics, /livez or /readyz\n"
+
+
+def _is_stalled(copier: Copier) -> bool:
+    """The loop of the copier sits in one wait for too long. Waiting for lanes may take for ever: others own them."""
+    limit_s = CLAIM_STALL_S if copier.claim is None else STALL_S
+    return not copier.is_waiting_for_lanes and asyncio.get_running_loop().time() - copier.progress_s > limit_s
 
 
 def wall_clock() -> float:

@@ -1,6 +1,7 @@
 """One relay process: the copier of a route, with its assignment, heartbeat, desired state and source watch beside it.
 
-Everything here stops together: the first task that fails ends the rest, and the error is the process's own.
+Everything here stops together: the first task that fails ends the rest, and the error is the process's own. The end has
+one deadline, which no broker can hold up: what is not done by then is named in the log and left behind, as in a crash.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from .copier import Copier
 from .reporter import make_report, wall_clock
 
 _HEARTBEAT_S = 1.0
-_STOP_S = 4.5  # of the five seconds that a graceful stop may take
+#: of the five seconds that a graceful stop may take; the rest is for closing connections and the interpreter
+_STOP_S = 4.0
+#: of these, kept for leaving the group and the last heartbeat
+_LEAVE_S = 1.0
 
 
 class ByHand:
@@ -40,35 +44,68 @@ class RelayService:
         self._assignment = assignment
         #: it ended because lanes came that it does not know: the route is to be opened anew
         self.has_new_lanes = False
+        self._stopping = asyncio.Event()
+        #: that the last heartbeat could not be stored was told
+        self._has_told_heartbeat = False
+        #: loop time of the end's deadline
+        self._ends_at_s: float | None = None
         self._log = structlog.get_logger().bind(route=copier.route.name, instance=copier.instance)
 
     def stop(self) -> None:
         """Finish the append under way, leave the group, end."""
+        self._left_s()
+        self._stopping.set()
         self.copier.stop()
 
     async def run(self) -> None:
         """Copy until stopped. Raises the error that ended it (kind HALT)."""
-        copying = asyncio.create_task(self.copier.run(), name="copier")
+        copying = asyncio.create_task(self.copier.run(), name="read or append under way")
+        assignment = asyncio.create_task(self._assignment.run(self.copier), name="leaving the group")
         beside = [
-            asyncio.create_task(self._assignment.run(self.copier), name="assignment"),
             asyncio.create_task(self._repeat(self._heartbeat, "heartbeat"), name="heartbeat"),
-            asyncio.create_task(self._repeat(self._look_at_board, "board"), name="board"),
-            asyncio.create_task(self._repeat(self._look_at_source, "source"), name="source"),
-            asyncio.create_task(self._watch_lanes(), name="lanes"),
+            asyncio.create_task(self._repeat(self._look_at_board, "board"), name="look at the board"),
+            asyncio.create_task(self._repeat(self._look_at_source, "source"), name="look at the source"),
+            asyncio.create_task(self._watch_lanes(), name="look for new lanes"),
         ]
+        asked = asyncio.create_task(self._stopping.wait(), name="stop")
+        first = asyncio.FIRST_COMPLETED
         try:
-            done, _ = await asyncio.wait([copying, *beside], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([asked, copying, assignment, *beside], return_when=first)
+            if done == {asked}:
+                done, _ = await asyncio.wait([copying, assignment], timeout=self._left_s(_LEAVE_S), return_when=first)
             for task in done:
                 task.result()
         finally:
-            self.copier.stop()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.gather(copying, return_exceptions=True), _STOP_S)
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
-            await self._say_goodbye()
-            self._log.info("stopped", records=self.copier.records_total)
+            asked.cancel()
+            await self._end(copying, assignment, beside)
+
+    def _left_s(self, kept_s: float = 0.0) -> float:
+        """Seconds until `kept_s` before the end's deadline, which is set by the first call."""
+        now_s = asyncio.get_running_loop().time()
+        if self._ends_at_s is None:
+            self._ends_at_s = now_s + _STOP_S
+        return max(0.0, self._ends_at_s - kept_s - now_s)
+
+    async def _end(
+        self, copying: asyncio.Task[None], assignment: asyncio.Task[None], beside: list[asyncio.Task[None]]
+    ) -> None:
+        """Let the append under way end, then leave the group and say goodbye; cut off what takes too long."""
+        self.copier.stop()
+        await asyncio.wait([copying], timeout=self._left_s(_LEAVE_S))
+        unfinished = [] if copying.done() else [copying.get_name()]
+        ending = [copying, assignment, *beside]
+        for task in ending:
+            task.cancel()
+        goodbye = asyncio.create_task(self._say_goodbye(beside), name="last heartbeat")
+        done, pending = await asyncio.wait([*ending, goodbye], timeout=self._left_s())
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # what ended it has been told, or came of the end
+        goodbye.cancel()
+        unfinished += sorted({task.get_name() for task in pending} - set(unfinished))
+        if unfinished:
+            self._log.warning("stop cut short", unfinished=unfinished, hint="the next relay goes on from the markers")
+        self._log.info("stopped", records=self.copier.records_total)
 
     async def _repeat(self, action: Callable[[], Awaitable[None]], what: str) -> None:
         """Do `action` about once a second; a broker that does not answer is logged once per outage."""
@@ -119,7 +156,13 @@ class RelayService:
         return False
 
     async def _heartbeat(self) -> None:
-        await self.copier.board.report(make_report(self.copier, wall_clock()))
+        try:
+            await self.copier.board.report(make_report(self.copier, wall_clock()))
+            self._has_told_heartbeat = False
+        except UsageError as error:  # what is copied does not hang on what is told of it
+            if not self._has_told_heartbeat:
+                self._log.warning("the heartbeat cannot be stored", reason=error.message, hint=error.hint)
+            self._has_told_heartbeat = True
 
     async def _look_at_board(self) -> None:
         await self.copier.obey(await self.copier.board.desired())
@@ -134,8 +177,9 @@ class RelayService:
             if lane in self.copier.lanes:
                 self.copier.lanes[lane].look(found, now_s)
 
-    async def _say_goodbye(self) -> None:
+    async def _say_goodbye(self, beside: list[asyncio.Task[None]]) -> None:
+        await asyncio.wait(beside)  # a heartbeat under way must not come after it
         report = make_report(self.copier, wall_clock())
         report.state = "stopped"
-        with contextlib.suppress(BrokerError, TimeoutError):
-            await asyncio.wait_for(self.copier.board.report(report), 1.0)
+        with contextlib.suppress(BrokerError, UsageError):
+            await self.copier.board.report(report)

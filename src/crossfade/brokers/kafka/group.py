@@ -111,7 +111,10 @@ class KafkaGroup:
         if error.code() == KafkaError.FENCED_INSTANCE_ID:
             return Fenced(
                 f"another process runs as instance {self._instance!r} of route {self._route}",
-                hint="give every process its own --instance; the newer one goes on",
+                # An answer to a join that an outage swallowed gives this name to our own next try: nobody can tell
+                # that from another process, and going on would fence that one. So it ends, to be started again.
+                hint="give every process its own --instance; the newer one goes on. After an outage of the brokers it "
+                "can also be a lost answer to this process itself: start it again",
             )
         return translate(error, f"being a member of group {names.group(self._route)}", self.health)
 

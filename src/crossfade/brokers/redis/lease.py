@@ -27,8 +27,8 @@ from .settings import RedisSettings
 #: a member that was silent for so long is taken for dead
 TTL_S = 5.0
 RENEW_EVERY_S = 1.0
-#: leaving must not hold up a process that ends
-_LEAVE_TIMEOUT_S = 2.0
+#: leaving must not hold up a process that ends: of this the relay's service keeps as much
+_LEAVE_TIMEOUT_S = 1.0
 
 
 class RedisLease:
