@@ -287,3 +287,29 @@ async def test_by_key_a_row_without_mark_is_too_much_where_every_copy_is_marked(
         one for one in planned(report).removable if one.difference.claim is None or not one.difference.claim.is_marked
     ]
     assert len(strays) == removed
+
+
+@pytest.mark.parametrize("is_by_id", [False, True])
+async def test_copies_from_before_a_topic_was_made_anew_stay(is_by_id: bool) -> None:
+    world = await copied(RECORD, ENTRY)
+    if is_by_id:
+        told_by_ids(world)
+    for lane in range(LANES):
+        world.broker.recreate("source", lane)
+        times = range(1_700_005_000_000, 1_700_005_000_900)
+        world.broker.write("source", lane, [(b"k", b"new", None, time_ms) for time_ms in times])
+    await world.source.open()
+    for start in (From.EARLIEST, From.LATEST):
+        starts = dict.fromkeys(range(LANES), Start(start))
+        report = await world.audit(keep=KEEP, starts=starts)
+        assert removed_by(report) == 0
+    for lane in range(LANES):  # the new copies stand behind the old ones, under the same offsets
+        stored = world.stored(lane)
+        for at in range(900):
+            mark = encode_origin(Origin(ROUTE, lane, str(at), RECORDS + 1 + at, 9)).encode()
+            fields = [b"key", b"k", b"value", b"new", b"xf", mark]
+            stored.append(((1_700_005_000_000 + at, 0), (fields, 1_700_005_000_000 + at)))
+        grow(world, lane)
+    report = await world.audit(keep=KEEP, is_settled=True)
+    assert not report.ok
+    assert removed_by(report) == 0

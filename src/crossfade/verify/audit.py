@@ -108,7 +108,16 @@ async def audit(
     for one in run.lanes.values():
         one.finish(is_settled=is_settled)
     if report.strays:
-        await second_look(source, mapping, target.shape, report, source_bounds)
+        await second_look(
+            source,
+            mapping,
+            target.shape,
+            report,
+            source_bounds,
+            route_id=route_id,
+            quarantined=quarantined or {},
+            ids_may_mark=True,
+        )
     report.state = {} if extents is not None else run.state()
     report.seconds = time.monotonic() - started_s
     report.records_per_s = (report.records - before) / max(report.seconds, 1e-9)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from ..brokers.protocol import Log, Start
+from ..brokers.protocol import Bounds, Log, Start
 from ..errors import LaneError, SourceDeleted, SourceTrimmed
 from ..model.partitioner import partition_many
 from ..model.position import position_order, position_text
@@ -32,7 +32,7 @@ from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .extent import Extent
 from .lane import Translates, cut
 from .origins import codec_for
-from .reading import Reading
+from .reading import Reading, is_trimmed
 from .report import AuditReport, Keeping, LaneReport
 from .second_look import second_look
 
@@ -71,6 +71,7 @@ async def audit_by_key(
     run = _Run(source, target, mapping, report, partitioner, on_progress)
     run.ids_may_mark = (first_lanes or source.lanes) == 1 and target.shape is Shape.ENTRY
     run.extents = dict(extents or {})
+    run.bounds = source_bounds
     for lane, bounds in source_bounds.items():
         extent = run.extents.get(lane)
         clipped = bounds if extent is None else extent.clip(bounds, source.shape)
@@ -84,7 +85,16 @@ async def audit_by_key(
         await run.to_the_end()
     run.finish(is_settled=is_settled)
     if report.strays:
-        await second_look(source, mapping, target.shape, report, source_bounds)
+        await second_look(
+            source,
+            mapping,
+            target.shape,
+            report,
+            source_bounds,
+            route_id=route_id,
+            quarantined=run.quarantined,
+            ids_may_mark=run.ids_may_mark if run.ids_may_mark or first_lanes else None,
+        )
     report.seconds = time.monotonic() - started_s
     report.records_per_s = report.records / max(report.seconds, 1e-9)
     return report
@@ -101,6 +111,8 @@ class _Run:
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.sources: dict[Lane, Reading] = {}
+        #: of the whole source lanes
+        self.bounds: dict[Lane, Bounds] = {}
         self.targets: dict[Lane, Reading] = {}
         self.quarantined: dict[Lane, frozenset[str]] = {}
         self.extents: dict[Lane, Extent] = {}
@@ -118,7 +130,7 @@ class _Run:
         self.ids_may_mark = False
 
     def add_paths(self, lane: Lane, route_id: str, window_rows: int, is_earliest: bool) -> None:
-        bounds = self.sources[lane].bounds
+        bounds = self.bounds[lane]
         for to, reading in self.targets.items():
             codec = codec_for(
                 target_shape=self._target.shape,
@@ -133,8 +145,7 @@ class _Run:
                 begins_late=reading.is_trimmed or not is_earliest,
                 extent=self.extents.get(lane),
             )
-            if self.sources[lane].is_trimmed:
-                diff.source_gap("", bounds.first or bounds.last)
+            diff.source_lost("", bounds.first, is_told=is_trimmed(bounds), holes_until=bounds.holes_until)
             self._paths[lane, to] = diff
 
     def _reporter(self, lane: Lane, to: Lane) -> Callable[[Difference], None]:
@@ -196,7 +207,7 @@ class _Run:
         last = reading.place.position
         bounds = (await self._source.bounds([lane]))[lane]
         for to in self.targets:
-            self._paths[lane, to].source_gap(last, bounds.first or bounds.last)
+            self._paths[lane, to].source_lost(last, bounds.first, holes_until=bounds.holes_until)
         reading.done_until = position_order(last)
         reading.reanchor(bounds)
 

@@ -19,6 +19,7 @@ from ..model.record import Row
 from .columns import Columns, columns_of
 from .describe import describe
 from .extent import Extent
+from .gone import EVERYTHING, NOWHERE, Gone
 from .origins import Codec, Copy, SourcePosition
 from .waiting import Waiting
 from .window import Window, exchanged, keeping_order
@@ -29,6 +30,7 @@ REMEMBERED_MAX = 20_000
 SLICE_ROWS_MAX = 1_024
 SLICE_ROWS_MIN = 256
 NO_MARK = "carries no mark of this route"
+_CAME_BEFORE = "its id names a record that came before"
 
 
 class Kind(Enum):
@@ -54,6 +56,17 @@ _JEPSEN = {
 }
 
 
+class Claim(NamedTuple):
+    """What is known of the record that a row without partner names by its mark, or by its id."""
+
+    origin: SourcePosition | None  # None = it has no mark, and its id was not taken for one
+    is_marked: bool
+    #: if the source holds that record, then another row is the copy of it
+    is_taken: bool
+    #: order of the last certain copy before the row: what it names lies behind, if it is a copy
+    after: tuple[int, int]
+
+
 class Difference(NamedTuple):
     """One record that is not as it should be."""
 
@@ -63,6 +76,7 @@ class Difference(NamedTuple):
     detail: str
     #: of what may be `extra` or `duplicate`: the row, so that the auditor can look for its like in the source
     row: Row | None = None
+    claim: Claim | None = None
 
 
 class LaneDiff:
@@ -98,9 +112,14 @@ class LaneDiff:
         self.before = 0
         self._begins_late = begins_late
         self._extent = extent
-        #: target rows whose originals the source no longer has, see `source_gap`
-        self.source_gone = 0
-        self._last_gone = (-1, -1)
+        self._gone = Gone()
+        #: order of the last copy that is certainly one: it is equal to its original
+        self._sure = NOWHERE
+        #: last row of a slice that was equal: asked for its ordinal only where that matters
+        self._equal_last: tuple[SourcePosition, Any, Row] | None = None
+        #: first expected row; and whether any was too much to be remembered
+        self._begun: tuple[int, int] | None = None
+        self._has_forgotten = False
         #: last rows taken of either side, None = none yet; those behind the target's end are not taken but waiting
         self.taken: SourcePosition | None = None
         self.taken_target: Any | None = None
@@ -113,7 +132,8 @@ class LaneDiff:
         self.missing: dict[SourcePosition, Row | None] = {}
         #: seen, but not expected so far: it came before its turn
         self._early: dict[SourcePosition, tuple[Any, Copy]] = {}
-        self._gaps: list[tuple[Any, Any]] = []
+        #: orders of those that may be copies of single records that are gone
+        self._early_in_hole: set[tuple[int, int]] = set()
         self._epoch = -1
         self._slice = SLICE_ROWS_MAX
 
@@ -127,10 +147,15 @@ class LaneDiff:
         """More of what is there, in target order."""
         self.actual.add(positions, rows)
 
-    def source_gap(self, after: str, before: str) -> None:
-        """The source no longer has what was between these positions ("" = its beginning): copies of it are not
+    def source_lost(self, after: str, first: str, *, is_told: bool = True, holes_until: str = "") -> None:
+        """The source no longer has what was between these positions (see `Gone.lose`): copies of it are not
         verifiable."""
-        self._gaps.append((position_order(after), position_order(before)))
+        self._gone.lose(after, first, is_told=is_told, holes_until=holes_until)
+
+    @property
+    def source_gone(self) -> int:
+        """Target rows whose originals the source no longer has."""
+        return self._gone.rows
 
     @property
     def wants_expected(self) -> bool:
@@ -151,6 +176,8 @@ class LaneDiff:
     ) -> None:
         """Go on behind what an earlier comparison has decided; of rows in doubt only the places are known."""
         self.frontier = self.taken = frontier
+        if frontier is not None:
+            self._gone.place(self._order(frontier), -1)
         self.missing = dict.fromkeys(missing)
         self._early = {origin: (target, Copy(origin, None, -1, -1)) for origin, target in early}
 
@@ -184,7 +211,10 @@ class LaneDiff:
         invariant(self.expected.is_ended and self.actual.is_ended, "a lane is finished only when both sides have ended")
         self.advance()
         for origin, (position, copy) in self._early.items():
-            self._report(Difference(Kind.EXTRA, origin, position, "the source holds no such record", copy.row))
+            if self._order(origin) in self._early_in_hole:
+                self._gone.count_of_hole(self._order(origin), copy.ordinal)
+            else:
+                self._too_much(Kind.EXTRA, origin, position, "the source holds no such record", copy)
         self._early.clear()
         last = None if self.frontier is None else self._order(self.frontier)
         pending = self.tail
@@ -224,13 +254,13 @@ class LaneDiff:
             if epoch is None:
                 head = self._equal_head(positions, rows, targets, actual)
                 if head:
-                    self._matched(positions[:head], columns_of(rows[:head]), targets[:head])
+                    self._matched(positions[:head], columns_of(rows[:head]), targets[:head], actual[head - 1])
                 if head < count:
                     self._slice = max(SLICE_ROWS_MIN, self._slice // 8)
                     return
             else:
                 self._see_epoch(epoch, count)
-                self._matched(positions, columns, targets)
+                self._matched(positions, columns, targets, actual[-1])
             self._slice = min(SLICE_ROWS_MAX, self._slice * 2)
 
     def _equal_head(
@@ -249,8 +279,12 @@ class LaneDiff:
             count += 1
         return count
 
-    def _matched(self, positions: Sequence[SourcePosition], columns: Columns, targets: Sequence[Any]) -> None:
+    def _matched(
+        self, positions: Sequence[SourcePosition], columns: Columns, targets: Sequence[Any], last: Row
+    ) -> None:
         count = len(positions)
+        self._equal_last = (positions[-1], targets[-1], last)
+        self._begun = self._begun or self._order(positions[0])
         self.matched += count
         if self._early:
             for position in self._early.keys() & set(positions):
@@ -304,11 +338,16 @@ class LaneDiff:
     def _judge(self, window: Window, take_expected: int, take_actual: int) -> None:
         """Decide the first rows of both sides of a window."""
         positions, rows = window.positions, window.rows
+        self._place_equal()
         late = 0
         if self._begins_late and self.frontier is None:
             seen = [index for index in range(take_expected) if 0 <= window.seen_at[index] < take_actual]
             late = min(seen, default=take_expected)
             self.before += late
+        if late < take_expected:
+            self._begun = self._begun or self._order(positions[late])
+        is_all = self.expected.is_ended and len(positions) == len(self.expected)
+        reach = EVERYTHING if is_all else self._order(positions[-1]) if positions else NOWHERE
         for index in range(late, take_expected):
             if not 0 <= window.seen_at[index] < take_actual:
                 self._not_here(positions[index], rows[index])
@@ -323,8 +362,10 @@ class LaneDiff:
             partner = window.partner[index]
             if 0 <= partner < take_expected:
                 fresh.append((partner, index))
+                if index in window.in_order:
+                    self._place(positions[partner], copy, is_sure=copy.row == rows[partner])
             else:
-                self._stray(copy, target)
+                self._stray(copy, target, window, reach)
         self._compare(window, fresh)
         if self._on_expected and take_expected:
             self._on_expected(positions[:take_expected], columns_of(rows[:take_expected]))
@@ -364,41 +405,67 @@ class LaneDiff:
         elif len(self.missing) < self._remembered_max:
             self.missing[position] = row
         else:
+            self._has_forgotten = True
             self._report(Difference(Kind.MISSING, position, None, "not on the target"))
 
-    def _stray(self, copy: Copy, target: Any) -> None:
-        """An actual row without partner in its window."""
+    def _stray(self, copy: Copy, target: Any, window: Window, reach: tuple[int, int]) -> None:
+        """An actual row without partner in its window; `reach`: all that is expected up to here was taken, or is in the
+        window."""
         origin = copy.origin
         if origin is None:
             self.unmarked += 1
-            self._report(Difference(Kind.EXTRA, None, target, NO_MARK, copy.row))
-        elif self._extent is not None and self._extent.leaves_out(self._order(origin), copy.ordinal >= 0):
+            self._too_much(Kind.EXTRA, None, target, NO_MARK, copy)
             return
-        elif self._gaps and any(after < self._order(origin) < before for after, before in self._gaps):
-            self._original_gone(copy, target)
+        order, is_marked = self._order(origin), copy.ordinal >= 0
+        is_absent = order <= reach and not any(origin in known for known in (window.index, self.missing, self._early))
+        if self._extent is not None and self._extent.leaves_out(order, is_marked):
+            return
+        if self._gone.is_in_gap(order, is_marked=is_marked):
+            if not self._gone.count_of_gap(order, copy.ordinal):
+                self._too_much(Kind.EXTRA, origin, target, _CAME_BEFORE, copy)
+        elif is_absent and self._gone.is_in_hole(order, copy.ordinal):
+            self._gone.count_of_hole(order, copy.ordinal)
         elif origin in self.missing:
             row = self.missing.pop(origin)
             self._moved(origin, target, row, copy, "came too late")
         elif origin in self._early:
-            self._report(Difference(Kind.DUPLICATE, origin, target, "came before", copy.row))
-        elif self.taken is not None and self._order(origin) <= self._order(self.taken):
-            if copy.ordinal >= 0:
-                self._report(Difference(Kind.DUPLICATE, origin, target, "came before", copy.row))
-            else:
-                self._report(Difference(Kind.EXTRA, None, target, "its id names a record that came before", copy.row))
+            self._too_much(Kind.DUPLICATE, origin, target, "came before", copy)
+        elif self.taken is not None and order <= self._order(self.taken):
+            kind, detail = (Kind.DUPLICATE, "came before") if is_marked else (Kind.EXTRA, _CAME_BEFORE)
+            self._too_much(kind, origin, target, detail, copy)
         elif len(self._early) < self._remembered_max:
             self._early[origin] = (target, copy)
+            if self._gone.is_in_hole(order, copy.ordinal):
+                self._early_in_hole.add(order)
         else:
-            self._report(Difference(Kind.EXTRA, origin, target, "far ahead of its turn", copy.row))
+            self._too_much(Kind.EXTRA, origin, target, "far ahead of its turn", copy)
 
-    def _original_gone(self, copy: Copy, target: Any) -> None:
-        """A row that may be a copy of what the source no longer has: by its id alone only where it rises."""
-        order = self._order(copy.origin)
-        if copy.ordinal < 0 and order <= self._last_gone:
-            self._report(Difference(Kind.EXTRA, None, target, "its id names a record that came before", copy.row))
-            return
-        self._last_gone = max(self._last_gone, order)
-        self.source_gone += 1
+    def _too_much(self, kind: Kind, origin: SourcePosition | None, target: Any, detail: str, copy: Copy) -> None:
+        """Name a row that may be too much, with what is known of the record that it names."""
+        is_taken = origin is not None and self._is_taken(origin)
+        claim = Claim(origin, copy.ordinal >= 0, is_taken, self._sure)
+        told = None if detail is _CAME_BEFORE else origin  # such an id is no mark
+        self._report(Difference(kind, told, target, detail, copy.row, claim))
+
+    def _is_taken(self, origin: SourcePosition) -> bool:
+        """If the source holds this record, it was compared, and has another row as its copy."""
+        if self._begun is None or self.taken is None or self._has_forgotten or origin in self._early:
+            return False
+        return self._begun <= self._order(origin) <= self._order(self.taken)
+
+    def _place_equal(self) -> None:
+        """Take note of where the last equal slice ended."""
+        if self._equal_last is not None:
+            position, target, row = self._equal_last
+            self._equal_last = None
+            (copy,) = self._codec.normal([target], [row])
+            self._place(position, copy, is_sure=True)
+
+    def _place(self, position: SourcePosition, copy: Copy, *, is_sure: bool) -> None:
+        order = self._order(position)
+        self._gone.place(order, copy.ordinal)
+        if is_sure:
+            self._sure = max(self._sure, order)
 
     def _moved(self, position: SourcePosition, target: Any, row: Row | None, copy: Copy, how: str) -> None:
         self._advance_frontier(position)
@@ -410,7 +477,8 @@ class LaneDiff:
     def _came_twice(self, position: SourcePosition) -> None:
         """A copy that came early has come again, in its place."""
         target, copy = self._early.pop(position)
-        self._report(Difference(Kind.DUPLICATE, position, target, "comes again in its place", copy.row))
+        claim = Claim(position, copy.ordinal >= 0, not self._has_forgotten, NOWHERE)
+        self._report(Difference(Kind.DUPLICATE, position, target, "comes again in its place", copy.row, claim))
 
     def _see_epoch(self, epoch: int, rows: int) -> None:
         if 0 <= epoch < self._epoch:

@@ -23,7 +23,7 @@ from .extent import Extent
 from .first_rows import FirstRows, Question
 from .first_rows import order_of as _order
 from .origins import Copy, codec_for
-from .reading import Reading
+from .reading import Reading, is_trimmed
 from .report import AuditReport, LaneReport, Range
 
 _BEFORE_ALL = (-2, 0)
@@ -62,6 +62,7 @@ class LaneAudit:
         self._is_put_off = False
         #: the last marked row of the target belongs to the extent: so does an unmarked one behind it
         self._is_inside = extent is None or extent.first < (0, 0)
+        whole = source_bounds
         if extent is not None:
             source_bounds = extent.clip(source_bounds, source.shape)
         self.source = Reading(source_bounds, extent, source.shape)
@@ -94,8 +95,7 @@ class LaneAudit:
         self._is_whole = is_earliest and not self.target.is_trimmed
         if self._is_whole and target.shape is Shape.RECORD:
             self._floor = _BEFORE_ALL  # what is a copy on Kafka needs no finding out
-        if self.source.is_trimmed:
-            self._diff.source_gap("", source_bounds.first or source_bounds.last)
+        self._diff.source_lost("", whole.first, is_told=is_trimmed(whole), holes_until=whole.holes_until)
 
     # ------------------------------------------------------------------------------------------------ what is wanted
 
@@ -220,7 +220,7 @@ class LaneAudit:
         """The source was trimmed while it was read: go on behind the gap, whose copies cannot be verified."""
         waiting = self._diff.expected
         last = position_text(waiting.last) if waiting else self.source.place.position
-        self._diff.source_gap(last, bounds.first or bounds.last)
+        self._diff.source_lost(last, bounds.first, holes_until=bounds.holes_until)
         self.source.done_until = position_order(last)
         self.source.reanchor(bounds)
 

@@ -108,5 +108,11 @@ class Reading:
             self.is_ended = self.is_ended or self.place.count >= self.bounds.count
 
 
+def is_trimmed(source: Bounds) -> bool:
+    """Whether a source lane says that its beginning is gone. One that has nothing says so: it was emptied, its key is
+    gone, or there never was anything to copy."""
+    return source.count > source.length or not source.first
+
+
 def _order(position: Any) -> tuple[int, int]:
     return position_order(position_text(position))

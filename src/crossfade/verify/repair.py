@@ -1,8 +1,9 @@
 """Turns each difference of an audit into the smallest exact remedy, and carries out what can be done in place.
 
-Only a Redis target lets one entry be removed: so what is too much there (extra, duplicate) goes by its very id, after
-a second look that it is still what the audit saw. Whatever else differs stands in the middle of a log that only grows,
-and only a new copy puts it right. Nothing here decides to act: the CLI shows the plan and asks. Called by the CLI.
+Only a Redis target lets one entry be removed: what is certainly too much there (extra, duplicate; see `surplus`) goes
+by its very id, after a second look that it is still what the audit saw. What may be the only copy of a record that the
+source has lost stays. Whatever else differs stands in the middle of a log that only grows, and only a new copy puts it
+right. Nothing here decides to act: the CLI shows the plan and asks. Called by the CLI.
 """
 
 from __future__ import annotations
@@ -19,11 +20,18 @@ from .diff import Kind
 from .origins import codec_for
 from .report import AuditReport, Named
 
+#: what is said of a row that nobody can be sure of
+_KEPT = (
+    "it may be the copy of a record that the source no longer has, so it is not removed; look at it, and if it is too "
+    "much: XDEL {where} {place}"
+)
+
 
 class Action(Enum):
     """What a remedy asks for."""
 
     REMOVE = "remove"  # this very entry, in place
+    KEEP = "keep"  # nothing: it may be a right copy
     COPY_ANEW = "copy anew"  # the lane, into a fresh target
 
 
@@ -60,11 +68,13 @@ def plan_of(report: AuditReport, *, can_remove: bool, target_names: Mapping[Lane
     first = _first_damaged(report)
     for kept in report.named.values():
         for named in kept:
-            kind, source, target, _, row = named.difference
+            kind, source, target, _, row, _ = named.difference
             place = _text(target)
             where = target_names.get(-1 if named.target_lane is None else named.target_lane, report.target)
             is_too_much = kind in (Kind.EXTRA, Kind.DUPLICATE) and target is not None and row is not None
-            if is_too_much and can_remove:
+            if is_too_much and can_remove and not named.is_surplus:
+                action, how = Action.KEEP, _KEPT.format(where=where, place=place)
+            elif is_too_much and can_remove:
                 removable.append(named)
                 action, how = Action.REMOVE, f"XDEL {where} {place}"
             else:

@@ -99,9 +99,11 @@ class Named:
     difference: Difference
     #: where it was seen, if that is known
     target_lane: Lane | None = None
+    #: it is certain that the row is too much: nothing is lost where it goes
+    is_surplus: bool = False
 
     def as_dict(self) -> dict[str, object]:
-        kind, source, target, detail, _ = self.difference
+        kind, source, target, detail = self.difference[:4]
         return {
             "lane": self.lane,
             "kind": kind.value,
@@ -145,7 +147,7 @@ class AuditReport:
         kept = self.named.setdefault(named.difference.kind, [])
         if len(kept) < self.named_max:
             difference = named.difference if self.keeps_rows else named.difference._replace(row=None)
-            kept.append(Named(named.lane, difference, named.target_lane))
+            kept.append(Named(named.lane, difference, named.target_lane, named.is_surplus))
 
     @property
     def records(self) -> int:

@@ -2,12 +2,13 @@
 
 A stray is a target row without an expected partner. Its mark, if it has one, may be copied or forged, so its content
 decides: where the source holds the same record, the stray is a duplicate of it, else it comes from nowhere. The look
-costs one more read of the source, and only where there are strays. Called by `audit`.
+costs one more read of the source, and only where there are strays. It also finds which strays are certainly too much
+(see `surplus`), if the report keeps rows for that. Called by `audit` and `by_key`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from ..brokers.protocol import Bounds, Log
@@ -17,20 +18,33 @@ from ..model.record import Lane, Row, Shape
 from .diff import Kind
 from .lane import Translates
 from .report import AuditReport, Named
+from .surplus import Surplus
 
 _READ_RECORDS_MAX = 24_000
 _READ_BYTES_MAX = 32 << 20
 
 
 async def second_look(
-    source: Log, mapping: Translates, target_shape: Shape, report: AuditReport, bounds: Mapping[Lane, Bounds]
+    source: Log,
+    mapping: Translates,
+    target_shape: Shape,
+    report: AuditReport,
+    bounds: Mapping[Lane, Bounds],
+    *,
+    route_id: str,
+    quarantined: Mapping[Lane, Collection[str]],
+    ids_may_mark: bool | None,
 ) -> None:
     """Give every stray of the report its right name. Raises Unreachable, AccessRefused."""
+    is_numeric = source.shape is Shape.RECORD
+    surplus = Surplus(route_id, target_shape, is_numeric, bounds, quarantined, ids_may_mark)
+    asked = {surplus.wants(named) for named in report.strays if report.keeps_rows} - {None}
+    surplus.looked_at = {lane for lane, there in bounds.items() if there.length <= 0}
     wanted: dict[Hashable, str] = {}
     content_of = _content_of_record if target_shape is Shape.RECORD else _content_of_entry
     contents = {content_of(named.difference.row) for named in report.strays}
     places = {lane: Place("", there.count - there.length) for lane, there in bounds.items() if there.length > 0}
-    while places and len(wanted) < len(contents):
+    while places and (len(wanted) < len(contents) or report.keeps_rows):
         outcomes = await source.read(places, _READ_RECORDS_MAX, _READ_BYTES_MAX, 1.0)
         if not outcomes:
             break
@@ -40,12 +54,17 @@ async def second_look(
                 continue
             mapped = mapping.translate(batch, target_shape)
             _seek(mapped.positions, mapped.rows, content_of, contents, wanted, source.lane_name(lane))
+            for position, row in zip(mapped.positions, mapped.rows, strict=True) if asked else ():
+                if (lane, position) in asked:
+                    surplus.found(lane, position, row)
             end = bounds[lane]
             places[lane] = Place(batch.place.position, batch.place.count, "", batch.place.witness)
             is_behind = position_order(batch.place.position) >= position_order(end.last)
             if batch.at_end or batch.place.count >= end.count or is_behind:
                 del places[lane]
+                surplus.looked_at.add(lane)
     for named in report.strays:
+        named.is_surplus = report.keeps_rows and surplus.is_certain(named, report)
         _rename(report, named, wanted.get(content_of(named.difference.row)))
     report.strays.clear()
 
@@ -72,7 +91,7 @@ def _rename(report: AuditReport, named: Named, original: str | None) -> None:
         counts[difference.kind] -= 1
         counts[kind] += 1
     detail = f"{difference.detail}; the source holds it " + (f"at {original}" if original else "nowhere")
-    report.keep(Named(named.lane, difference._replace(kind=kind, detail=detail), named.target_lane))
+    report.keep(Named(named.lane, difference._replace(kind=kind, detail=detail), named.target_lane, named.is_surplus))
 
 
 def _content_of_record(row: Row) -> Hashable:

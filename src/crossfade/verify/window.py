@@ -24,13 +24,14 @@ class Window:
         self, positions: list[SourcePosition], rows: Sequence[Row], targets: list[Any], copies: list[Copy]
     ) -> None:
         self.positions, self.rows, self.targets, self.copies = positions, rows, targets, copies
-        index = {position: at for at, position in enumerate(positions)}
+        #: where each expected row stands
+        self.index = {position: at for at, position in enumerate(positions)}
         #: per copy: the expected row that it is of; -1 = none here, or another copy is it
         self.partner = [-1] * len(copies)
         #: per expected row: the copy of it
         self.seen_at = [-1] * len(positions)
         for at, copy in enumerate(copies):
-            expected = index.get(copy.origin, -1)
+            expected = self.index.get(copy.origin, -1)
             if expected < 0:
                 continue
             before = self.seen_at[expected]
