@@ -4,8 +4,8 @@ Whatever happened, the oracle finds an exact copy in the end: nothing lost, doub
 same process all the time, or a supervisor has started it again, as its exit code asks for. Every fault must be seen to
 bite: by what the lab observed of it.
 
-A Redis target that is killed has written each script to its append-only file before it answered; what a file that is
-cut loses is judged in `test_halts.py`, and healed by copying again.
+A Redis target that is killed has written each script to its append-only file before it answered. One whose file is cut
+has lost the end of the records and of the markers alike, and the relay copies that again.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ INJECT: dict[str, Inject] = {
     "freeze-redis": lambda lab, copy: [lab.faults.freeze("redis-0", heal_after_s=_LONG_S)],
     "restart-leader": lambda lab, copy: [lab.faults.restart(_leader(lab, copy))],
     "restart-redis": lambda lab, copy: [lab.faults.restart("redis-0")],
+    "cut-aof-redis": lambda lab, copy: [lab.faults.cut_aof_tail("redis-0", 20_000)],
     "move-leader": lambda lab, copy: [lab.faults.move_leader(_topic(copy), 0)],
     "half-open-kafka": lambda lab, copy: [lab.faults.half_open(x, heal_after_s=_LONG_S) for x in _links(lab, "k")],
     "half-open-redis": lambda lab, copy: [lab.faults.half_open(x, heal_after_s=_LONG_S) for x in _links(lab, "r")],
@@ -139,7 +140,7 @@ class Supervisor:
 def _bites(fault: Fault) -> bool:
     """The lab saw that it acted on something: a process, a leader, or bytes of the link."""
     seen = fault.observe()
-    acted = ("pid_gone", "frozen", "new_pid", "new_leader", "bytes_dropped", "bytes_held_max", "bytes_held")
+    acted = ("pid_gone", "frozen", "new_pid", "old_pid", "new_leader", "bytes_dropped", "bytes_held_max", "bytes_held")
     return any(seen.get(name) for name in acted)
 
 
