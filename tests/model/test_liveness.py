@@ -211,6 +211,9 @@ def test_a_new_claim_does_not_forget_since_when_a_lane_is_behind():
         await asyncio.sleep(30)
         await look()
         assert make_report(copier, 1_700_000_000.0).lanes[0].lag_s == pytest.approx(30, abs=0.1)
+        await asyncio.sleep(6)  # the source answers no look: what it held a while ago says nothing
+        (told,) = make_report(copier, 1_700_000_006.0).lanes[:1]
+        assert (told.lag_records, told.lag_s, told.trimmed_in_s) == (None, None, None)
         await ended(copier, task)
 
     run_virtual(main())

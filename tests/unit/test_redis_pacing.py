@@ -102,6 +102,29 @@ def test_a_lane_grows_again_after_success_alone_and_by_what_its_entries_weigh_no
     assert asked(pacing)[0] == 65  # 64 MB, and the one that is cut
 
 
+def test_behind_a_failure_a_lane_grows_from_what_came():
+    pacing, counts = used_to_small_entries(), []
+    for _ in range(6):
+        asked(pacing)
+        pacing.failed([0])
+    for _ in range(4):
+        counts.append(asked(pacing)[0])
+        pacing.observe(0, counts[-1], 500 * counts[-1], at_end=False)
+    assert counts == [1, 4, 16, 64]
+
+
+def test_many_lanes_that_may_give_one_record_each_are_not_read_all_at_once():
+    """An entry is asked for, and three come beside it."""
+    pacing, lanes = Pacing(), range(1_000)
+    for _ in range(3):
+        for lane in pacing.deal(lanes, 16_000, BYTES):
+            pacing.observe(lane, 1, 250_000, at_end=False)
+    for _ in range(10):
+        pacing.failed(pacing.deal(lanes, 16_000, BYTES))
+    shares = pacing.deal(lanes, 16_000, BYTES)
+    assert len(shares) * 250_000 * 4 <= 16 * 250_000 * 4 + (1 << 20)
+
+
 def test_a_failure_concerns_the_lanes_that_were_asked_and_the_bytes_of_all():
     pacing = Pacing()
     for _ in range(10):

@@ -313,3 +313,39 @@ async def test_copies_from_before_a_topic_was_made_anew_stay(is_by_id: bool) -> 
     report = await world.audit(keep=KEEP, is_settled=True)
     assert not report.ok
     assert removed_by(report) == 0
+
+
+@pytest.mark.parametrize("target", [ENTRY, RECORD])
+async def test_a_copied_record_that_was_never_committed_is_named(target: Shape) -> None:
+    """What an application aborted at the head of a log is no original that is gone."""
+    world = World(RECORD, target)
+    await world.fill(0)  # one aborted record a lane
+    await world.fill(50)
+    await world.copy()
+    stored = world.stored(0)
+    mark = encode_origin(Origin(ROUTE, 0, "0", 51, 2, None))
+    row = stored[0][1]
+    kept = (
+        (b"k", b"aborted", [("xf", mark.encode())], row[3])
+        if target is RECORD
+        else ([b"k", b"aborted", b"xf", mark.encode()], row[1])
+    )
+    stored.append((last_after(stored), kept))
+    grow(world, 0)
+    report = await world.audit(keep=KEEP, is_settled=True)
+    assert report.total("source_gone") == 0
+    assert sum(found(report).values()) == 1
+
+
+async def test_the_only_copy_stays_behind_a_failover_that_was_written_on() -> None:
+    """The ids of what a replica never had lie between those of what it has."""
+    world = await copied(ENTRY, ENTRY)
+    without_marks(world)
+    lanes = world.broker.stream("source", LANES, ENTRY).lanes
+    for lane in lanes:
+        del lane.entries[-40:]  # type: ignore[union-attr]
+        lane.last, lane.added = lane.entries[-1][0], len(lane.entries)  # type: ignore[union-attr]
+    await world.fill(30, first=RECORDS + 100)
+    report = await world.audit(keep=KEEP)
+    assert report.total("extra") + report.total("duplicate") == 40 * LANES
+    assert removed_by(report) == 0

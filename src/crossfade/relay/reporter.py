@@ -23,6 +23,8 @@ from .lanes import LaneState, State
 STALL_S = 30.0
 #: so long a claim may take: it waits for open transactions, and may read far back in the target
 CLAIM_STALL_S = 600.0
+#: a look at the source is made every second
+_LOOK_OLD_S = 5.0
 _BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -50,18 +52,20 @@ def make_report(copier: Copier, now_s: float) -> Report:
 
 
 def _lane_report(state: LaneState, now_s: float, loop_s: float) -> LaneReport:
+    # What was true of the source a while ago says nothing: producers go on though it does not answer us.
+    is_known = bool(state.looks) and loop_s - state.looks[-1][0] <= _LOOK_OLD_S
     return LaneReport(
         lane=state.lane,
         name=state.name,
         state=state.state.value,
         position=state.settled.position,
         ordinal=state.ordinal,
-        lag_records=state.lag_records,
-        lag_s=state.lag_s(now_s, loop_s),
+        lag_records=state.lag_records if is_known else None,
+        lag_s=state.lag_s(now_s, loop_s) if is_known else None,
         records_per_s=round(state.records_per_s, 1),
         quarantined=state.quarantined,
         echoes=state.echoes,
-        trimmed_in_s=state.trimmed_in_s,
+        trimmed_in_s=state.trimmed_in_s if is_known else None,
         error=type(state.error).__name__ if state.error else "",
         lost_records=state.error.lost_records if state.error and state.error.lost_records >= 0 else None,
         reason=state.error.message if state.error else state.held_up,

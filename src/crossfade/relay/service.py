@@ -171,8 +171,8 @@ class RelayService:
         lanes = list(self.copier.lanes)
         if not lanes:
             return
+        now_s = asyncio.get_running_loop().time()  # of the question: the answer may be long on its way
         bounds = await self.copier.source.bounds(lanes)
-        now_s = asyncio.get_running_loop().time()
         for lane, found in bounds.items():
             if lane in self.copier.lanes:
                 self.copier.lanes[lane].look(found, now_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ..brokers.protocol import Bounds, Log, Start
@@ -31,8 +32,9 @@ from .audit import (
 from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .extent import Extent
 from .lane import Translates, cut
-from .origins import codec_for
-from .reading import Reading, is_trimmed
+from .one_way import leaves_out
+from .origins import Copy, codec_for
+from .reading import Reading, lost_before
 from .report import AuditReport, Keeping, LaneReport
 from .second_look import second_look
 
@@ -144,9 +146,21 @@ class _Run:
                 on_difference=self._reporter(lane, to),
                 begins_late=reading.is_trimmed or not is_earliest,
                 extent=self.extents.get(lane),
+                expects=partial(self._expects, lane, to),
             )
-            diff.source_lost("", bounds.first, is_told=is_trimmed(bounds), holes_until=bounds.holes_until)
+            before, is_told = lost_before(bounds, self._source.shape)
+            holes_until = "" if leaves_out(self._source) else bounds.holes_until
+            diff.source_lost("", before, is_told=is_told, holes_until=holes_until)
             self._paths[lane, to] = diff
+
+    def _expects(self, lane: Lane, to: Lane, copy: Copy) -> bool:
+        """Whether the record that a row of target lane `to` names would be copied there."""
+        if copy.row is None or copy.origin is None:
+            return False
+        if position_text(copy.origin) in self.quarantined.get(lane, ()):
+            return False
+        key = self._mapping.key_of(copy.row, self._target.shape)
+        return partition_many(self._partitioner, [key], len(self.targets), lane)[0] == to
 
     def _reporter(self, lane: Lane, to: Lane) -> Callable[[Difference], None]:
         return lambda difference: self._report.add(lane, difference, to)
@@ -207,7 +221,7 @@ class _Run:
         last = reading.place.position
         bounds = (await self._source.bounds([lane]))[lane]
         for to in self.targets:
-            self._paths[lane, to].source_lost(last, bounds.first, holes_until=bounds.holes_until)
+            self._paths[lane, to].source_lost(last, lost_before(bounds, self._source.shape)[0])
         reading.done_until = position_order(last)
         reading.reanchor(bounds)
 

@@ -92,10 +92,12 @@ class LaneDiff:
         remembered_max: int = REMEMBERED_MAX,
         begins_late: bool = False,
         extent: Extent | None = None,
+        expects: Callable[[Copy], bool] = lambda _: True,
     ) -> None:
         """`on_expected` is told every expected slice once it is done with, in source order; `on_difference` every
         difference as soon as it is certain. `begins_late`: what is expected before the first row of the target was
-        never copied, or is trimmed there, and is only counted. `extent`: copies of what lies outside are left out."""
+        never copied, or is trimmed there, and is only counted. `extent`: copies of what lies outside are left out.
+        `expects`: the record that a row names belongs here, if the source holds it."""
         self.expected = Waiting()
         self.actual = Waiting()
         #: records of the source that are on the target exactly once, in order and unchanged
@@ -112,6 +114,7 @@ class LaneDiff:
         self.before = 0
         self._begins_late = begins_late
         self._extent = extent
+        self._expects = expects
         self._gone = Gone()
         #: order of the last copy that is certainly one: it is equal to its original
         self._sure = NOWHERE
@@ -132,8 +135,6 @@ class LaneDiff:
         self.missing: dict[SourcePosition, Row | None] = {}
         #: seen, but not expected so far: it came before its turn
         self._early: dict[SourcePosition, tuple[Any, Copy]] = {}
-        #: orders of those that may be copies of single records that are gone
-        self._early_in_hole: set[tuple[int, int]] = set()
         self._epoch = -1
         self._slice = SLICE_ROWS_MAX
 
@@ -211,10 +212,7 @@ class LaneDiff:
         invariant(self.expected.is_ended and self.actual.is_ended, "a lane is finished only when both sides have ended")
         self.advance()
         for origin, (position, copy) in self._early.items():
-            if self._order(origin) in self._early_in_hole:
-                self._gone.count_of_hole(self._order(origin), copy.ordinal)
-            else:
-                self._too_much(Kind.EXTRA, origin, position, "the source holds no such record", copy)
+            self._too_much(Kind.EXTRA, origin, position, "the source holds no such record", copy)
         self._early.clear()
         last = None if self.frontier is None else self._order(self.frontier)
         pending = self.tail
@@ -423,7 +421,7 @@ class LaneDiff:
         if self._gone.is_in_gap(order, is_marked=is_marked):
             if not self._gone.count_of_gap(order, copy.ordinal):
                 self._too_much(Kind.EXTRA, origin, target, _CAME_BEFORE, copy)
-        elif is_absent and self._gone.is_in_hole(order, copy.ordinal):
+        elif is_absent and self._gone.is_in_hole(order, copy.ordinal) and self._expects(copy):
             self._gone.count_of_hole(order, copy.ordinal)
         elif origin in self.missing:
             row = self.missing.pop(origin)
@@ -435,14 +433,12 @@ class LaneDiff:
             self._too_much(kind, origin, target, detail, copy)
         elif len(self._early) < self._remembered_max:
             self._early[origin] = (target, copy)
-            if self._gone.is_in_hole(order, copy.ordinal):
-                self._early_in_hole.add(order)
         else:
             self._too_much(Kind.EXTRA, origin, target, "far ahead of its turn", copy)
 
     def _too_much(self, kind: Kind, origin: SourcePosition | None, target: Any, detail: str, copy: Copy) -> None:
         """Name a row that may be too much, with what is known of the record that it names."""
-        is_taken = origin is not None and self._is_taken(origin)
+        is_taken = origin is not None and self._is_taken(origin) and self._expects(copy)
         claim = Claim(origin, copy.ordinal >= 0, is_taken, self._sure)
         told = None if detail is _CAME_BEFORE else origin  # such an id is no mark
         self._report(Difference(kind, told, target, detail, copy.row, claim))

@@ -22,8 +22,9 @@ from .digests import RangeDigests
 from .extent import Extent
 from .first_rows import FirstRows, Question
 from .first_rows import order_of as _order
+from .one_way import leaves_out
 from .origins import Copy, codec_for
-from .reading import Reading, is_trimmed
+from .reading import Reading, lost_before
 from .report import AuditReport, LaneReport, Range
 
 _BEFORE_ALL = (-2, 0)
@@ -68,7 +69,7 @@ class LaneAudit:
         self.source = Reading(source_bounds, extent, source.shape)
         self.target = Reading(target_bounds)
         self.is_done = False
-        self._target_shape = target.shape
+        self._source_shape, self._target_shape = source.shape, target.shape
         self._mapping = mapping
         self._report = report
         self._mine = LaneReport(lane, source.lane_name(lane), target.lane_name(lane))
@@ -86,6 +87,7 @@ class LaneAudit:
             on_expected=self._expected_done,
             on_difference=self._differs,
             extent=extent,
+            expects=lambda copy: copy.origin is not None and position_text(copy.origin) not in quarantined,
         )
         self._matched_before = 0
         self._quarantined = quarantined
@@ -95,7 +97,9 @@ class LaneAudit:
         self._is_whole = is_earliest and not self.target.is_trimmed
         if self._is_whole and target.shape is Shape.RECORD:
             self._floor = _BEFORE_ALL  # what is a copy on Kafka needs no finding out
-        self._diff.source_lost("", whole.first, is_told=is_trimmed(whole), holes_until=whole.holes_until)
+        before, is_told = lost_before(whole, source.shape)
+        holes_until = "" if leaves_out(source) else whole.holes_until
+        self._diff.source_lost("", before, is_told=is_told, holes_until=holes_until)
 
     # ------------------------------------------------------------------------------------------------ what is wanted
 
@@ -220,7 +224,8 @@ class LaneAudit:
         """The source was trimmed while it was read: go on behind the gap, whose copies cannot be verified."""
         waiting = self._diff.expected
         last = position_text(waiting.last) if waiting else self.source.place.position
-        self._diff.source_lost(last, bounds.first, holes_until=bounds.holes_until)
+        before, _ = lost_before(bounds, self._source_shape)
+        self._diff.source_lost(last, before)
         self.source.done_until = position_order(last)
         self.source.reanchor(bounds)
 
@@ -249,8 +254,6 @@ class LaneAudit:
     def finish(self, *, is_settled: bool) -> None:
         """Name what never came. The lane has been read to its ends, or failed."""
         mine, diff = self._mine, self._diff
-        mine.source_gone += diff.source_gone
-        mine.stale_epochs += diff.stale_epochs
         if mine.error is None:
             unnamed = diff.finish(is_settled=is_settled)
             if is_settled:
@@ -258,6 +261,8 @@ class LaneAudit:
             else:
                 mine.pending = unnamed
             mine.is_done = True
+        mine.source_gone += diff.source_gone
+        mine.stale_epochs += diff.stale_epochs
         self._digests.close(mine.differences)
 
     # ------------------------------------------------------------------------------------------------ going on later

@@ -115,3 +115,8 @@ def without_echoes(source: Log, pair: str) -> tuple[Log, dict[Lane, int]]:
 def copies_only(target: Log, route: str) -> Log:
     """The target without what applications wrote there, records of `route` that they wrote again included."""
     return cast(Log, _CopiesOnly(target, route))
+
+
+def leaves_out(source: Log) -> bool:
+    """Whether records are left out of this source on purpose: what is not in it may be there all the same."""
+    return isinstance(cast(object, source), _WithoutEchoes)

@@ -108,10 +108,17 @@ class Reading:
             self.is_ended = self.is_ended or self.place.count >= self.bounds.count
 
 
-def is_trimmed(source: Bounds) -> bool:
-    """Whether a source lane says that its beginning is gone. One that has nothing says so: it was emptied, its key is
-    gone, or there never was anything to copy."""
-    return source.count > source.length or not source.first
+def lost_before(source: Bounds, shape: Shape) -> tuple[str, bool]:
+    """Up to where the beginning of a source lane is gone ("" = all of it), and whether the source itself tells so.
+
+    In Kafka up to where the log starts: what stands before the first record that can be read was aborted, or is not
+    committed, and was never to be copied. A Redis key that has nothing tells that all is gone: it was emptied, the key
+    was removed, or there never was anything to copy.
+    """
+    if shape is Shape.RECORD:
+        start = source.count - source.length
+        return str(start), start > 0
+    return source.first, source.count > source.length or not source.first
 
 
 def _order(position: Any) -> tuple[int, int]:

@@ -37,7 +37,7 @@ async def second_look(
 ) -> None:
     """Give every stray of the report its right name. Raises Unreachable, AccessRefused."""
     is_numeric = source.shape is Shape.RECORD
-    surplus = Surplus(route_id, target_shape, is_numeric, bounds, quarantined, ids_may_mark)
+    surplus = Surplus(route_id, target_shape, is_numeric, quarantined, ids_may_mark)
     asked = {surplus.wants(named) for named in report.strays if report.keeps_rows} - {None}
     surplus.looked_at = {lane for lane, there in bounds.items() if there.length <= 0}
     wanted: dict[Hashable, str] = {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ..brokers.protocol import Bounds
 from ..model.position import position_order, position_text
 from ..model.record import Lane, Row, Shape
 from ..model.wire import XF_FIELD, decode_origin
@@ -26,7 +25,6 @@ class Surplus:
     route_id: str
     target_shape: Shape
     is_source_numeric: bool
-    bounds: Mapping[Lane, Bounds]
     #: source positions that are not copied, though the source has them
     quarantined: Mapping[Lane, Collection[str]]
     #: a row without mark may be a copy by its id; None = nobody knows
@@ -83,13 +81,8 @@ class Surplus:
         time_ms, _ = position_order(position_text(target))
         if original is not None and not (self.is_source_numeric and original[-1] != time_ms):
             return False  # the id of a copy has the time of its original
-        if order <= claim.after:
-            return True  # copies rise
-        if self.is_source_numeric:
-            return False
-        there = self.bounds[named.lane]
-        is_inside = bool(there.first) and position_order(there.first) <= order <= position_order(there.last)
-        return is_inside and order > position_order(there.holes_until)
+        # Copies rise. An id that the source does not have, or has no more, proves nothing: a failover forgets entries.
+        return order <= claim.after
 
     def _has_mark_of_route(self, row: Row) -> bool:
         """A mark that is left on the row: of another lane of this route, or one that names no position."""
@@ -103,7 +96,7 @@ class Surplus:
     def _is_unharmed(self, lane: Lane, origin: SourcePosition, report: AuditReport) -> bool:
         """The other copy of the record is in place and equal to it; not known where differences have no name."""
         if lane not in self._harmed:
-            kinds = (Kind.ALTERED, Kind.REORDERED)
+            kinds = (Kind.ALTERED, Kind.REORDERED, Kind.MISSING)
             named = [one.difference.source for kind in kinds for one in report.named.get(kind, ()) if one.lane == lane]
             is_known = len(named) == sum(report.lanes[lane].counts[kind] for kind in kinds)
             self._harmed[lane] = frozenset(named) if is_known else None

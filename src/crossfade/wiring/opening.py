@@ -128,7 +128,8 @@ def fit_lanes(config: Config, name: str, source_lanes: int, target_lanes: int, f
         mapping_digest="",
         first_lanes=first_lanes,
     )
-    _refuse_crowded(config, settings, route)
+    if not first_lanes:
+        _refuse_crowded(config, settings, route)
     return route
 
 

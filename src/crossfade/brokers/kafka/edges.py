@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ...errors import Unreachable
 from ...model.record import Lane
-from .failures import DAMAGED, HandleHealth, translate
+from .failures import HandleHealth, translate
 from .settings import KafkaSettings
 from .threads import HandleThread
 
@@ -49,7 +49,7 @@ class EdgeReader:
 
         ranges = {lane: (offset, 1 << 62) for lane, offset in offsets.items()}
         if ranges:
-            await self._thread.call(self._look, ranges, note, wait_s, can_pass_damage=True)
+            await self._thread.call(self._look, ranges, note, wait_s, is_lenient=True)
         return found
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class EdgeReader:
     # --- in the handle's thread ---------------------------------------------------------------------------------------
 
     def _look(
-        self, ranges: Mapping[Lane, tuple[int, int]], look: Look, wait_s: float, *, can_pass_damage: bool = False
+        self, ranges: Mapping[Lane, tuple[int, int]], look: Look, wait_s: float, *, is_lenient: bool = False
     ) -> None:
         consumer = self._open()
         left = {lane: stop for lane, (_, stop) in ranges.items()}
@@ -71,7 +71,7 @@ class EdgeReader:
                 if time.monotonic() > deadline:
                     raise Unreachable(f"records of {self._topic} could not be read within {wait_s:.0f} s")
                 for message in consumer.consume(1, 0.1) + consumer.consume(2000, 0):
-                    self._note(message, left, look, can_pass_damage)
+                    self._note(message, left, look, is_lenient)
                 if left and (refusal := self.health.refusal()) is not None:
                     raise translate(refusal, f"reading {self._topic}", self.health)
         except KafkaException as failure:
@@ -79,14 +79,15 @@ class EdgeReader:
         finally:
             consumer.unassign()
 
-    def _note(self, message: Any, left: dict[Lane, int], look: Look, can_pass_damage: bool) -> None:
+    def _note(self, message: Any, left: dict[Lane, int], look: Look, is_lenient: bool) -> None:
         lane, error = message.partition(), message.error()
         stop = left.get(lane)
         if error is not None:
             if message.topic() is not None and stop is None:
                 return  # what comes behind the range is not asked for
-            if can_pass_damage and error.code() in DAMAGED:
-                return  # the reader of records tells of it
+            if is_lenient and message.topic() is not None and error.code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                left.pop(lane, None)  # the reader of records tells what is wrong with the lane
+                return
             if error.code() in (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET):
                 left.pop(lane, None)  # reset: the log start has moved past the range meanwhile
             elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # the group is never used

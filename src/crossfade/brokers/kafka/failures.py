@@ -32,8 +32,6 @@ _ACCESS: dict[int, str] = {
     _E.UNSUPPORTED_VERSION: "the broker is too old for this request",
     _E._UNSUPPORTED_FEATURE: "the broker is too old for this request",
 }
-#: a batch that the client cannot read: it tells, passes over it, and goes on behind
-DAMAGED = frozenset({_E._BAD_MSG, _E._BAD_COMPRESSION, _E._NOT_IMPLEMENTED})
 _FENCED = frozenset({_E._FENCED, _E.INVALID_PRODUCER_EPOCH, _E.PRODUCER_FENCED})
 _STALE_MEMBER = frozenset({_E.ILLEGAL_GENERATION, _E.UNKNOWN_MEMBER_ID, _E.FENCED_INSTANCE_ID, _E.STALE_MEMBER_EPOCH})
 

@@ -34,7 +34,7 @@ from . import markers, names
 from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, Cluster, TopicFacts, at_time
 from .edges import EdgeReader
-from .failures import DAMAGED
+from .failures import is_topic_missing
 from .markers import MarkerReader
 from .registry import Registry
 from .settings import KafkaSettings
@@ -297,7 +297,7 @@ class KafkaLog:
             if error is None and not is_cut and offset_behind(place) < bounds[lane].count - bounds[lane].length:
                 reader, thread = self._source()
                 await thread.call(reader.trust, lane, place)
-            elif error is None and troubled[lane].code() in DAMAGED:
+            elif error is None and troubled[lane].code() not in OUT_OF_PLACE and not is_topic_missing(troubled[lane]):
                 error = self._damage(lane, place, troubled[lane])
             elif place.witness and (isinstance(error, SourceRegressed) or troubled[lane].code() in OUT_OF_PLACE):
                 error = await self._diverged(lane, place, error)

@@ -102,7 +102,9 @@ class Pacing:
         """Learn from one read of a lane."""
         pace = self._paces[lane]
         pace.is_behind = not at_end
-        pace.count_max = max(_COUNT_FIRST, pace.asked * _READ_GROWTH)
+        # Behind a failure it grows from what has come: one success of a small read says nothing of a large one.
+        has_failed = 0 < pace.count_max < _COUNT_FIRST
+        pace.count_max = max(0 if has_failed else _COUNT_FIRST, pace.asked * _READ_GROWTH)
         if records:
             pace.entry_bytes = max(pace.entry_bytes * 0.5, size_bytes / records, 1.0)
 
@@ -121,10 +123,13 @@ class Pacing:
     def _left_out(self, behind: list[Lane], records_max: int) -> list[Lane]:
         lanes = sorted(behind)
         first = next((index for index, lane in enumerate(lanes) if lane >= self._next), 0)
-        in_turn, room = lanes[first:] + lanes[:first], records_max
+        in_turn, room, room_bytes = lanes[first:] + lanes[:first], records_max, float(self._bytes_dealt)
         for index, lane in enumerate(in_turn):
-            if room <= 0 and index >= _LANES_AT_ONCE:
+            if (room <= 0 or room_bytes <= 0) and index >= _LANES_AT_ONCE:
                 self._next = lane
                 return in_turn[index:]
-            room -= min(_RECORDS_A_LANE, self._paces[lane].count_max)
+            pace = self._paces[lane]
+            room -= min(_RECORDS_A_LANE, pace.count_max)
+            # However few are asked for, some come: the entries that say where the lane stands.
+            room_bytes -= pace.entry_bytes * (1 + _ENTRIES_BESIDE)
         return []
