@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 
+import msgspec
 import pytest
 from confluent_kafka import Producer
 from kafka_copy import NOW
@@ -11,8 +12,17 @@ from kafka_fixture import KafkaBackend, open_kafka_log
 
 from crossfade.brokers.kafka import KafkaLog, KafkaSettings
 from crossfade.brokers.kafka.cluster import LATEST
+from crossfade.brokers.kafka.source import SourceReader
 from crossfade.brokers.protocol import Start
-from crossfade.errors import AccessRefused, LaneError, SourceDamaged, SourceRegressed, SourceReset, Unreachable
+from crossfade.errors import (
+    AccessRefused,
+    LaneError,
+    SourceDamaged,
+    SourceRegressed,
+    SourceReset,
+    SourceTrimmed,
+    Unreachable,
+)
 from crossfade.model.position import Place
 
 pytestmark = pytest.mark.lab
@@ -208,6 +218,29 @@ def _overwrite(path, at, data):
     with path.open("r+b") as file:
         file.seek(at)
         file.write(data)
+
+
+async def test_a_place_that_is_refused_before_it_is_sought_is_named(backend, monkeypatch):
+    """The assignment alone has asked for it, and nothing can be sought in a lane that was refused."""
+    log = await backend.log(1)
+    await backend.write_native(log, 0, [(b"k", b"%d" % number, None, NOW) for number in range(6)])
+    values, place = await read_until(log, (await log.begin([0], Start()))[0])
+    assert (values[0], place.witness) == (b"0", "0")
+    place = msgspec.structs.replace(place, position="2", count=3)
+    await log.cluster.delete_records(log.name, {0: 5})
+    seek = SourceReader._check_epochs
+
+    def late(reader, partitions):
+        time.sleep(1)
+        seek(reader, partitions)
+
+    monkeypatch.setattr(SourceReader, "_check_epochs", late)
+    reader, found = await backend.other(log), {}
+    until = time.monotonic() + 20
+    while not found:
+        assert time.monotonic() < until
+        found = await reader.read({0: place}, 10, 1 << 20, 0.5)
+    assert isinstance(found[0], SourceTrimmed)
 
 
 async def test_a_deleted_topic_halts_its_reader(backend):

@@ -195,16 +195,33 @@ class SourceReader:
         before, nor when the leader changed while it was not. A seek always does. Raises KafkaException.
         """
         deadline = time.monotonic() + _ASSIGN_S
+        unsought = {partition.partition for partition in partitions}
         for partition in partitions:
-            while True:
+            while partition.partition in unsought:
                 try:
                     self._consumer.seek(partition)
                     break
                 except KafkaException as failure:
-                    # The assignment is still on its way to the handle's own thread.
+                    # The assignment is still on its way to the handle's own thread, or it has failed already.
                     if failure.args[0].code() not in _ON_ITS_WAY or time.monotonic() > deadline:
                         raise
-                time.sleep(0.001)
+                unsought -= self._refused(unsought)
+            unsought.discard(partition.partition)
+
+    def _refused(self, unsought: set[Lane]) -> set[Lane]:
+        """Wait a moment; which of these lanes are in trouble already, so that nothing can be sought in them.
+
+        What else came of them comes again behind the seek, and is not kept.
+        """
+        refused: set[Lane] = set()
+        for message in self._consumer.consume(_SLICE_MAX, 0.001):
+            lane, error = message.partition(), message.error()
+            if message.topic() is None or lane not in unsought:
+                self._held.append(message)
+            elif error is not None and error.code() != _EOF:
+                self._held.append(message)
+                refused.add(lane)
+        return refused
 
     def _unassign(self, lanes: list[Lane]) -> None:
         if lanes:
