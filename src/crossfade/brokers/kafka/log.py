@@ -310,11 +310,12 @@ class KafkaLog:
         return found
 
     def _damage(self, lane: Lane, place: Place, trouble: KafkaError) -> SourceDamaged:
+        """What the brokers or the client say of a place that is there: nothing behind it is read meanwhile."""
         return SourceDamaged(
             lane,
             f"{self.lane_name(lane)}: a batch behind {place.position or 'the start'} cannot be read: {trouble.str()}",
-            hint="let a broker lead whose copy is whole (`kafka-dump-log.sh --files` tells; stop the leader, remove "
-            "its copy of this partition, start it again); the lane then goes on by itself",
+            hint="look at the leader's log; where the batch is damaged and another replica has it whole "
+            "(`kafka-dump-log.sh --deep-iteration --files` on each), let that one lead. The lane is tried again by itself",
             position=place.position,
         )
 
