@@ -315,7 +315,7 @@ class KafkaLog:
             lane,
             f"{self.lane_name(lane)}: a batch behind {place.position or 'the start'} cannot be read: {trouble.str()}",
             hint="look at the leader's log; where the batch is damaged and another replica has it whole "
-            "(`kafka-dump-log.sh --deep-iteration --files` on each), let that one lead. The lane is tried again by itself",
+            "(`kafka-dump-log.sh --deep-iteration --files`), let that one lead. The lane is tried again by itself",
             position=place.position,
         )
 
