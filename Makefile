@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 N ?= 10
+# test processes side by side, each with servers of its own: most of the tests' time is waiting
+WORKERS ?= 2
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -24,13 +27,13 @@ lint: setup ## format, lint, strict types, import directions
 	$(BIN)/lint-imports
 
 check: lint ## lint, types, unit and model tests, contract on memory: under 3 minutes
-	$(BIN)/pytest -q -m "not lab and not long" tests
+	$(BIN)/pytest -q $(SIDE_BY_SIDE) -m "not lab and not long" tests
 
 test: lint ## everything that a change must pass, on real Kafka, Valkey and Redis: under 20 minutes
-	$(BIN)/pytest -q -m "not long" tests
+	$(BIN)/pytest -q $(SIDE_BY_SIDE) -m "not long" tests
 
 test-all: lint ## also the long runs: full crash matrix, all pairs, all seeds
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q $(SIDE_BY_SIDE) tests
 
 matrix: setup ## also on Kafka 3.9, Kafka 3.5 as a source, Redis 8, Sentinel, Cluster: about 15 minutes
 	@set -e; export CI=true; run() { echo "== $$*"; env "$$@"; }; \
