@@ -12,11 +12,11 @@ from world import ENTRY, RECORD, World
 from crossfade.errors import Unreachable
 from crossfade.relay.documents import Desired
 from crossfade.relay.pace import Limits
-from crossfade.relay.reporter import CLAIM_STALL_S, STALL_S, HealthServer, make_report
+from crossfade.relay.reporter import CLAIM_STALL_S, STALL_S, HealthServer, Metrics, make_report
 
 
 def livez(copier):
-    return HealthServer([copier], []).answer("/livez")
+    return HealthServer([copier], Metrics([copier])).answer("/livez")
 
 
 def is_alive(copier):
@@ -94,7 +94,7 @@ def test_claims_that_fail_and_are_tried_again_are_life():
         copier.target.claim = copier.target.append = away
         world.write(0, 2)
         assert await stays_alive(copier, 2 * CLAIM_STALL_S)
-        assert HealthServer([copier], []).answer("/readyz")[0].startswith("503")
+        assert HealthServer([copier], Metrics([copier])).answer("/readyz")[0].startswith("503")
         copier.target.claim, copier.target.append = claim, append
         assert await stays_alive(copier, 60)
         assert world.copied() == 5
@@ -113,7 +113,7 @@ def test_idle_paused_and_slowed_down_are_life(desired):
         copier, task = await running(world)
         await copier.obey(desired)
         assert await stays_alive(copier, 500)
-        assert HealthServer([copier], []).answer("/readyz")[0].startswith("200")
+        assert HealthServer([copier], Metrics([copier])).answer("/readyz")[0].startswith("200")
         await ended(copier, task)
 
     run_virtual(main())
@@ -239,6 +239,59 @@ def test_an_open_transaction_that_holds_up_the_source_is_the_lanes_reason():
         await asyncio.sleep(2)
         copier.lanes[0].look((await copier.source.bounds([0]))[0], asyncio.get_running_loop().time())
         assert make_report(copier, 0.0).lanes[0].reason == ""
+        await ended(copier, task)
+
+    run_virtual(main())
+
+
+def scraped(*copiers):
+    return HealthServer(list(copiers), Metrics(list(copiers))).answer("/metrics")[1].decode()
+
+
+def test_a_source_that_does_not_answer_has_no_lag_in_the_metrics():
+    world = World(ENTRY, RECORD)
+
+    async def main():
+        copier, task = await running(world)
+        await asyncio.sleep(5)
+        state = copier.lanes[0]
+        state.look((await copier.source.bounds([0]))[0], asyncio.get_running_loop().time())
+        assert "crossfade_relay_lag_records{" in scraped(copier)
+        await asyncio.sleep(30)
+        assert "crossfade_relay_lag_records{" not in scraped(copier)
+        assert "crossfade_relay_lane_halted{" in scraped(copier)
+        await ended(copier, task)
+
+    run_virtual(main())
+
+
+def test_a_metric_of_several_routes_is_described_once():
+    one, other = World(ENTRY, RECORD), World(ENTRY, RECORD)
+
+    async def main():
+        (first, task), (second, task2) = await running(one), await running(other)
+        await asyncio.sleep(5)
+        text = scraped(first, second)
+        assert text.count("# TYPE crossfade_relay_records_total counter") == 1
+        assert text.count("crossfade_relay_epoch{") == 2
+        await ended(first, task)
+        await ended(second, task2)
+
+    run_virtual(main())
+
+
+def test_lanes_that_others_own_are_not_told_of():
+    world = World(ENTRY, RECORD)
+
+    async def main():
+        copier, task = await running(world)
+        await asyncio.sleep(5)
+        assert make_report(copier, 0.0).lanes
+        await copier.lost(frozenset([0]))
+        await asyncio.sleep(5)
+        report = make_report(copier, 0.0)
+        assert (report.state, report.lanes) == ("waiting for lanes", [])
+        assert "crossfade_relay_lane_halted{" not in scraped(copier)
         await ended(copier, task)
 
     run_virtual(main())

@@ -123,7 +123,7 @@ def test_a_new_lane_is_copied_from_its_beginning_and_told(monkeypatch, way):
         stage.write(0, range(3, 6))
         stage.write(lane, range(5, 7))
         await until(lambda: stage.copied(lane) == 7 and stage.copied(0) == 6)
-        assert fleet.metrics[0].render()
+        assert fleet.metrics.render()
 
     play(monkeypatch, stage, history)
     assert [stage.copied(lane) for lane in range(3)] == [6, 4, 7]  # and nothing twice

@@ -666,3 +666,7 @@ def test_broker_settings():
     assert good["kafka.version"] is Level.OK
     (found,) = verdicts.internal_findings("x", "c", facts(replication=1, in_sync=1), config())
     assert found.level is Level.FAIL
+    found = verdicts.internal_findings(
+        "x", "c", facts(), config(min_insync_replicas=2, unclean_leader_election_enable="true")
+    )
+    assert [(one.check, one.level) for one in found] == [("c", Level.OK), ("kafka.unclean-election", Level.FAIL)]

@@ -23,7 +23,7 @@ from ..wiring import OpenRoute
 
 
 class Fleet:
-    """One service per route; `copiers` and `metrics` always hold the present ones."""
+    """One service per route; `copiers` always holds the present ones."""
 
     def __init__(
         self, config: Config, names: list[str], instance: str, shard: tuple[int, int] | None, *, start_first: bool
@@ -34,7 +34,7 @@ class Fleet:
         self._stacks = [contextlib.AsyncExitStack() for _ in names]
         self._services: list[RelayService] = []
         self.copiers: list[Copier] = []
-        self.metrics: list[Metrics] = []
+        self.metrics = Metrics(self.copiers)
 
     async def open(self) -> None:
         """Open all routes. Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused."""
@@ -42,7 +42,7 @@ class Fleet:
             service = await self._open(at, [])
             self._services.append(service)
             self.copiers.append(service.copier)
-            self.metrics.append(Metrics(service.copier))
+            self.metrics.follow(service.copier)
 
     async def run(self) -> None:
         """Copy until `stop()`. Raises the error that ended a route."""
@@ -71,7 +71,8 @@ class Fleet:
             await self._stacks[at].aclose()
             self._stacks[at] = contextlib.AsyncExitStack()
             service = self._services[at] = await self._open(at, service.copier.alarms)
-            self.copiers[at], self.metrics[at] = service.copier, Metrics(service.copier)
+            self.copiers[at] = service.copier
+            self.metrics.follow(service.copier)
             if self._is_stopping:
                 service.stop()
 

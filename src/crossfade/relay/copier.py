@@ -144,6 +144,7 @@ class Copier:
             self.is_waiting_for_lanes, self.progress_s = False, self._now()
             if self._stop.is_set():
                 return
+            self._let_go()
             if not self._owned:
                 self._ownership.clear()
                 continue
@@ -164,6 +165,13 @@ class Copier:
                     await asyncio.wait_for(self._stop.wait(), pause_s)
             finally:
                 self.claim = None
+
+    def _let_go(self) -> None:
+        """Lanes that others own now are theirs to tell about; so is, without any lane, what no target lane is for."""
+        narrow = self.route.source_lanes
+        self.lanes = {
+            lane: state for lane, state in self.lanes.items() if lane in self._owned or (self._owned and lane >= narrow)
+        }
 
     async def _claim_and_copy(self) -> None:
         generation, owned = self._generation, self._owned

@@ -18,6 +18,8 @@ from ..model.record import Lane, Path
 
 #: readers that are held up for less are nothing to tell: every open transaction does it
 HELD_UP_S = 5.0
+#: a look at the source is made every second
+_LOOK_OLD_S = 5.0
 #: the year 2001: what is below is no time, but a number that somebody chose
 _TIMES_FROM_MS = 10**12
 
@@ -171,6 +173,11 @@ class LaneState:
         if place.count >= 0:
             return max(0, self.bounds.count - place.count)
         return 0 if position_order(place.position) >= position_order(self.bounds.last) else None
+
+    def is_seen(self, loop_s: float) -> bool:
+        """The source has answered lately. What was true of it a while ago says nothing: producers go on though it does
+        not answer us."""
+        return bool(self.looks) and loop_s - self.looks[-1][0] <= _LOOK_OLD_S
 
     @property
     def held_up(self) -> str:

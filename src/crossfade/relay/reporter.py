@@ -23,8 +23,6 @@ from .lanes import LaneState, State
 STALL_S = 30.0
 #: so long a claim may take: it waits for open transactions, and may read far back in the target
 CLAIM_STALL_S = 600.0
-#: a look at the source is made every second
-_LOOK_OLD_S = 5.0
 _BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -52,8 +50,7 @@ def make_report(copier: Copier, now_s: float) -> Report:
 
 
 def _lane_report(state: LaneState, now_s: float, loop_s: float) -> LaneReport:
-    # What was true of the source a while ago says nothing: producers go on though it does not answer us.
-    is_known = bool(state.looks) and loop_s - state.looks[-1][0] <= _LOOK_OLD_S
+    is_known = state.is_seen(loop_s)
     return LaneReport(
         lane=state.lane,
         name=state.name,
@@ -74,10 +71,11 @@ def _lane_report(state: LaneState, now_s: float, loop_s: float) -> LaneReport:
 
 
 class Metrics:
-    """Prometheus metrics of one relay process."""
+    """Prometheus metrics of one relay process, over all its routes."""
 
-    def __init__(self, copier: Copier) -> None:
-        self._copier = copier
+    def __init__(self, copiers: list[Copier]) -> None:
+        """`copiers`: the present ones, whenever it is asked; each must be `follow`ed."""
+        self._copiers = copiers
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._latency = Histogram(
@@ -86,16 +84,20 @@ class Metrics:
             ["route"],
             registry=self._registry,
             buckets=_BUCKETS_S,
-        ).labels(copier.route.name)
-        copier.on_appended = self._appended
+        )
 
-    def _appended(self, state: LaneState, records: int, oldest_ms: int, now_s: float) -> None:
-        if oldest_ms > 0:
-            self._latency.observe(max(0.0, now_s - oldest_ms / 1000))
+    def follow(self, copier: Copier) -> None:
+        """Take note of its appends."""
+        latency = self._latency.labels(copier.route.name)
+
+        def appended(state: LaneState, records: int, oldest_ms: int, now_s: float) -> None:
+            if oldest_ms > 0:
+                latency.observe(max(0.0, now_s - oldest_ms / 1000))
+
+        copier.on_appended = appended
 
     def collect(self) -> Iterator[Metric]:
-        """Called by the registry at each scrape."""
-        route = self._copier.route.name
+        """Called by the registry at each scrape, in the relay's loop."""
         labels = ["route", "lane"]
         records = CounterMetricFamily("crossfade_relay_records", "Records relayed by this process.", labels=labels)
         quarantined = CounterMetricFamily("crossfade_relay_quarantined_records", "Records quarantined.", labels=labels)
@@ -107,19 +109,24 @@ class Metrics:
         trimmed = GaugeMetricFamily(
             "crossfade_relay_trimmed_in_seconds", "Until the source's trimming reaches the position.", labels=labels
         )
-        for state in self._copier.lanes.values():
-            at = [route, state.name]
-            records.add_metric(at, state.records_total)
-            quarantined.add_metric(at, state.quarantined_total)
-            if self._copier.route.pair:
-                echoes.add_metric(at, state.echoes)
-            halted.add_metric(at, float(state.state is State.HALTED))
-            if (lag_records := state.lag_records) is not None:
-                lag.add_metric(at, lag_records)
-            if (trimmed_in_s := state.trimmed_in_s) is not None:
-                trimmed.add_metric(at, trimmed_in_s)
         epoch = GaugeMetricFamily("crossfade_relay_epoch", "Epoch of the present claim, 0 = none.", labels=["route"])
-        epoch.add_metric([route], self._copier.claim.epoch if self._copier.claim else 0)
+        loop_s = asyncio.get_running_loop().time()
+        for copier in self._copiers:
+            route = copier.route.name
+            epoch.add_metric([route], copier.claim.epoch if copier.claim else 0)
+            for state in copier.lanes.values():
+                at = [route, state.name]
+                records.add_metric(at, state.records_total)
+                quarantined.add_metric(at, state.quarantined_total)
+                halted.add_metric(at, float(state.state is State.HALTED))
+                if copier.route.pair:
+                    echoes.add_metric(at, state.echoes)
+                if not state.is_seen(loop_s):
+                    continue
+                if (lag_records := state.lag_records) is not None:
+                    lag.add_metric(at, lag_records)
+                if (trimmed_in_s := state.trimmed_in_s) is not None:
+                    trimmed.add_metric(at, trimmed_in_s)
         return iter([records, quarantined, echoes, lag, halted, trimmed, epoch])
 
     def render(self) -> bytes:
@@ -129,7 +136,7 @@ class Metrics:
 class HealthServer(HttpServer):
     """`/metrics`, `/livez` (no loop is stuck) and `/readyz` (owns a claim) of several copiers, on one port."""
 
-    def __init__(self, copiers: list[Copier], metrics: list[Metrics]) -> None:
+    def __init__(self, copiers: list[Copier], metrics: Metrics) -> None:
         super().__init__(self.answer)
         self._copiers = copiers
         self._metrics = metrics
@@ -137,7 +144,7 @@ class HealthServer(HttpServer):
     def answer(self, path: str) -> tuple[str, bytes]:
         """Status and body of a GET."""
         if path == "/metrics":
-            return OK, b"".join(metrics.render() for metrics in self._metrics)
+            return OK, self._metrics.render()
         if path == "/livez":
             stalled = [copier.route.name for copier in self._copiers if _is_stalled(copier)]
             return (UNAVAILABLE, f"no progress: {stalled}\n".encode()) if stalled else (OK, b"ok\n")

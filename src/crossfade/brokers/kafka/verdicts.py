@@ -77,7 +77,8 @@ def internal_findings(name: str, check: str, facts: TopicFacts | None, config: C
                 f"grant DescribeConfigs on {name}; min.insync.replicas must be 2",
             )
         ]
-    return [_min_in_sync(check, name, facts.replication, config)]
+    unclean = _unclean(name, config)
+    return [_min_in_sync(check, name, facts.replication, config), *([unclean] if unclean.level is Level.FAIL else [])]
 
 
 def broker_findings(role: str, config: Config | None) -> list[Finding]:
