@@ -11,7 +11,7 @@ from crossfade import wiring
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker, MemoryLog
 from crossfade.brokers.protocol import From, Start
 from crossfade.cli.relay_fleet import Fleet
-from crossfade.errors import RouteConflict, TargetTooNarrow, UsageError
+from crossfade.errors import RouteConflict, TargetTooNarrow, Unreachable, UsageError
 from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Shape
 from crossfade.model.route import LaneMap, make_route
@@ -127,6 +127,30 @@ def test_a_new_lane_is_copied_from_its_beginning_and_told(monkeypatch, way):
 
     play(monkeypatch, stage, history)
     assert [stage.copied(lane) for lane in range(3)] == [6, 4, 7]  # and nothing twice
+
+
+def test_brokers_that_are_away_while_new_lanes_are_followed_are_waited_for(monkeypatch):
+    stage = Stage(SHAPES["kafka-to-redis"])
+    away_for = iter([True] * 5)
+
+    async def history(fleet):
+        opened = stage.open
+
+        @contextlib.asynccontextmanager
+        async def sometimes(*arguments, **options):
+            if next(away_for, False):
+                raise Unreachable("no broker answers")
+            async with opened(*arguments, **options) as found:
+                yield found
+
+        monkeypatch.setattr(wiring, "open_route", sometimes)
+        stage.write(0, range(3))
+        lane = stage.broker.add_lane("source")
+        stage.write(lane, range(5))
+        await until(lambda: stage.copied(lane) == 5 and stage.copied(0) == 3, limit_s=60.0)
+
+    play(monkeypatch, stage, history)
+    assert not next(away_for, False)
 
 
 @pytest.mark.parametrize("way", SHAPES)

@@ -15,11 +15,15 @@ import structlog
 from .. import wiring
 from ..brokers.protocol import From, Start
 from ..config import Config
+from ..errors import BrokerError, Kind
 from ..relay.beginning import start_lanes
 from ..relay.copier import Copier
 from ..relay.reporter import Metrics
 from ..relay.service import RelayService
 from ..wiring import OpenRoute
+
+#: between two tries to open a route whose lanes have changed
+_PAUSE_S_MIN, _PAUSE_S_MAX = 0.25, 2.0
 
 
 class Fleet:
@@ -69,12 +73,38 @@ class Fleet:
                 return
             structlog.get_logger().info("route opened anew", route=self.names[at], instance=self._instance)
             await self._stacks[at].aclose()
-            self._stacks[at] = contextlib.AsyncExitStack()
-            service = self._services[at] = await self._open(at, service.copier.alarms)
-            self.copiers[at] = service.copier
-            self.metrics.follow(service.copier)
+            again = await self._open_again(at, service.copier.alarms)
+            if again is None:
+                return
+            self._services[at], self.copiers[at] = again, again.copier
+            self.metrics.follow(again.copier)
             if self._is_stopping:
-                service.stop()
+                again.stop()
+
+    async def _open_again(self, at: int, alarms: list[str]) -> RelayService | None:
+        """Open a route whose lanes have changed, however long its brokers do not answer; None = stopped meanwhile.
+
+        Raises as `open` what waiting does not mend.
+        """
+        pause_s = _PAUSE_S_MIN
+        while not self._is_stopping:
+            self._stacks[at] = contextlib.AsyncExitStack()
+            try:
+                return await self._open(at, alarms)
+            except BrokerError as error:
+                await self._stacks[at].aclose()
+                if error.kind is Kind.HALT:
+                    raise
+                structlog.get_logger().warning(
+                    "route cannot be opened",
+                    route=self.names[at],
+                    reason=error.message,
+                    hint=error.hint,
+                    again_in_s=pause_s,
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+        return None
 
     async def _open(self, at: int, alarms: list[str]) -> RelayService:
         opened = await self._stacks[at].enter_async_context(
