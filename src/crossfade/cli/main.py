@@ -42,8 +42,8 @@ _GLOBALS_WITH_VALUE = {
 }
 _GLOBALS_ALONE = {"--verbose"}
 EXIT_CODES = (
-    "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences or findings, 4 refused by a rail, "
-    "5 broker unreachable, 130 interrupted."
+    "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences, findings or halted lanes, "
+    "4 refused by a rail, 5 broker unreachable, 130 interrupted."
 )
 _EVERYWHERE = f"Everywhere: -c/--config FILE, -o/--output text|json, --set KEY=VALUE, --verbose.\n\n{EXIT_CODES}"
 
@@ -110,7 +110,10 @@ def _missing_extra(error: ModuleNotFoundError) -> Exception:
     extra = _EXTRA_OF.get(package)
     if extra is None:
         return error
-    return UsageError(f"this command needs {package}, which is not installed", hint=f"pip install 'crossfade[{extra}]'")
+    return UsageError(
+        f"this command needs {package}, which is not installed",
+        hint=f"run `make setup`, or in a checkout: pip install '.[{extra}]'",
+    )
 
 
 def _make_plain(command: Any) -> None:

@@ -50,7 +50,12 @@ def verify(
         typer.Option(min=1, help="Share the lanes among so many processes; default: the cores, for a large audit."),
     ] = None,
     complete: Annotated[
-        bool, typer.Option("--complete", help="No verdict (exit code 1) unless every record was there to compare.")
+        bool,
+        typer.Option(
+            "--complete",
+            help="No verdict (exit code 1) unless every record was there to compare; "
+            "does nothing together with --watch or --repair.",
+        ),
     ] = False,
     watch: Annotated[
         float | None,
@@ -77,8 +82,9 @@ def verify(
 ) -> None:
     """Prove both sides of a route equal, or name every record that differs.
 
-    Reads both sides itself and shares no code with the relay. Live streams may be verified while they are copied: what
-    is not yet on the target is pending, never a difference. After writers and relays have stopped, use --settled.
+    Reads both sides anew and uses nothing of the copying loop; it shares the brokers' readers and the mapping with it.
+    Live streams may be verified while they are copied: what is not yet on the target is pending, never a difference.
+    After writers and relays have stopped, use --settled.
     What retention removed at either beginning cannot be compared and is counted; with --complete it is no proof.
     Exits with 0 when nothing differs, with 3 when something does, with 1 when a lane could not be compared to its end.
 

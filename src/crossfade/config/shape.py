@@ -214,12 +214,22 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_records_max: Annotated[int, says("refused records a lane may put aside before it halts", ge=0)] = 100
     rate_records_per_s: Annotated[float, says("limit of each relay process; 0 is unlimited", ge=0)] = 0.0
     allow_weak: Annotated[
-        bool, says("true: also write to a topic that may lose acknowledged records when a broker is lost (one replica)")
+        bool,
+        says(
+            "true: also write to a topic with one replica or with unclean leader elections, which may lose "
+            "acknowledged records; min.insync.replicas=1 is not refused: `doctor` fails it"
+        ),
     ] = False
     discover_s: Annotated[float, says("seconds between two looks for new lanes of the source", ge=0.2)] = 30.0
     metrics_port: Annotated[
         int,
-        says("port of /metrics, /livez and /readyz; 0 is off; each process of a host needs its own", ge=0, le=65_535),
+        says(
+            "port of /metrics, /livez and /readyz; 0 is off; one process has one port, that of the first route it "
+            "runs; each process of a host needs its own: a taken port that was set here ends it with exit code 2 "
+            "(where the default is taken, it copies without metrics)",
+            ge=0,
+            le=65_535,
+        ),
     ] = 9464
 
 

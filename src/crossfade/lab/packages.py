@@ -30,7 +30,7 @@ from crossfade.lab.errors import LabUsage, NotPossibleHere, PackageError
 
 KAFKA_VERSION = "4.3.1"
 REDIS_FLAVOURS = ("valkey", "redis7", "redis8")
-_PIP_LINE = "pip install 'crossfade[lab]'"
+_PIP_LINE = "run `make setup`, or in a checkout: pip install '.[lab]'"
 _DOWNLOADS_AT_ONCE = 8
 _DOWNLOAD_TIMEOUT_S = 60
 

@@ -81,14 +81,15 @@ def _is_found(claim: Claim, path: Path) -> bool:
 def lanes_without_target(route: Route, source: Log, target: Log) -> dict[Lane, LaneState]:
     """New source lanes that wait for a lane in the target, halted by name: nobody owns them."""
     states = {}
+    redis = "raise the `count` of the target, and restart the relay: it reads its file at the start"
     for lane in range(route.source_lanes, route.source_lanes + route.lanes_without_target):
         state = LaneState(lane, source.lane_name(lane), {}, Place(), state=State.HALTED)
-        kafka = f"`kafka-topics.sh --alter --topic {target.name} --partitions {lane + 1}`"
+        alter = f"`kafka-topics.sh --alter --topic {target.name} --partitions {lane + 1}`"
+        kafka = f"{alter}; the relay then goes on by itself"
         state.error = TargetTooNarrow(
             lane,
             f"new source lane {state.name} has no lane in {target.name}, which has {target.lanes}",
-            hint=f"add one: {kafka if target.shape is Shape.RECORD else 'raise the `count` of the target'}; "
-            "the relay then goes on by itself",
+            hint=f"add one: {kafka if target.shape is Shape.RECORD else redis}",
         )
         states[lane] = state
     return states
