@@ -17,8 +17,9 @@ import pytest
 import redis
 from confluent_kafka import Consumer, KafkaException, Producer
 
+from crossfade.cli.main import run
 from crossfade.lab import Lab, LabError, LabUsage
-from crossfade.lab.process import identify, tagged, wait_until
+from crossfade.lab.process import Process, identify, tagged, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -317,6 +318,7 @@ def test_a_stopped_lab_starts_again_on_its_data_and_ports(tmp_path: Path, monkey
             client.xadd("kept", {"a": "1"})
         lab.down(remove_data=False)
         assert tagged(lab.folder) == []
+        assert run(["lab", "workload", "kept"]) == 1
         again = Lab.resume("kept", owner_pid=os.getpid())
         assert again.env() == env
         with again.client_of_redis(direct=False) as client:
@@ -325,6 +327,14 @@ def test_a_stopped_lab_starts_again_on_its_data_and_ports(tmp_path: Path, monkey
             Lab.resume("kept")
     finally:
         lab.down()
+
+
+def test_a_lab_whose_proxy_is_gone_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSFADE_LAB_ROOT", str(tmp_path))
+    with Lab.up("halved", brokers=0, owner_pid=os.getpid()) as lab:
+        assert run(["lab", "status", "halved"]) == 0
+        Process(*lab.state.helpers["proxy"]).kill()
+        assert run(["lab", "status", "halved"]) == 1
 
 
 def test_a_server_that_cannot_start_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +388,7 @@ def test_a_secured_lab_lets_in_who_may(tmp_path: Path, monkeypatch: pytest.Monke
             assert client.xadd("s", {"a": "1"})
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.config_get("*")
+        assert run(["lab", "workload", "secured", "--records", "500", "--rate", "0"]) == 0
         with redis.Redis.from_url(lab.redis_url(user="nobody")) as client:
             assert client.ping()
             with pytest.raises(redis.exceptions.NoPermissionError):
@@ -408,6 +419,8 @@ def test_sentinels_move_the_primary_and_clients_stay_behind_proxies(
         assert primary() in proxied
         with redis.Redis(port=primary(), socket_timeout=5) as client:
             assert client.xadd("after", {"a": "1"})
+            assert run(["lab", "workload", "guarded", "--lanes", "1", "--records", "500", "--rate", "0"]) == 0
+            assert client.xlen("msg:stream:0") == 500
 
 
 def test_a_cluster_redirects_to_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,3 +433,4 @@ def test_a_cluster_redirects_to_proxies(tmp_path: Path, monkeypatch: pytest.Monk
         used = [link["link"] for link in lab.status()["links"] if link["request_bytes"] > 0]
         assert used[:3] == ["redis-0", "redis-1", "redis-2"]
         assert lab.faults.trim_stream("k7").observed["removed_records"] == 1
+        assert run(["lab", "workload", "spread"]) == 2

@@ -73,6 +73,10 @@ def test_every_fault_command_works_and_prints_json(
             assert {key: observed[key] for key, value in seen.items() if value is not None} == {
                 key: value for key, value in seen.items() if value is not None
             }, name
+        with lab.client_of_redis() as client:
+            client.set("text", "no stream")
+        for slip in (["trim-stream", "text"], ["recreate-key", "text"], ["move-leader", "orders", "--partition", "9"]):
+            assert run(["lab", "fault", *slip]) == 2, capsys.readouterr().err
         assert lab.admin.wait_brokers(3, 60)
         assert lab.status()["running"]
         assert list((lab.folder / "heals").glob("*.json")) == []  # nothing is left to heal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from crossfade.cli import lab_streams
 from crossfade.cli.main import load_command, run
-from crossfade.lab import state
+from crossfade.config import load
+from crossfade.lab import admin, state, workload
+from crossfade.lab.errors import LabUsage
 from crossfade.lab.lab import Lab
+from crossfade.lab.process import identify
 from crossfade.lab.state import LinkAddress, Options, Server, State
 
 
@@ -59,8 +62,13 @@ def test_topic_and_workload_mean_the_lab_that_the_shell_was_given(
     monkeypatch.setenv("CROSSFADE_LAB", variable)
     asked: list[str] = []
     monkeypatch.setattr(Lab, "create_topic", lambda lab, topic, partitions: asked.append(lab.folder.name))
-    monkeypatch.setattr(Lab, "env", lambda lab: asked.append(lab.folder.name) or {})
-    assert run(words.split()) == (2 if "workload" in words else 0)  # these labs have no address of a Redis
+
+    def refused(lab: Lab) -> str:
+        asked.append(lab.folder.name)
+        raise LabUsage("has no Redis")
+
+    monkeypatch.setattr(Lab, "primary_url", refused)
+    assert run(words.split()) == (2 if "workload" in words else 0)
     assert asked == [meant]
 
 
@@ -84,19 +92,118 @@ def test_topic_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert capsys.readouterr().out == ""
 
 
+RESULT: dict[str, Any] = {"ok": 100_000, "fail": 0, "unknown": 0, "done": True}
+
+
 def test_workload_prints_json_with_a_version(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = {"ok": 100_000, "fail": 0, "unknown": 0, "done": True}
-
-    def played(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        assert options["stdout"] == subprocess.PIPE
-        return subprocess.CompletedProcess(command, 0, stdout=json.dumps(result) + "\n")
-
-    monkeypatch.setattr(Lab, "env", lambda lab: {"REDIS_URL": "redis://127.0.0.1:1"})
-    monkeypatch.setattr(lab_streams.subprocess, "run", played)
+    monkeypatch.setattr(Lab, "primary_url", lambda lab: "redis://127.0.0.1:1")
+    monkeypatch.setattr(workload, "play", lambda argv: (RESULT, 0))
     assert run(["lab", "workload", "mine", "-o", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"version": 1, "lab": "mine", **result}
+    assert json.loads(capsys.readouterr().out) == {"version": 1, "lab": "mine", **RESULT}
+
+
+# -- what the workload writes to
+
+
+def reshape(name: str, **options: Any) -> None:
+    with state.change(state.lab_dir(name)) as found:
+        found.options = Options(**options)
+
+
+def test_a_workload_that_a_signal_ends_prints_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Lab, "primary_url", lambda lab: "redis://127.0.0.1:1")
+    monkeypatch.setattr(workload, "play", lambda argv: (RESULT, int(signal.SIGINT)))
+    assert run(["lab", "workload"]) == 130
+    assert json.loads(capsys.readouterr().out) == RESULT
+
+
+def test_a_workload_on_a_stopped_lab_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lab", "workload", "mine"]) == 1
+    assert capsys.readouterr().err == (
+        "error: redis-0 of lab 'mine' does not answer\n"
+        "hint: `crossfade lab status mine` shows what runs, `crossfade lab up mine` starts it\n"
+    )
+
+
+@pytest.mark.parametrize(("shape", "told"), [("none", "has no Redis"), ("cluster", "is a Redis Cluster")])
+def test_a_workload_needs_one_server_that_takes_every_key(
+    shape: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reshape("mine", redis=shape)
+    assert run(["lab", "workload", "mine"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_workload_goes_to_the_primary_that_the_sentinels_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    reshape("mine", redis="sentinel")
+    with state.change(state.lab_dir("mine")) as found:
+        names = [*(f"redis-{index}" for index in range(3)), "sentinel-0"]
+        found.servers = [server(name, name.partition("-")[0]) for name in names]
+        found.links = [LinkAddress(name=name, port=8000 + at, target_port=7000 + at) for at, name in enumerate(names)]
+        found.ports = {name: 7000 + at for at, name in enumerate(names)}
+        found.ports |= {f"proxy.redis-{index}": 8000 + index for index in range(3)}
+    answering: list[str] = []
+
+    def answers(lab: Lab, name: str) -> bool:
+        answering.append(name)
+        return True
+
+    monkeypatch.setattr(Lab, "server_answers", answers)
+    monkeypatch.setattr(admin, "primary_port", lambda urls, service: 8002)
+    assert Lab.load("mine").primary_url() == "redis://127.0.0.1:8002/0"
+    assert answering == ["redis-2"]
+    monkeypatch.setattr(admin, "primary_port", lambda urls, service: 0)
+    assert Lab.load("mine").primary_url() == "redis://127.0.0.1:8000/0"
+
+
+def test_a_history_that_is_none_is_refused_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Lab, "primary_url", lambda lab: "redis://127.0.0.1:1")
+    letter = tmp_path / "letter.txt"
+    letter.write_text("Dear reader,\nthis is no history.\n")
+    assert run(["lab", "workload", "--history", str(letter)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {letter} is no history of a workload\nhint: ")
+    assert letter.read_text() == "Dear reader,\nthis is no history.\n"
+    for place in (letter / "below", tmp_path):
+        assert run(["lab", "workload", "--history", str(place)]) == 2
+        assert " the history " in capsys.readouterr().err
+
+
+def test_init_takes_the_address_of_a_secured_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my ca.pem").write_text("-----BEGIN CERTIFICATE-----")
+    assert run(["init", "--source", f"rediss://app:pw?1@h:1/0?ssl_ca_certs={tmp_path}/my%20ca.pem"]) == 0
+    broker: Any = load(None, {}, {}).brokers["old"]
+    assert (broker.url, broker.tls.ca, broker.password.get()) == ("rediss://h:1/0", f"{tmp_path}/my ca.pem", "pw?1")
+    capsys.readouterr()
+    assert run(["init", "--force", "--source", "redis://app:hunter2@h:1/0?db=3"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: the address of 'h:1/0' has options that are not taken: db\n")
+    assert "hunter2" not in told
+
+
+# -- status
+
+
+@pytest.mark.parametrize("gone", ["", "proxy", "watchdog"])
+def test_a_lab_without_its_helpers_does_not_run(
+    gone: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    monkeypatch.setattr("crossfade.lab.lab.ask", lambda path, request: {"links": []})
+    with state.change(state.lab_dir("mine")) as found:
+        for each in found.servers:
+            each.pid, each.started_ticks = me.pid, me.started_ticks
+        found.helpers = dict.fromkeys(("proxy", "watchdog"), (me.pid, me.started_ticks))
+        if gone:
+            found.helpers[gone] = (me.pid, me.started_ticks - 1)
+    assert run(["lab", "status", "mine"]) == (1 if gone else 0)
+    assert (f"the {gone} is gone" in capsys.readouterr().err) == bool(gone)
 
 
 # -- completion

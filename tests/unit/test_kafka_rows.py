@@ -151,9 +151,25 @@ def facts(replication=3):
 
 
 def test_the_guarantee_is_refused_where_a_lost_broker_loses_records():
-    assert "exactly once" in guarantee_of(facts(), config(min_insync_replicas=2), allow_weak=False)[0]
-    assert len(guarantee_of(facts(), config(min_insync_replicas=1), allow_weak=False)) == 2
-    for weak in [(facts(1), config()), (facts(), config(unclean_leader_election_enable="true"))]:
-        with pytest.raises(GuaranteeRefused, match="exactly once cannot be kept"):
-            guarantee_of(*weak, allow_weak=False)
-        assert "while no broker is lost" in guarantee_of(*weak, allow_weak=True)[0]
+    (fit,) = guarantee_of(facts(), config(min_insync_replicas=2), allow_weak=False)
+    assert "exactly once" in fit
+    for about, told, names in [
+        (facts(1), config(min_insync_replicas=2), "it has 1 replica"),
+        (facts(), config(min_insync_replicas=1), "min.insync.replicas is 1"),
+        (facts(), config(), "min.insync.replicas is 1"),
+        (
+            facts(),
+            config(min_insync_replicas=2, unclean_leader_election_enable="true"),
+            "unclean.leader.election.enable is true",
+        ),
+    ]:
+        with pytest.raises(GuaranteeRefused, match=f"exactly once cannot be kept on topic t: {names}$"):
+            guarantee_of(about, told, allow_weak=False)
+        (weak,) = guarantee_of(about, told, allow_weak=True)
+        assert weak == f"exactly once while no broker is lost ({names})"
+
+
+def test_all_that_is_wrong_with_a_topic_is_told_at_once():
+    wrong = config(min_insync_replicas=1, unclean_leader_election_enable="true")
+    (weak,) = guarantee_of(facts(1), wrong, allow_weak=True)
+    assert all(name in weak for name in ("1 replica", "min.insync.replicas", "unclean.leader"))

@@ -13,6 +13,7 @@ from crossfade.brokers.kafka import KafkaInspector, verdicts
 from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
 from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
 from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS, _Member
+from crossfade.brokers.kafka.guarantee import weaknesses
 from crossfade.brokers.kafka.lanes import generation_of
 from crossfade.brokers.kafka.properties import property_mistakes
 from crossfade.brokers.kafka.settings import DOUBT_S, REFUSED, RETRY_BACKOFF_MS, KafkaSettings
@@ -564,6 +565,7 @@ def test_a_fit_target_has_no_finding():
     [
         ({"min_insync_replicas": 1}, facts(), "kafka.min-insync-replicas", Level.FAIL),
         ({"min_insync_replicas": 3}, facts(), "kafka.min-insync-replicas", Level.WARN),
+        ({"min_insync_replicas": 4}, facts(), "kafka.min-insync-replicas", Level.WARN),
         ({"unclean_leader_election_enable": "true"}, facts(), "kafka.unclean-election", Level.FAIL),
         ({"cleanup_policy": "compact"}, facts(), "kafka.cleanup-policy", Level.WARN),
         ({"retention_ms": 1000}, facts(), "kafka.retention", Level.FAIL),
@@ -585,6 +587,34 @@ def test_each_weakness_of_a_target_is_named_with_its_fix(changes, about, check, 
     found = verdicts.topic_findings("target", about, config(**(GOOD | changes)), 1e6, 2e6)
     assert levels(found)[check] is level
     assert next(finding for finding in found if finding.check == check).fix
+
+
+def test_more_replicas_in_sync_than_there_are_is_told_from_all_of_them():
+    def fix(minimum):
+        found = verdicts.topic_findings("target", facts(), config(**(GOOD | {"min_insync_replicas": minimum})), 1e6)
+        return next(finding.fix for finding in found if finding.check == "kafka.min-insync-replicas")
+
+    assert "one broker less" in fix(3)
+    assert "before Kafka 3.7 refuse every write" in fix(4)
+
+
+@pytest.mark.parametrize(
+    ("about", "changes"),
+    [
+        (facts(), {}),
+        (facts(replication=2, in_sync=2), {}),
+        (facts(replication=1, in_sync=1), {}),
+        (facts(), {"min_insync_replicas": 1}),
+        (facts(), {"min_insync_replicas": 4}),
+        (facts(), {"unclean_leader_election_enable": "true"}),
+        (facts(replication=1, in_sync=1), {"min_insync_replicas": 1, "unclean_leader_election_enable": "true"}),
+    ],
+)
+def test_the_doctor_fails_a_topic_where_a_start_refuses_it(about, changes):
+    told = config(**(GOOD | changes))
+    failed = [one for one in verdicts.topic_findings("target", about, told, 1e6, 1e9) if one.level is Level.FAIL]
+    assert len(failed) == len(weaknesses(about, told))
+    assert all(isinstance(one, verdicts.Weakness) for one in failed)
 
 
 def test_a_source_is_judged_as_a_source():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -118,3 +119,50 @@ def test_a_note_is_healed_once(sleeper: Process, tmp_path: Path) -> None:
     assert wait_until(lambda: not sleeper.is_frozen(), 5)
     assert heals.heal_due(tmp_path, now + 6) == 0
     assert not heals.take(tmp_path, note)
+
+
+def test_no_trouble_keeps_the_notes_behind_it_from_being_healed(
+    sleeper: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state.write(tmp_path, state.State(name="a", options=state.Options()))
+    sleeper.send(signal.SIGSTOP)
+    assert wait_until(sleeper.is_frozen, 5)
+    first = heals.Note(
+        kind="create", subject="t", deadline=1.0, id="0", topic=heals.TopicShape(partitions=1, replicas=1)
+    )
+    thaw = heals.Note(kind="thaw", subject="s", deadline=2.0, pid=sleeper.pid, started_ticks=sleeper.started_ticks)
+    thaw.id = "1"
+    for note in (first, thaw):
+        heals.leave(tmp_path, note)
+
+    class Broken:
+        def leaders(self, topic: str) -> dict[int, int]:
+            raise RuntimeError("of a library")
+
+    monkeypatch.setattr("crossfade.lab.lab.Lab.admin", Broken())
+    assert heals.heal_due(tmp_path, time.monotonic()) == 1
+    assert wait_until(lambda: not sleeper.is_frozen(), 5)
+    assert "healing create t: RuntimeError: of a library" in capsys.readouterr().out
+    (kept,) = heals.pending(tmp_path)
+    assert kept.subject == "t"
+    assert kept.deadline > time.monotonic()
+
+
+def test_a_damaged_note_is_put_aside(tmp_path: Path) -> None:
+    note = heals.leave(tmp_path, heals.Note(kind="thaw", subject="s", deadline=1.0))
+    (tmp_path / "heals" / "0.json").write_text("{")
+    assert heals.pending(tmp_path) == [note]
+    assert sorted(path.name for path in (tmp_path / "heals").iterdir()) == ["0.damaged", f"{note.id}.json"]
+
+
+def test_a_note_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state.write(tmp_path, state.State(name="a", options=state.Options()))
+    note = heals.leave(tmp_path, heals.Note(kind="start", subject="nobody", deadline=1.0))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(heals, "leave", full)
+        assert heals.heal_due(tmp_path, time.monotonic()) == 0
+    assert heals.pending(tmp_path) == [note]

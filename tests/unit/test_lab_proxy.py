@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -56,12 +58,21 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     # Deeper than a Unix socket's path may be long.
     folder = tmp_path_factory.mktemp("proxy") / ("d" * 100)
     folder.mkdir()
-    path = folder / "proxy.sock"
-    with subprocess.Popen([sys.executable, "-m", "crossfade.lab.proxy", str(path)]) as process:
-        assert wait_until(lambda: answers(path), 10)
-        yield path
-        process.terminate()
-        assert process.wait(5) == 0
+    with running(folder / "proxy.sock"):
+        yield folder / "proxy.sock"
+
+
+@contextlib.contextmanager
+def running(path: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A proxy that listens to orders at `path`."""
+    with subprocess.Popen([sys.executable, "-m", "crossfade.lab.proxy", str(path)], **options) as process:
+        try:
+            assert wait_until(lambda: answers(path), 10)
+            yield process
+        finally:
+            process.terminate()
+            code = process.wait(5)
+        assert code == 0
 
 
 def answers(path: Path) -> bool:
@@ -312,10 +323,50 @@ def test_reset_hits_each_connection_once(rig: Rig) -> None:
 
 def test_a_wrong_order_is_refused_and_the_proxy_lives(rig: Rig) -> None:
     no_port = {"op": "add", "link": "x", "port": 0, "host": "127.0.0.1", "target_port": 1}
-    for request in ({"op": "set", "link": "nobody", "mode": "cut"}, {"op": "dance", "link": rig.name}, no_port, {}):
+    nobody = {"op": "set", "link": "nobody", "mode": "cut"}
+    for request in (nobody, {"op": "dance", "link": rig.name}, no_port, {**no_port, "port": None}, {}):
         with pytest.raises(LabError, match="refused"):
             ask(rig.control, request)
     with pytest.raises(LabError, match="not a valid Mode"):
         rig.set("sideways")
     with rig.connect() as sock:
         assert echo(sock, b"alive") == b"alive"
+
+
+# -- descriptors
+
+
+def limited(soft: int, hard: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_it_opens_as_many_files_as_it_may(tmp_path: Path) -> None:
+    with running(tmp_path / "proxy.sock", preexec_fn=limited(64, 200)) as process:
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        assert limits.partition("Max open files")[2].split()[:2] == ["200", "200"]
+
+
+@pytest.mark.parametrize("open_max", range(64, 70))  # it runs out at each of a connection's descriptors
+def test_connections_that_there_is_no_room_for_are_reset_and_the_others_live_on(
+    open_max: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "proxy.sock"
+    with running(path, preexec_fn=limited(open_max, open_max)) as process, contextlib.ExitStack() as opened:
+        rig = Rig(path, "narrow", Server())
+        before = len(os.listdir(f"/proc/{process.pid}/fd"))
+        served: list[socket.socket] = []
+        for _ in range(30):
+            with contextlib.suppress(ConnectionError):  # reset, on connecting already or later
+                sock = opened.enter_context(rig.connect())
+                if echo(sock, b"x") == b"x":
+                    served.append(sock)
+        assert 5 < len(served) < 12  # six descriptors each
+        assert rig.stats()["connections"] == len(served)
+        assert rig.stats()["reset"] == 30 - len(served)
+        assert all(echo(sock, b"still here") == b"still here" for sock in served)
+        served[0].close()
+        assert wait_until(lambda: rig.stats()["connections"] == len(served) - 1, 5)
+        assert echo(opened.enter_context(rig.connect()), b"new") == b"new"
+        opened.close()
+        assert wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) <= before, 5)
+    assert capfd.readouterr().out.count("no room for every connection") == 1

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from crossfade.brokers.redis.keys import check_slots, hash_tag, quarantine_key, slot_of, state_key
+from crossfade.brokers.redis.keys import (
+    check_slots,
+    hash_tag,
+    is_birth,
+    new_birth,
+    quarantine_key,
+    route_of_birth,
+    slot_of,
+    state_key,
+)
 from crossfade.errors import UsageError
 
 
@@ -51,3 +60,26 @@ def test_two_stream_keys_never_share_a_state(left, right):
 def test_the_refusal_names_the_key():
     with pytest.raises(UsageError, match="odd}key"):
         check_slots([b"fine", b"odd}key"])
+
+
+@pytest.mark.parametrize("route", ["", "mine", "a-b"])
+def test_a_birth_is_known_by_the_name_that_it_is_given(route):
+    assert is_birth(new_birth(route))
+    assert route_of_birth(new_birth(route)) == route
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "crossfade.",
+        "crossfade.billing",
+        "crossfade.mine.billing",
+        "crossfade.mine.0123456789ab0",
+        "0123456789ab",
+        "crossfade.mine.0123456789AB",
+        "crossfade..0123456789a",
+        "other.crossfade.mine.0123456789ab",
+    ],
+)
+def test_what_only_begins_like_a_birth_is_none(name):
+    assert not is_birth(name)

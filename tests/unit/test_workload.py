@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,23 +18,27 @@ from pathlib import Path
 import hiredis
 import pytest
 
-from crossfade.lab import workload
+from crossfade.lab import pki, senders, workload
 from crossfade.lab.checker import check
-from crossfade.lab.history import digest_of, digest_of_entry, id_in, read_history
+from crossfade.lab.errors import LabError, LabUsage
+from crossfade.lab.history import FAIL, OK, HistoryWriter, digest_of, digest_of_entry, id_in, read_history
 from crossfade.lab.payloads import Values, mixed_entry, mixed_record
+from crossfade.lab.state import free_ports
 
 
 class FakeRedis:
     """Takes PING and XADD; cuts the link after some XADDs (before or after storing the last one); refuses some."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self.refusal = b"-OOM command not allowed\r\n"
         self.entries: dict[bytes, list[tuple[bytes, list[bytes]]]] = {}
         self.cut_after: list[int] = []
         self.refuse_every = 0
         self.links = 0
         self._count = self._since_cut = 0
         self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._server.getsockname()[1]}"
+        self.url = f"redis{'s' if tls else ''}://127.0.0.1:{self._server.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -44,7 +49,7 @@ class FakeRedis:
                 return
             self.links += 1
             with contextlib.suppress(OSError):  # a killed client resets its link
-                self._serve(link)
+                self._serve(self._tls.wrap_socket(link, server_side=True) if self._tls else link)
 
     def _serve(self, link: socket.socket) -> None:
         reader = hiredis.Reader()
@@ -66,7 +71,7 @@ class FakeRedis:
         self._count += 1
         self._since_cut += 1
         if self.refuse_every and self._count % self.refuse_every == 0:
-            return b"-OOM command not allowed\r\n"
+            return self.refusal
         if self.cut_after and self._since_cut > self.cut_after[0]:
             if len(self.cut_after) % 2:
                 self._store(command)  # stored, and nobody is told
@@ -158,6 +163,75 @@ def test_killed_and_started_again_it_goes_on_and_forgets_nothing(redis: FakeRedi
     report = check(sent, source=redis.seen(4), target=redis.seen(4))
     assert report.ok, report.as_dict()
     assert report.sent_ok > 0
+
+
+# -- what it does not wait for
+
+
+def play(url: str, history: Path) -> None:
+    workload.play(["--redis", url, "--lanes", "4", "--history", str(history), "--records", "600"])
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> Iterator[FakeRedis]:
+    pki.make(tmp_path / "pki", [])
+    pki.make(tmp_path / "other", [])
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "pki" / "server.crt", tmp_path / "pki" / "server.key")
+    server = FakeRedis(tls)
+    yield server
+    server.close()
+
+
+def test_the_authority_that_the_url_names_is_trusted(certified: FakeRedis, tmp_path: Path) -> None:
+    play(f"{certified.url}/0?ssl_ca_certs={tmp_path}/pki/ca.pem", tmp_path / "h")
+    assert read_history(tmp_path / "h").count(OK) == 600
+
+
+def test_a_server_that_is_not_trusted_is_not_asked_again(certified: FakeRedis, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="is not trusted: unable to get local issuer"):
+        play(f"{certified.url}/0?ssl_ca_certs={tmp_path}/other/ca.pem", tmp_path / "h")
+    assert certified.links == 1
+    with pytest.raises(LabUsage, match=r"ca\.pem cannot be used: No such file"):
+        play(f"{certified.url}/0?ssl_ca_certs={tmp_path}/nowhere/ca.pem", tmp_path / "h")
+
+
+def test_it_gives_up_where_nobody_ever_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(senders, "FIRST_LINK_S", 0.3)
+    url = f"redis://127.0.0.1:{free_ports(['nobody'], {})['nobody']}"
+    arguments = ["--redis", url, "--lanes", "4", "--history", str(tmp_path / "h"), "--records", "600"]
+    assert workload.main(arguments) == 1
+    told = capsys.readouterr()
+    assert "no link to 127.0.0.1:" in told.err
+    assert told.out == ""
+
+
+@pytest.mark.parametrize("refusal", ["READONLY You can't write against a replica", "MOVED 1 127.0.0.1:7", "NOPERM"])
+def test_it_gives_up_where_a_refusal_lasts(redis: FakeRedis, tmp_path: Path, refusal: str) -> None:
+    redis.refuse_every, redis.refusal = 1, f"-{refusal}\r\n".encode()
+    with pytest.raises(LabError, match=refusal):
+        play(redis.url, tmp_path / "h")
+    sent = read_history(tmp_path / "h")
+    assert sent.count(FAIL) > 0
+    assert sent.count(OK) == 0
+
+
+def test_a_history_that_is_none_is_never_written_over(tmp_path: Path) -> None:
+    for text in (b"crossfade-histories {}\n", b"x" * 40, b'{"a": 1}\n'):
+        (tmp_path / "h").write_bytes(text)
+        with pytest.raises(LabUsage, match="is no history"):
+            HistoryWriter(tmp_path / "h", {})
+        with pytest.raises(LabUsage, match="is no history"):
+            read_history(tmp_path / "h")
+        assert (tmp_path / "h").read_bytes() == text
+    (tmp_path / "h").write_bytes(b"crossfade-history 1 {\n")
+    with pytest.raises(LabUsage, match="is damaged"):
+        read_history(tmp_path / "h")
+
+
+# -- what it writes
 
 
 def test_values_are_unique_keyed_and_of_the_size_asked_for() -> None:

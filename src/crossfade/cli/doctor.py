@@ -8,6 +8,7 @@ does not answer is a finding of its own, and so is what `relay start` would refu
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -98,6 +99,8 @@ async def _examine(config: Config, names: Sequence[str]) -> list[Examined]:
         examined.append(Examined(name, settings.source, "source", config.brokers[settings.source].kind, seen))
         oldest_s = _still_to_come(config, name, oldest_s)
         seen, target_lanes, _ = await _examine_end(config, name, "target", source_lanes, oldest_s)
+        if settings.allow_weak and config.brokers[settings.target].kind == "kafka":
+            seen = _accept_weaknesses(seen)
         examined.append(Examined(name, settings.target, "target", config.brokers[settings.target].kind, seen))
         examined.append(Examined(name, "", "route", "", await _examine_route(config, name, source_lanes, target_lanes)))
     return examined
@@ -118,6 +121,13 @@ async def _examine_end(
         return [Finding(CONNECTION, Level.FAIL, error.message, error.hint)], 0, None
     except CrossfadeError as error:
         return [Finding("configuration", Level.FAIL, error.message, error.hint)], 0, None
+
+
+def _accept_weaknesses(findings: list[Finding]) -> list[Finding]:
+    """The findings of a target on whose route `allow_weak: true` stands."""
+    from ..brokers.kafka.verdicts import Weakness
+
+    return [dataclasses.replace(each, level=Level.WARN) if isinstance(each, Weakness) else each for each in findings]
 
 
 async def _first_lanes(config: Config, name: str) -> int:
@@ -149,7 +159,7 @@ async def _examine_route(config: Config, name: str, source_lanes: int, target_la
     found = []
     try:
         refuse_loop(config, name)
-        found.append(Finding("route.loop", Level.OK, "no copy comes back to its source"))
+        found.append(Finding("route.loop", Level.OK, "by its addresses, no copy comes back to its source"))
     except CrossfadeError as error:
         found.append(Finding("route.loop", Level.FAIL, error.message, error.hint))
     if not source_lanes or not target_lanes:
@@ -181,7 +191,21 @@ def guarantee(examined: Iterable[Examined]) -> str:
     unless = (
         f"; not proven, because it could not be asked: {by_level[Level.UNKNOWN]}" if by_level[Level.UNKNOWN] else ""
     )
+    if weak := _weaknesses(listed):
+        from ..brokers.kafka.guarantee import weak_guarantee
+
+        return weak_guarantee(weak) + unless
     return f"exactly once, in order per lane: {why}{unless}"
+
+
+def _weaknesses(examined: Iterable[Examined]) -> list[str]:
+    """What is wrong with a Kafka target and accepted, so that it does not fail."""
+    targets = [each for each in examined if (each.role, each.kind) == ("target", "kafka")]
+    if not targets:
+        return []
+    from ..brokers.kafka.verdicts import Weakness
+
+    return [finding.found for each in targets for finding in each.findings if isinstance(finding, Weakness)]
 
 
 def _checks(examined: Iterable[Examined], level: Level) -> str:

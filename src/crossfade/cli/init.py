@@ -12,6 +12,7 @@ import secrets
 import tempfile
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import parse_qsl
 
 import typer
 
@@ -112,7 +113,9 @@ def _kind(url: str) -> str:
 
 def _broker(url: str) -> str:
     if _kind(url) == "redis":
-        return _REDIS_BROKER.format(url=_quoted(url))
+        address, authority = _without_authority(url)
+        tls = _TLS.format(ca=_quoted(authority)) if authority else _TLS_EXAMPLE
+        return _REDIS_BROKER.format(url=_quoted(address), tls=tls)
     servers = url.removeprefix("kafka://").rstrip("/")
     if "@" in servers or "/" in servers:
         raise UsageError(
@@ -120,6 +123,20 @@ def _broker(url: str) -> str:
             hint="user and password are properties in the file: sasl.username, and sasl.password: ${env:NAME}",
         )
     return _KAFKA_BROKER.format(servers=_quoted(servers))
+
+
+def _without_authority(url: str) -> tuple[str, str]:
+    """The URL, and the file of its `ssl_ca_certs` (a secured lab gives one), which has a key of its own here."""
+    account, at, rest = url.rpartition("@")
+    server, _, query = rest.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    authority = options.pop("ssl_ca_certs", "")
+    if options:
+        raise UsageError(
+            f"the address of {server!r} has options that are not taken: {', '.join(sorted(options))}",
+            hint="write them into the file: docs/configuration.md has every key",
+        )
+    return f"{account}{at}{server}", authority
 
 
 def _side(url: str, lanes: str, count: int, topic: str) -> str:
@@ -164,7 +181,10 @@ _REDIS_BROKER = """\
     # username: relay               # ACL user; `crossfade doctor --print-acls` prints the least rights it needs
     # password: ${{env:REDIS_PASSWORD}}    # or ${{file:/run/secrets/redis}}: read again at each connect
     # mode: standalone              # standalone | sentinel (with sentinel_master: NAME) | cluster
-    # tls: {{ca: ca.pem, cert: client.pem, key: client.key}}"""
+    {tls}"""
+
+_TLS_EXAMPLE = "# tls: {ca: ca.pem, cert: client.pem, key: client.key}"
+_TLS = "tls: {{ca: {ca}}}"
 
 _KAFKA_BROKER = """\
     kind: kafka

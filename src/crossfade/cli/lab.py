@@ -138,7 +138,9 @@ def status(context: typer.Context, name: Name = "default") -> None:
             output.table(found["links"], [Column(each, right=each.endswith(("_s", "s"))) for each in shown])
         for helper in found["helpers"]:
             if not helper["alive"]:
-                output.note(f"the {helper['name']} is gone")
+                output.note(
+                    f"the {helper['name']} is gone; `crossfade lab down {name} --keep` and `up {name}` start it"
+                )
     if not found["running"]:
         raise typer.Exit(1)
 

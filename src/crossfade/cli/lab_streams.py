@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -69,27 +67,13 @@ def workload(
     Example: crossfade lab workload default --pattern 'orders:<lane>' --lanes 4 --records 20000
     """
     from ..lab.lab import Lab
+    from ..lab.workload import play
 
     output = output_of(context)
-    found = Lab.load(lab).env().get("REDIS_URL")
-    if found is None:
-        raise UsageError(f"lab {lab!r} has no Redis", hint="start one with `crossfade lab up`")
+    where = ["--redis", Lab.load(lab).primary_url(), f"--pattern={pattern}", "--lanes", str(lanes)]
     with tempfile.TemporaryDirectory() as folder:
         file = history or Path(folder) / "history.bin"
-        where = ["--redis", found, "--pattern", pattern, "--lanes", str(lanes), "--history", str(file)]
-        command = [
-            sys.executable,
-            "-m",
-            "crossfade.lab.workload",
-            *where,
-            "--records",
-            str(records),
-            "--rate",
-            str(rate),
-        ]
-        out = subprocess.PIPE if output.is_json else None
-        done = subprocess.run(command, check=False, stdout=out, text=True)
-    if done.returncode:
-        raise typer.Exit(done.returncode if done.returncode > 0 else 1)
-    if output.is_json:
-        output.document({"lab": lab, **json.loads(done.stdout.splitlines()[-1])}, "")
+        result, ended_by = play([*where, f"--history={file}", "--records", str(records), "--rate", str(rate)])
+    output.document({"lab": lab, **result}, json.dumps(result))
+    if ended_by:
+        raise typer.Exit(128 + ended_by)

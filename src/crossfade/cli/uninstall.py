@@ -1,20 +1,22 @@
 """`crossfade uninstall`: what Crossfade left on the brokers for a route, listed first and removed only when told to.
 
 Invariant: nothing is removed without `--yes`, and never under a running relay. What is removed is exactly what was
-listed; afterwards the brokers are asked again, and what is still there is a failure.
+listed; afterwards the brokers are asked again, and what is still there is a failure. A broker that gives no answer
+keeps nothing from being listed, and removed, on the others; it is told, and the command fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from msgspec import structs
 
-from ..errors import CrossfadeError, RefusedByRail, UsageError
+from ..errors import BrokerError, CrossfadeError, RefusedByRail, UsageError
 from .doctor import routes_of
 from .output import Column, complete_routes, output_of
 
@@ -32,6 +34,13 @@ _LIFE_PAUSE_S = 0.5
 #: how often, and how far apart, the brokers are asked whether something is gone
 _LOOKS = 6
 _LOOK_PAUSE_S = 0.5
+#: The target first: where both are one service, the source's account may see what it may not remove.
+_ROLES = ("target", "source")
+#: what is told of each thing that was found
+_LISTED = "would be removed"
+_REMOVED = "removed"
+_STILL_THERE = "still there"
+_DOUBTFUL = "may be still there"
 _OTHER = "of a route that is not in this file"
 _COLUMNS = [Column("route"), Column("broker"), Column("name"), Column("state")]
 
@@ -44,6 +53,48 @@ class Left(NamedTuple):
     name: str
 
 
+class Trouble(NamedTuple):
+    """A broker that could not be asked, or did not let us remove everything."""
+
+    route: str
+    broker: str
+    state: str
+    error: CrossfadeError
+
+
+@dataclass
+class Outcome:
+    """What was found, what became of each, and where the look or the removal failed."""
+
+    states: dict[Left, str] = field(default_factory=dict)
+    troubles: list[Trouble] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> int:
+        """How many of those that were to be removed are not known to be gone."""
+        return sum(state in (_STILL_THERE, _DOUBTFUL) for state in self.states.values())
+
+    def add(self, other: Outcome) -> None:
+        """Take over what another look showed; the later one knows better."""
+        self.states |= other.states
+        self.troubles += [each for each in other.troubles if each.state not in self._told(each)]
+
+    def of(self, route: str) -> Outcome:
+        """The same as that route's, each once."""
+        found = Outcome({left._replace(route=route): state for left, state in self.states.items()})
+        for trouble in self.troubles:
+            found.add(Outcome({}, [trouble._replace(route=route)]))
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What the table shows."""
+        rows = [left._asdict() | {"state": state} for left, state in self.states.items()]
+        return rows + [Left(at.route, at.broker, "")._asdict() | {"state": at.state} for at in self.troubles]
+
+    def _told(self, trouble: Trouble) -> set[str]:
+        return {each.state for each in self.troubles if each[:2] == trouble[:2]}
+
+
 @uninstall_app.command()
 def uninstall(
     context: typer.Context,
@@ -53,8 +104,8 @@ def uninstall(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
     route_id: Annotated[
-        str, typer.Option("--id", metavar="ID", help="What a route left that is not in this file, by its id.")
-    ] = "",
+        str | None, typer.Option("--id", metavar="ID", help="What a route left that is not in this file, by its id.")
+    ] = None,
     unseen: Annotated[
         bool,
         typer.Option(
@@ -72,6 +123,9 @@ def uninstall(
     stays; --id removes it. Where such a route has a group on its source and no document on these brokers, its relays
     report elsewhere and would not be seen: that is refused (exit code 4) unless --unseen is given.
 
+    A broker that gives no answer is listed as such, and the others are cleaned all the same, unless it is the one that
+    tells whether relays run. Run it again when the broker is back.
+
     \b
     Examples:
       crossfade uninstall                  lists, removes nothing
@@ -81,54 +135,71 @@ def uninstall(
     output = output_of(context)
     config = output.config()
     names = routes_of(config, route)
-    if unseen and not route_id:
-        raise UsageError("--unseen goes with --id", hint="relays of the routes of this file can be seen")
-    others: list[Left] = []
-    untold = ""
-    if route_id:
-        found, remaining = asyncio.run(_uninstall_id(config, names, route_id, remove=yes, unseen=unseen))
+    _refuse_no_id(route_id, unseen)
+    others = Outcome()
+    if route_id is not None:
+        found = asyncio.run(_uninstall_id(config, names, route_id, remove=yes, unseen=unseen))
     else:
-        found, remaining = asyncio.run(_uninstall(config, names, names, remove=yes))
-    state = {True: "removed", False: "would be removed"}[yes]
-    rows = [each._asdict() | {"state": "still there" if each in remaining else state} for each in found]
+        found = asyncio.run(_uninstall(config, names, remove=yes))
     try:
-        others = [] if route_id else asyncio.run(_others(config, names))
-    except CrossfadeError as error:
-        untold = f"what is {_OTHER} could not be looked for: {error.message}"
+        if route_id is None:
+            others = asyncio.run(_others(config, names))
     finally:  # what was removed is told whatever becomes of this look
-        output.table(rows + [each._asdict() | {"state": _OTHER} for each in others], _COLUMNS)
-    output.note_lines(untold)
-    if remaining and yes:
-        raise CrossfadeError(
-            f"{len(remaining)} of {len(found)} could not be removed", hint="see the list; then run it again"
-        )
-    if others:
+        output.table(found.rows() + Outcome(others.states).rows(), _COLUMNS)
+    at_fault = {each.broker for each in found.troubles}  # their rows say it
+    untold = dict.fromkeys(each.state for each in others.troubles if each.broker not in at_fault)
+    output.note_lines("\n".join(untold))
+    if others.states:
         output.note(f"what is {_OTHER} stays; --id ID removes it, if no other file has that route")
-    if not found:
-        what = f"a route with id {route_id}" if route_id else "these routes" if others or untold else "Crossfade"
-        output.note(f"nothing of {what} is left on these brokers")
-    elif not yes:
+    if found.states and not yes:
         output.note("nothing was removed; --yes removes what is listed")
+    if found.troubles:
+        raise found.troubles[0].error
+    if found.remaining:
+        raise CrossfadeError(
+            f"{found.remaining} of {len(found.states)} could not be removed", hint="see the list; then run it again"
+        )
+    if not found.states:
+        what = "these routes" if others.states or untold else "Crossfade"
+        what = what if route_id is None else f"a route with id {route_id}"
+        output.note(f"nothing of {what} is left on these brokers")
 
 
-async def _others(config: Config, names: Sequence[str]) -> list[Left]:
+def _refuse_no_id(route_id: str | None, unseen: bool) -> None:
+    """Raises UsageError for what no route can be called, and for `--unseen` without an id."""
+    from ..config.shape import NAME
+
+    if route_id is None:
+        if unseen:
+            raise UsageError("--unseen goes with --id", hint="relays of the routes of this file can be seen")
+    elif not NAME.fullmatch(route_id):
+        raise UsageError(
+            f"--id {route_id!r} is no id of a route, which is of the form {NAME.pattern}",
+            hint="`crossfade uninstall` lists the ids of routes that are not in this file",
+        )
+
+
+async def _others(config: Config, names: Sequence[str]) -> Outcome:
     """What is of routes that the file does not have, on the brokers of these routes."""
     from .. import wiring
 
     mine = {settings.id for settings in config.routes.values()}
-    found: dict[Left, None] = {}
+    found = Outcome()
     for name in names:
-        async with wiring.open_inspectors(config, name) as inspectors:
-            for broker, _role, inspector in inspectors:
-                for other in sorted(await inspector.routes() - mine):
-                    left = [each for each in await inspector.footprint(other) if not _is_shared(each)]
-                    found |= dict.fromkeys(Left(other, broker, each) for each in left)
-    return list(found)
+        for role in reversed(_ROLES):
+            broker = _broker(config, name, role)
+            try:
+                async with wiring.open_inspectors(config, name, (role,), known_lanes=0) as [(_, _, inspector)]:
+                    for other in sorted(await inspector.routes() - mine):
+                        left = [each for each in await inspector.footprint(other) if not _is_shared(each)]
+                        found.add(Outcome(dict.fromkeys((Left(other, broker, each) for each in left), _OTHER)))
+            except CrossfadeError as error:
+                state = f"what is {_OTHER} could not be looked for: {error.message}"
+                found.add(Outcome({}, [Trouble(name, broker, state, error)]))
+    return found
 
 
-async def _uninstall_id(
-    config: Config, names: Sequence[str], route_id: str, *, remove: bool, unseen: bool
-) -> tuple[list[Left], list[Left]]:
+async def _uninstall_id(config: Config, names: Sequence[str], route_id: str, *, remove: bool, unseen: bool) -> Outcome:
     """As `_uninstall`, of a route that the file does not have: on the brokers and streams of these routes."""
     for name, settings in config.routes.items():
         if settings.id == route_id:
@@ -137,18 +208,22 @@ async def _uninstall_id(
     ways = {f"{route_id} at {name}": structs.replace(config.routes[name], id=route_id) for name in names}
     back = {f"{name}, back": structs.replace(way, source=way.target, target=way.source) for name, way in ways.items()}
     asked = structs.replace(config, routes=ways | back)
-    for name in back if remove else ():
-        await refuse_running(asked, name)
+    for name in asked.routes if remove else ():
+        try:
+            await refuse_running(asked, name)
+        except BrokerError as error:
+            if not unseen:
+                error.hint = "a relay of the route may report there; if none of it runs anywhere, add --unseen"
+                raise
     if remove and not unseen:
-        _refuse_unseen(route_id, (await _uninstall(asked, list(ways), (), remove=False))[0])
-    found, remaining = await _uninstall(asked, list(ways), (), remove=remove)
-    return _of(route_id, found), _of(route_id, remaining)
+        _refuse_unseen(route_id, await _go_over(asked, list(ways), (), remove=False))
+    return (await _go_over(asked, list(ways), (), remove=remove)).of(route_id)
 
 
-def _refuse_unseen(route_id: str, left: Sequence[Left]) -> None:
+def _refuse_unseen(route_id: str, found: Outcome) -> None:
     """Raises RefusedByRail where the route has a group, but no board that was asked has anything of it."""
-    groups = [each for each in left if each.name.startswith("group ")]
-    if groups and not any(each.name.startswith("document ") for each in left):
+    groups = [each for each in found.states if each.name.startswith("group ")]
+    if groups and not any(each.name.startswith("document ") for each in found.states):
         raise RefusedByRail(
             f"route {route_id} has {groups[0].name} on {groups[0].broker}, but reports on none of these brokers: a "
             "relay of another file may be running on it",
@@ -156,56 +231,96 @@ def _refuse_unseen(route_id: str, left: Sequence[Left]) -> None:
         )
 
 
-def _of(route_id: str, left: Sequence[Left]) -> list[Left]:
-    """The same as that route's, each once."""
-    return list(dict.fromkeys(each._replace(route=route_id) for each in left))
-
-
-async def _uninstall(
-    config: Config, names: Sequence[str], leaving: Sequence[str], *, remove: bool
-) -> tuple[list[Left], list[Left]]:
-    """What was found, and what of it is there after the removal. `leaving`: the routes of the file that go."""
-    found: list[Left] = []
-    remaining: list[Left] = []
+async def _uninstall(config: Config, names: Sequence[str], *, remove: bool) -> Outcome:
+    """What these routes left, and what became of it."""
     for name in names if remove else ():
         # All of them before the first removal: a refusal must not leave half of the routes removed.
         await refuse_running(config, name)
+    return await _go_over(config, names, names, remove=remove)
+
+
+async def _go_over(config: Config, names: Sequence[str], leaving: Sequence[str], *, remove: bool) -> Outcome:
+    """As `_uninstall`, without looking for relays. `leaving`: the routes of the file that go."""
+    found = Outcome()
     for name in names:
-        left = await _footprint(config, name, leaving, erase=remove)
-        found += [each for each in left if each not in found]
-        if remove:
-            still_there = await _still_there(config, name, leaving, left)
-            remaining += [each for each in still_there if each not in remaining]
-    return found, remaining
+        # Now, because the board that tells it goes too.
+        lanes = await _known_lanes(config, name)
+        look = await _look(config, name, leaving, lanes, erase=remove)
+        found.add(look)
+        if remove and look.states:
+            found.add(await _look_again(config, name, leaving, lanes, look.states))
+    return found
 
 
-async def _still_there(config: Config, name: str, leaving: Sequence[str], removed: Sequence[Left]) -> list[Left]:
-    """What of the removed a broker still shows; one that lags behind the others is asked again for a while."""
+async def _look_again(
+    config: Config, name: str, leaving: Sequence[str], lanes: int, removed: Collection[Left]
+) -> Outcome:
+    """What became of the removed. A broker that lags behind the others is asked again for a while."""
+    brokers = {each.broker for each in removed}
     for left in reversed(range(_LOOKS)):
-        after = set(await _footprint(config, name, leaving, erase=False))
-        still_there = [each for each in removed if each in after]
-        if not still_there or left == 0:
-            return still_there
+        after = await _look(config, name, leaving, lanes, brokers=brokers)
+        if left == 0 or not any(each in after.states for each in removed):
+            break
         await asyncio.sleep(_LOOK_PAUSE_S)
-    return []
+    silent = {each.broker for each in after.troubles}
+    states = {each: _DOUBTFUL if each.broker in silent else _REMOVED for each in removed}
+    return Outcome(states | {each: _STILL_THERE for each in removed if each in after.states}, after.troubles)
 
 
-async def _footprint(config: Config, name: str, leaving: Sequence[str], *, erase: bool) -> list[Left]:
+async def _look(
+    config: Config,
+    name: str,
+    leaving: Sequence[str],
+    lanes: int,
+    *,
+    erase: bool = False,
+    brokers: Collection[str] | None = None,
+) -> Outcome:
+    """What the route left, on these of its brokers (None = both). `lanes`: it had so many at least."""
     from .. import wiring
 
     route_id = config.routes[name].id
     left: list[Left] = []
-    async with wiring.open_inspectors(config, name) as inspectors:
-        # The target first: where both are one service, the source's account may see what it may not remove.
-        for broker, _role, inspector in reversed(inspectors):
-            names = [each for each in await inspector.footprint(route_id) if Left(name, broker, each) not in left]
-            keeps = any(map(_is_shared, names))
-            if keeps and (not leaving or await _others_read(config, name, broker, leaving)):
-                names = [each for each in names if not _is_shared(each)]
-            left = [Left(name, broker, each) for each in names] + left
-            if erase and names:
-                await inspector.erase(route_id, names)
-    return left
+    troubles: list[Trouble] = []
+    for role in _ROLES:
+        broker = _broker(config, name, role)
+        if brokers is not None and broker not in brokers:
+            continue
+        failed = "could not be asked"
+        try:
+            async with wiring.open_inspectors(config, name, (role,), known_lanes=lanes) as [(_, _, inspector)]:
+                names = [each for each in await inspector.footprint(route_id) if Left(name, broker, each) not in left]
+                keeps = any(map(_is_shared, names))
+                if keeps and (not leaving or await _others_read(config, name, broker, leaving)):
+                    names = [each for each in names if not _is_shared(each)]
+                left = [Left(name, broker, each) for each in names] + left
+                if erase and names:
+                    failed = "not everything could be removed"
+                    await inspector.erase(route_id, names)
+        except CrossfadeError as error:
+            troubles.append(Trouble(name, broker, f"{failed}: {error.message}", error))
+    return Outcome(dict.fromkeys(left, _LISTED), troubles)
+
+
+async def _known_lanes(config: Config, name: str) -> int:
+    """How many lanes the board says that the route had; 0 where it cannot be asked, or nothing depends on it."""
+    from .. import wiring
+    from ..config import RedisSide
+
+    route = config.routes[name]
+    sides = [config.streams[route.stream].sides[broker] for broker in (route.source, route.target)]
+    if not any(isinstance(side, RedisSide) and side.is_discovered for side in sides):
+        return 0
+    try:
+        async with wiring.open_board(config, name) as board:
+            return max(await board.first_lanes(), max(await board.started(), default=-1) + 1)
+    except CrossfadeError:  # what its broker shows is told by the look itself
+        return 0
+
+
+def _broker(config: Config, name: str, role: str) -> str:
+    route = config.routes[name]
+    return route.target if role == "target" else route.source
 
 
 def _is_shared(name: str) -> bool:

@@ -216,8 +216,8 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     allow_weak: Annotated[
         bool,
         says(
-            "true: also write to a topic with one replica or with unclean leader elections, which may lose "
-            "acknowledged records; min.insync.replicas=1 is not refused: `doctor` fails it"
+            "true: also write to a topic with one replica, with min.insync.replicas=1 or with unclean leader "
+            "elections, which may lose acknowledged records"
         ),
     ] = False
     discover_s: Annotated[float, says("seconds between two looks for new lanes of the source", ge=0.2)] = 30.0

@@ -6,8 +6,9 @@ lab and faults.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -26,7 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from crossfade.lab.errors import LabError
+from crossfade.lab.errors import LabError, LabUsage, no_partition
 from crossfade.lab.process import wait_until
 
 _REQUEST_S = 15.0
@@ -91,6 +92,14 @@ class KafkaAdmin:
             return self._client.describe_topics(TopicCollection([topic]), request_timeout=_REQUEST_S)
 
         return self._one_of_topic(ask, topic)
+
+    def partition(self, topic: str, number: int) -> Any:
+        """The description of one partition.  Raises LabUsage where the topic has no such one, LabError."""
+        partitions = self.describe(topic).partitions
+        for found in partitions:
+            if found.id == number:
+                return found
+        raise no_partition(topic, number, len(partitions))
 
     def topic_id(self, topic: str) -> str:
         """What tells a topic from a re-created one of the same name."""
@@ -192,6 +201,32 @@ def primary_of_key(urls: list[str], key: str) -> Any:
             pass
         client.close()
     raise LabError(f"no running Redis primary holds {key!r}", hint="see `crossfade lab status`")
+
+
+@contextlib.contextmanager
+def in_words_of_the_lab(key: str) -> Iterator[None]:
+    """What a server says about a key, as an error of the lab."""
+    try:
+        yield
+    except redis.RedisError as error:
+        if str(error).startswith("WRONGTYPE"):
+            raise LabUsage(f"{key!r} is no stream", hint="name a stream key") from error
+        raise LabError(f"Redis about {key!r}: {error}", hint="see `crossfade lab status`") from error
+
+
+def primary_port(sentinel_urls: list[str], service: str) -> int:
+    """The port of the primary as the first sentinel that answers names it; 0 when none does."""
+    for url in sentinel_urls:
+        client = redis_client(url)
+        try:
+            found: Any = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+        except redis.RedisError:
+            continue
+        finally:
+            client.close()
+        if found:
+            return int(found[1])
+    return 0
 
 
 def form_cluster(urls: list[str], shown_ports: list[int], ports: list[tuple[int, int]], wait_s: float) -> None:

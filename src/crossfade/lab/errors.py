@@ -17,6 +17,11 @@ class LabUsage(UsageError):
     """The lab was asked for something that does not exist: a lab, a server, a link, a version, a shape."""
 
 
+def no_partition(topic: str, partition: int, count: int) -> LabUsage:
+    """What is said of a partition that a topic does not have."""
+    return LabUsage(f"topic {topic!r} has no partition {partition}", hint=f"it has 0 to {count - 1}")
+
+
 class PackageError(LabError):
     """A package could not be fetched, or is not the one that the lock names."""
 

@@ -212,7 +212,10 @@ class Faults:
         return Fault("cut-aof-tail", server, None, observed)
 
     def trim_stream(self, key: str, *, keep_records: int = 0) -> Fault:
-        """XTRIM a key to its last `keep_records`.  Observed: `removed_records`, `first_before`, `first_after`."""
+        """XTRIM a key to its last `keep_records`.
+
+        Observed: `removed_records`, `first_before`, `first_after`.  Raises LabUsage, LabError.
+        """
         with self.lab.client_of_key(key) as client:
             first_before = _first_id(client, key)
             removed = int(client.xtrim(key, maxlen=keep_records, approximate=False))
@@ -220,8 +223,14 @@ class Faults:
         return Fault("trim", key, None, observed)
 
     def trim_topic(self, topic: str, partition: int = 0, *, before: int | None = None) -> Fault:
-        """DeleteRecords below an offset, or all.  Observed: `removed_offsets`, `first_before`, `first_after`."""
+        """DeleteRecords below an offset, or all.
+
+        Observed: `removed_offsets`, `first_before`, `first_after`.  Raises LabUsage, LabError.
+        """
+        self.lab.admin.partition(topic, partition)
         first, after = self.lab.admin.ends(topic, partition)
+        if before is not None and not 0 <= before <= after:
+            raise LabUsage(f"{topic}/{partition} has no offset {before}", hint=f"from {first} to {after}")
         now_first = self.lab.admin.delete_records(topic, partition, after if before is None else before)
         observed = {"removed_offsets": now_first - first, "first_before": first, "first_after": now_first}
         return Fault("trim", f"{topic}/{partition}", None, observed)
@@ -244,7 +253,10 @@ class Faults:
         return Fault("recreate", topic, None, {"old_id": old_id, "new_id": admin.topic_id(topic)})
 
     def recreate_key(self, key: str) -> Fault:
-        """Delete a stream key and create it anew, empty.  Observed: `removed_records`."""
+        """Delete a stream key and create it anew, empty.
+
+        Observed: `removed_records`.  Raises LabUsage, LabError.
+        """
         with self.lab.client_of_key(key) as client:
             removed = int(client.xlen(key))
             client.delete(key)
@@ -261,9 +273,9 @@ class Faults:
         """
         from crossfade.lab import reassign
 
-        found = self.lab.admin.describe(topic).partitions[partition]
-        in_sync = [node.id for node in found.isr]
-        others = [node_id for node_id in in_sync if node_id != found.leader.id]
+        found = self.lab.admin.partition(topic, partition)
+        old = self.lab.kafka_leader(topic, partition)
+        others = [node.id for node in found.isr if f"kafka-{node.id}" != old]
         wanted = others[0] if to is None and others else self.lab.state.server(to).node_id if to else -1
         if wanted not in others:
             raise LabUsage(f"{to or 'no other broker'} is not an in-sync follower of {topic}/{partition}: {others}")
@@ -273,7 +285,7 @@ class Faults:
         self.lab.admin.elect_preferred(topic, partition)
         name = f"kafka-{wanted}"
         self._await_leader(topic, partition, lambda leader: leader == name)
-        observed = {"old_leader": f"kafka-{found.leader.id}", "new_leader": name}
+        observed = {"old_leader": old, "new_leader": name}
         took_s = round(time.monotonic() - began, 2)
         return Fault("move-leader", f"{topic}/{partition}", None, observed | {"leader_after_s": took_s})
 
@@ -363,12 +375,16 @@ class Faults:
 
     def _await_leader(self, topic: str, partition: int, wanted: Callable[[str], bool]) -> str:
         deadline = time.monotonic() + _EFFECT_S
+        why = ""
         while time.monotonic() < deadline:
-            leader = self.lab.admin.leaders(topic).get(partition, -1)
+            try:
+                leader = self.lab.admin.leaders(topic).get(partition, -1)
+            except LabError as error:  # the client asked the broker that has just been killed: the next one knows
+                leader, why = -1, f": {error.message}"
             if leader >= 0 and wanted(f"kafka-{leader}"):
                 return f"kafka-{leader}"
             time.sleep(0.1)
-        raise LabError(f"{topic}/{partition} has no new leader after {_EFFECT_S:.0f} s")
+        raise LabError(f"{topic}/{partition} has no new leader after {_EFFECT_S:.0f} s{why}")
 
 
 _HOLDING = (Mode.HOLD_REPLIES, Mode.HOLD_REQUESTS, Mode.DELAY)

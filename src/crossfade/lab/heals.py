@@ -1,12 +1,14 @@
 """Notes of what has to be healed and until when, one file each, and how each kind is healed.
 
 A note is written before the fault acts, so that no death in between leaves a fault without an end. Whoever heals
-first, the caller or the watchdog, takes the note away by renaming it; the other finds nothing to do. Called by faults
-and watchdog.
+first, the caller or the watchdog, takes the note away; the other finds nothing to do. The watchdog only puts it aside
+until the heal has succeeded: no trouble loses a note, and none ends the healing of the others. Called by faults and
+watchdog.
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 import uuid
@@ -14,10 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from crossfade.errors import CrossfadeError
 from crossfade.lab import disk
 from crossfade.lab.lab import Lab
 from crossfade.lab.process import Process
+
+_AGAIN_AFTER_S = 1.0
 
 
 class TopicShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +61,9 @@ def pending(folder: Path) -> list[Note]:
             out.append(msgspec.json.decode(path.read_bytes(), type=Note))
         except FileNotFoundError:
             continue  # healed meanwhile
+        except msgspec.MsgspecError as error:
+            print(f"{path} is no note: {error}", flush=True)
+            path.replace(path.with_suffix(".damaged"))
     return out
 
 
@@ -89,15 +95,31 @@ def heal_due(folder: Path, now: float) -> int:
     """Heal everything whose deadline has passed; says how many. A heal that fails is said aloud and tried again."""
     healed = 0
     for note in pending(folder):
-        if note.deadline > now or not take(folder, note):
+        path = folder / "heals" / f"{note.id}.json"
+        aside = path.with_suffix(".aside")
+        if note.deadline > now:
             continue
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            continue  # healed meanwhile
         try:
             heal(folder, note)
             healed += 1
             print(f"healed {note.kind} {note.subject}", flush=True)
-        except CrossfadeError as error:
-            print(f"healing {note.kind} {note.subject}: {error}", flush=True)
+        except Exception as error:  # noqa: BLE001 - nobody else heals what comes after this one
+            print(f"healing {note.kind} {note.subject}: {type(error).__name__}: {error}", flush=True)
             if (folder / "lab.json").exists():
-                note.deadline = time.monotonic() + 1.0
-                leave(folder, note)
+                _put_back(folder, note, aside)
+        aside.unlink(missing_ok=True)
     return healed
+
+
+def _put_back(folder: Path, note: Note, aside: Path) -> None:
+    """Leave the note again with a later deadline, or as it was where a full disk takes no new one."""
+    note.deadline = time.monotonic() + _AGAIN_AFTER_S
+    try:
+        leave(folder, note)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.rename(aside.with_suffix(".json"))

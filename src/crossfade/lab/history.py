@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
+from .errors import LabUsage
+
 _MAGIC = b"crossfade-history 1 "
 _INTENT = struct.Struct("<cQI")  # tag, first id, count; then lanes (H), digests (I)
 _OUTCOME = struct.Struct("<cQII")  # tag, first id, count, size; then positions joined by spaces
@@ -24,6 +26,8 @@ _OUTCOME = struct.Struct("<cQII")  # tag, first id, count, size; then positions 
 FAILED, UNKNOWN = b"-", b"?"
 
 _ID = re.compile(rb'\{"id":"(\d{16})"')
+
+_OTHER_FILE = "name a file that is not there yet, or the history of an earlier workload"
 
 NOT_SENT, OK, FAIL, INFO = 0, 1, 2, 3
 
@@ -75,14 +79,18 @@ class HistoryWriter:
     """Appends to a history file; every block reaches the kernel before `intend` or `settle` returns."""
 
     def __init__(self, path: Path, header: dict[str, object]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = _scan_end(path) if path.exists() else 0
-        self._file = open(path, "r+b" if known else "wb", buffering=0)  # noqa: SIM115
-        if known:
-            self._file.truncate(known)  # a block that a crash cut in half
-            self._file.seek(0, os.SEEK_END)
-        else:
-            self._file.write(_MAGIC + json.dumps(header).encode() + b"\n")
+        """Raises LabUsage for a place that cannot be written, and for a file that is no history."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            known = _scan_end(path) if path.exists() else 0
+            self._file = open(path, "r+b" if known else "wb", buffering=0)  # noqa: SIM115
+            if known:
+                self._file.truncate(known)  # a block that a crash cut in half
+                self._file.seek(0, os.SEEK_END)
+            else:
+                self._file.write(_MAGIC + json.dumps(header).encode() + b"\n")
+        except OSError as error:
+            raise LabUsage(f"cannot write the history {path}: {error.strerror}", hint=_OTHER_FILE) from None
 
     def intend(self, first: int, lanes: array[int], digests: array[int]) -> None:
         """Say that records `first`, `first` + 1 ... are about to be sent."""
@@ -99,16 +107,29 @@ class HistoryWriter:
 
 
 def read_history(path: Path) -> Sent:
-    """The whole history; sends without an outcome are INFO (unknown)."""
-    data = path.read_bytes()
-    header = json.loads(data[len(_MAGIC) : data.index(b"\n")])
-    sent = Sent(header, bytearray(), array("H"), array("I"), array("Q"), array("Q"))
-    for tag, first, count, body in _blocks(data):
-        if tag == b"I":
-            _take_intent(sent, first, count, body)
-        else:
-            _take_outcome(sent, first, body)
+    """The whole history; sends without an outcome are INFO (unknown).  Raises LabUsage for what is no history."""
+    data = _read(path)
+    try:
+        header = json.loads(data[len(_MAGIC) : data.index(b"\n")])
+        sent = Sent(header, bytearray(), array("H"), array("I"), array("Q"), array("Q"))
+        for tag, first, count, body in _blocks(data):
+            if tag == b"I":
+                _take_intent(sent, first, count, body)
+            else:
+                _take_outcome(sent, first, body)
+    except (ValueError, IndexError, OverflowError, MemoryError) as error:
+        raise LabUsage(f"the history {path} is damaged: {error}", hint=_OTHER_FILE) from None
     return sent
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LabUsage(f"cannot read the history {path}: {error.strerror}", hint=_OTHER_FILE) from None
+    if data and not data.startswith(_MAGIC):
+        raise LabUsage(f"{path} is no history of a workload", hint=_OTHER_FILE)
+    return data
 
 
 def _take_intent(sent: Sent, first: int, count: int, body: memoryview) -> None:
@@ -158,8 +179,8 @@ def _blocks(data: bytes) -> Iterator[tuple[bytes, int, int, memoryview]]:
 
 def _scan_end(path: Path) -> int:
     """Where the last whole block ends; 0 = no history yet."""
-    data = path.read_bytes()
-    if not data.startswith(_MAGIC) or b"\n" not in data:
+    data = _read(path)
+    if b"\n" not in data:
         return 0
     end = data.index(b"\n") + 1
     for tag, _, _, body in _blocks(data):

@@ -153,6 +153,8 @@ def prepare(state: State, folder: Path, security: KafkaSecurity | None, say: Cal
     Raises PackageError, StartFailed (formatting).
     """
     options = state.options
+    if not options.brokers:
+        return []
     classpath = packages.kafka_classpath(options.kafka_version, say=say)
     quick = warm.flags(options.kafka_version, classpath, folder, say)
     allowed = [f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={security.keys_url}"] if security is not None else []
@@ -276,15 +278,15 @@ def _format(
 
 def _run_storage_tool(state: State, config: Path, classpath: str, security: KafkaSecurity | None) -> None:
     scram = [] if security is None else security.format_arguments()
-    done = subprocess.run(
-        [
-            *(str(packages.java()), "-XX:-UsePerfData", "-cp", classpath, "kafka.tools.StorageTool", "format"),
-            *("-t", state.cluster_id, "-c", str(config), *scram),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=_FORMAT_TIMEOUT_S,
-        check=False,
-    )
+    argv = [
+        *(str(packages.java()), "-XX:-UsePerfData", "-cp", classpath, "kafka.tools.StorageTool", "format"),
+        *("-t", state.cluster_id, "-c", str(config), *scram),
+    ]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_FORMAT_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise StartFailed(
+            f"Kafka's storage tool did not end in {_FORMAT_TIMEOUT_S} s", hint="the machine may be busy: try again"
+        ) from None
     if done.returncode != 0:
         raise StartFailed("Kafka's storage tool failed", hint=(done.stdout + done.stderr).strip()[-600:])

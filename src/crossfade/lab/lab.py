@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from crossfade.lab import kafka, packages, redis, secure
 from crossfade.lab import state as states
 from crossfade.lab.control import ask
-from crossfade.lab.errors import LabError, LabUsage, StartFailed
+from crossfade.lab.errors import LabError, LabUsage, StartFailed, no_partition
 from crossfade.lab.launch import START_TIMEOUT_S, Launch, tail
 from crossfade.lab.process import Process, collect, identify, spawn, stop_all, tagged
 from crossfade.lab.state import Options, Server, State
@@ -248,6 +248,32 @@ class Lab:
         user = None if server.kind == "sentinel" else secure.ADMIN
         return secure.redis_url(self.folder, state, server.port, user=user)
 
+    def primary_url(self) -> str:
+        """The URL of the one server that takes writes now, through its proxy.
+
+        Raises LabUsage (no Redis, a cluster), LabError (it does not answer).
+        """
+        from crossfade.lab import admin
+
+        state = self.state
+        if state.options.redis == "none":
+            raise LabUsage(f"lab {state.name!r} has no Redis", hint="start one with `crossfade lab up`")
+        if state.options.redis == "cluster":
+            raise LabUsage(
+                f"lab {state.name!r} is a Redis Cluster: no server takes every key",
+                hint="standalone, replica and sentinel have one that does",
+            )
+        guards = [self.url_of(state, server) for server in state.servers if server.kind == "sentinel"]
+        port = admin.primary_port(guards, redis.SERVICE)
+        names = (each for each in redis.server_names(state.options) if port and redis.shown_port(state, each) == port)
+        name = next(names, "redis-0")
+        if not self.server_answers(name):
+            raise LabError(
+                f"{name} of lab {state.name!r} does not answer",
+                hint=f"`crossfade lab status {state.name}` shows what runs, `crossfade lab up {state.name}` starts it",
+            )
+        return self.redis_url(server=name)
+
     def env(self) -> dict[str, str]:
         """What a program needs to use the lab, as environment variables; `*_DIRECT` goes past the proxies."""
         state = self.state
@@ -273,18 +299,21 @@ class Lab:
         """Servers, helpers, links and pending heals, as plain data."""
         state = self.state
         helpers = {name: Process(*identity) for name, identity in state.helpers.items()}
+        alive = {name for name, process in helpers.items() if process.is_alive()}
+        needed = {"watchdog", "proxy"} if state.options.proxies else {"watchdog"}
+        servers_run = bool(state.servers) and all(server.is_alive for server in state.servers)
         links: list[dict[str, Any]] = []
-        if state.options.proxies and "proxy" in helpers and helpers["proxy"].is_alive():
+        if state.options.proxies and "proxy" in alive:
             links = ask(self.folder / "proxy.sock", {"op": "stats"})["links"]
         return {
             "version": 1,
             "lab": state.name,
             "folder": str(self.folder),
-            "running": bool(state.servers) and all(server.is_alive for server in state.servers),
+            "running": servers_run and needed <= alive,
             "options": {key: getattr(state.options, key) for key in state.options.__struct_fields__},
             "owner_pid": state.owner[0] if state.owner else None,
             "helpers": [
-                {"name": name, "pid": process.pid, "alive": process.is_alive()} for name, process in helpers.items()
+                {"name": name, "pid": process.pid, "alive": name in alive} for name, process in helpers.items()
             ],
             "servers": [self._server_status(server) for server in state.servers],
             "links": links,
@@ -317,8 +346,11 @@ class Lab:
         self.admin.create_topic(name, partitions, copies, configs or {})
 
     def kafka_leader(self, topic: str, partition: int = 0) -> str:
-        """The server that leads a partition now, such as `kafka-2`.  Raises LabError when there is none."""
-        node_id = self.admin.leaders(topic).get(partition, -1)
+        """The server that leads a partition now, such as `kafka-2`.  Raises LabUsage, LabError when there is none."""
+        leaders = self.admin.leaders(topic)
+        if leaders and partition not in leaders:
+            raise no_partition(topic, partition, len(leaders))
+        node_id = leaders.get(partition, -1)
         if node_id < 0:
             raise LabError(f"{topic}/{partition} has no leader", hint="a majority of the brokers must be running")
         return kafka.node_name(node_id)
@@ -336,14 +368,18 @@ class Lab:
 
     @contextlib.contextmanager
     def client_of_key(self, key: str) -> Iterator[Any]:
-        """A redis-py client of the primary that holds a key, past the proxies.  Raises LabError."""
+        """A redis-py client of the primary that holds a key, past the proxies.
+
+        Raises LabError where there is none, and for what the server refuses; LabUsage where the key is no stream.
+        """
         from crossfade.lab import admin
 
         state = self.state
         urls = [self.url_of(state, server) for server in state.servers if server.kind == "redis"]
         client = admin.primary_of_key(urls, key)
         try:
-            yield client
+            with admin.in_words_of_the_lab(key):
+                yield client
         finally:
             client.close()
 

@@ -156,14 +156,18 @@ class Flow:
 
 
 class Pair:
-    """One client connection and its connection to the server."""
+    """One client connection and its connection to the server.  Raises OSError where there is no room for its pipes."""
 
     def __init__(self, link: Link, client: socket.socket, server: socket.socket) -> None:
         self.link = link
         self.client = client
         self.server = server
         self.requests = Flow(self, client, server, is_reply=False)
-        self.replies = Flow(self, server, client, is_reply=True)
+        try:
+            self.replies = Flow(self, server, client, is_reply=True)
+        except OSError:  # no descriptor left
+            self.requests.close()
+            raise
         self.is_connected = False
         self.is_closed = False
         self.is_torn = False  # bytes were thrown away: it can only be reset

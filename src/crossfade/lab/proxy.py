@@ -3,13 +3,13 @@
 A link listens where clients connect and forwards to one server. While nothing is wrong the bytes are spliced in the
 kernel and never enter Python. A fault is a mode with a deadline that this process keeps by itself, so a link heals
 though whoever asked is dead. Bytes are forwarded whole and in order, or the connection is reset: a stream with a hole
-in it is never passed on. Started by lab; told what to do over a Unix socket (see `control`).
+in it is never passed on. A connection takes six descriptors; where there are none left it is reset, and nothing else
+suffers. Started by lab; told what to do over a Unix socket (see `control`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import select
 import signal
@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crossfade.lab.accepting import Reserve, raise_limit
 from crossfade.lab.control import bind_unix
 from crossfade.lab.link import HELD_BYTES_MAX, Flow, Link, Mode, Pair
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_WOULD_BLOCK = (errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 class Proxy:
@@ -39,6 +39,7 @@ class Proxy:
         self.handlers: dict[int, Callable[[int], None]] = {}
         self.timed: set[Flow] = set()  # flows with queued bytes that become due
         self.is_running = True
+        self.reserve = Reserve()
         self.control = bind_unix(control_path)
         self.control.listen(16)
         self.control.setblocking(False)
@@ -68,8 +69,8 @@ class Proxy:
             self._pump(flow)
 
     def _watch(self, sock: socket.socket, events: int, handler: Callable[[int], None]) -> None:
-        self.handlers[sock.fileno()] = handler
         self.epoll.register(sock.fileno(), events)
+        self.handlers[sock.fileno()] = handler
 
     def _unwatch(self, sock: socket.socket) -> None:
         fd = sock.fileno()
@@ -141,27 +142,38 @@ class Proxy:
 
     def _on_accept(self, link: Link, _: int) -> None:
         while True:
-            try:
-                client, _ = link.listener.accept()
-            except OSError as error:
-                if error.errno in (*_WOULD_BLOCK, errno.EINVAL):  # EINVAL: the link was cut between poll and here
+            with self.reserve.accepted(link.listener) as (client, on_reserve):
+                if client is None:
                     return
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                raise
-            link.counters.accepted += 1
+                link.counters.accepted += 1
+                if on_reserve or not self._join(link, client):
+                    link.counters.reset += 1
+                    with contextlib.suppress(OSError):
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                    client.close()
+
+    def _join(self, link: Link, client: socket.socket) -> bool:
+        """Tie a client to the server behind the link; False where that takes more descriptors than there are."""
+        server = None
+        try:
             server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             for sock in (client, server):
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             pair = Pair(link, client, server)
-            link.pairs.add(pair)
-            if link.mode is Mode.HALF_OPEN:
-                pair.is_torn = True  # it never reaches the server, so the heal has to reset it
-            else:
-                server.connect_ex(link.target)
-                self._watch(server, _EVENTS, partial(self._on_server, pair))
-            self._watch(client, _EVENTS, partial(self._on_client, pair))
+        except OSError as error:
+            self.reserve.tell(error)
+            if server is not None:
+                server.close()
+            return False
+        link.pairs.add(pair)
+        if link.mode is Mode.HALF_OPEN:
+            pair.is_torn = True  # it never reaches the server, so the heal has to reset it
+        else:
+            server.connect_ex(link.target)
+            self._watch(server, _EVENTS, partial(self._on_server, pair))
+        self._watch(client, _EVENTS, partial(self._on_client, pair))
+        return True
 
     def _on_client(self, pair: Pair, events: int) -> None:
         if pair.is_closed:
@@ -304,14 +316,15 @@ class Proxy:
     # -- control
 
     def _on_control(self, _: int) -> None:
-        with contextlib.suppress(BlockingIOError):
-            conn, _addr = self.control.accept()
+        with self.reserve.accepted(self.control) as (conn, _):
+            if conn is None:
+                return
             with conn:
                 conn.settimeout(2.0)
                 try:
                     request = json.loads(conn.makefile().readline())
                     answer = self._obey(request)
-                except (KeyError, ValueError, OSError) as error:
+                except (KeyError, TypeError, ValueError, OSError) as error:
                     answer = {"error": f"{type(error).__name__}: {error}"}
                 with contextlib.suppress(OSError):  # the asker may have gone
                     conn.sendall(json.dumps(answer).encode() + b"\n")
@@ -348,6 +361,7 @@ _EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 def main(argv: list[str]) -> int:
     """`python -m crossfade.lab.proxy CONTROL_SOCKET`"""
+    raise_limit()
     proxy = Proxy(Path(argv[0]))
 
     def stop(*_: object) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from crossfade.lab.errors import LabUsage
 from crossfade.lab.state import Options, State
@@ -196,7 +197,7 @@ def redis_url(folder: Path, state: State, port: int, *, user: str | None = APP) 
     if not state.options.secure:
         return f"redis://127.0.0.1:{port}/0"
     login = "" if user is None else f"{user}:{state.secrets[user]}@"
-    return f"rediss://{login}127.0.0.1:{port}/0?ssl_ca_certs={_pki(folder) / 'ca.pem'}"
+    return f"rediss://{login}127.0.0.1:{port}/0?ssl_ca_certs={quote(str(_pki(folder) / 'ca.pem'))}"
 
 
 def env(folder: Path, state: State) -> dict[str, str]:

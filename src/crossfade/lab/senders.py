@@ -1,29 +1,43 @@
 """How the workload sends: pipelined XADD over one socket, or idempotent produce; and what became of each record.
 
-Invariant: a record whose send was cut is never sent again and stays UNKNOWN, so a source holds a record at most once.
-Called by `workload`.
+Invariants: a record whose send was cut is never sent again and stays UNKNOWN, so a source holds a record at most once;
+what waiting cannot help (no first link, a refusal that stays) ends the sending with an error. Called by `workload`.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
+import sys
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import hiredis
 
+from .errors import LabError, LabUsage
 from .history import FAILED, UNKNOWN, digest_of, digest_of_entry
 from .payloads import Values, mixed_entry, mixed_record
 
 #: without an answer for so long a link counts as cut
 ANSWER_TIMEOUT_S = 5.0
 RECONNECT_PAUSE_S = 0.1
+#: how long the first link may take; a later one may take as long as a fault lasts
+FIRST_LINK_S = 30.0
+_SAY_AFTER_S = 10.0
+_SEE_ACCOUNT = "see user and password in the URL"
+#: refusals that last, and what to do about them
+_LASTING = {
+    "MOVED": "the workload writes to one server: use a lab without a Redis Cluster",
+    "READONLY": "a replica: after a failover run it again with the same --history",
+    "WRONGTYPE": "--pattern has to name stream keys, or keys that are not there yet",
+    "NOPERM": _SEE_ACCOUNT,
+    "NOAUTH": _SEE_ACCOUNT,
+}
 
 #: its stub knows one-element tuples only
 _PACK: Any = hiredis.pack_command
@@ -67,6 +81,8 @@ class RedisSender:
 
     def __init__(self, url: str, pattern: str, values: Values, mixed: bool, is_stopping: Callable[[], bool]) -> None:
         self._url = urlsplit(url)
+        self._address = f"{self._url.hostname or '127.0.0.1'}:{self._url.port or 6379}"
+        self._tls = _tls_context(self._url) if self._url.scheme == "rediss" else None
         self._values = values
         self._mixed = mixed
         self._is_stopping = is_stopping
@@ -76,6 +92,8 @@ class RedisSender:
         self._done: list[Batch] = []
         self._socket: socket.socket | None = None
         self._reader = hiredis.Reader()
+        self._was_linked = False
+        self._refusal = ""  # one that lasts
 
     def _canonical_prefix(self, index: int) -> bytes:
         stream, key = self._streams[index], self._values.keys[index]
@@ -99,6 +117,7 @@ class RedisSender:
         return Batch(first, lanes, b"".join(parts)), digests
 
     def send(self, batch: Batch) -> None:
+        self._raise_refusal()
         link = self._connected()
         self._waiting.append(batch)
         if link is None:
@@ -111,6 +130,7 @@ class RedisSender:
         batch.payload = b""
 
     def settled(self, wait: bool) -> list[Batch]:
+        self._raise_refusal()
         while not self._done and self._waiting:
             self._take_answers()
             if self._done or not self._waiting:
@@ -130,7 +150,15 @@ class RedisSender:
                 if answer is False:
                     return
                 batch.outcomes.append(answer if type(answer) is bytes else FAILED)
+                if isinstance(answer, Exception) and str(answer).partition(" ")[0] in _LASTING:
+                    self._refusal = str(answer)
             self._done.append(self._waiting.popleft())
+
+    def _raise_refusal(self) -> None:
+        """After the outcomes of what was refused have been handed out: the history knows them."""
+        if self._refusal and not self._done:
+            hint = _LASTING[self._refusal.partition(" ")[0]]
+            raise LabError(f"{self._address} says: {self._refusal}", hint=hint)
 
     def _receive(self) -> None:
         try:
@@ -154,10 +182,22 @@ class RedisSender:
 
     def _connected(self) -> socket.socket | None:
         """The link, made anew where it is gone; None when told to stop meanwhile."""
+        began, has_said = time.monotonic(), False
         while self._socket is None and not self._is_stopping():
             try:
                 self._socket = self._connect()
-            except OSError:
+                self._was_linked = True
+            except ssl.SSLCertVerificationError as error:
+                hint = "ssl_ca_certs=FILE in the URL names the authority"
+                raise LabError(f"{self._address} is not trusted: {error.verify_message}", hint=hint) from None
+            except OSError as error:
+                gone_s = time.monotonic() - began
+                if not self._was_linked and gone_s > FIRST_LINK_S:
+                    hint = "`crossfade lab status` shows what runs"
+                    raise LabError(f"no link to {self._address} in {gone_s:.0f} s: {error}", hint=hint) from None
+                if not has_said and gone_s > _SAY_AFTER_S:
+                    has_said = True
+                    print(f"no link to {self._address} for {gone_s:.0f} s: {error}", file=sys.stderr, flush=True)
                 time.sleep(RECONNECT_PAUSE_S)
         return self._socket
 
@@ -165,10 +205,19 @@ class RedisSender:
         url = self._url
         host = url.hostname or "127.0.0.1"
         link = socket.create_connection((host, url.port or 6379), timeout=ANSWER_TIMEOUT_S)
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if url.scheme == "rediss":
-            context = ssl.create_default_context()
-            link = context.wrap_socket(link, server_hostname=host)
+        try:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                link = self._tls.wrap_socket(link, server_hostname=host)
+            self._greet(link)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _greet(self, link: socket.socket) -> None:
+        """Log in, and see that it answers.  Raises OSError where waiting may help, LabError where it does not."""
+        url = self._url
         self._reader = hiredis.Reader()
         hello: list[tuple[Any, ...]] = []
         if url.password:
@@ -185,9 +234,8 @@ class RedisSender:
                 self._reader.feed(data)
             if isinstance(answer, Exception):
                 if str(answer).startswith(("WRONGPASS", "NOAUTH", "ERR", "NOPERM")):
-                    raise SystemExit(f"{host}:{url.port or 6379} says: {answer}")
+                    raise LabError(f"{self._address} says: {answer}", hint=_SEE_ACCOUNT)
                 raise ConnectionError(str(answer))  # LOADING and the like: later
-        return link
 
     def in_flight(self) -> int:
         return len(self._waiting)
@@ -195,6 +243,15 @@ class RedisSender:
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
+
+
+def _tls_context(url: SplitResult) -> ssl.SSLContext:
+    """What trusts the authority that `ssl_ca_certs` names, or those of this machine.  Raises LabUsage."""
+    file = parse_qs(url.query).get("ssl_ca_certs", [None])[-1]
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:
+        raise LabUsage(f"ssl_ca_certs: {file} cannot be used: {error.strerror or error}") from None
 
 
 class KafkaSender:

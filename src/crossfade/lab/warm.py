@@ -74,8 +74,11 @@ def _trial(place: Path, classpath: str, cache: Path, folder: Path) -> str:
     )
     java: Sequence[str] = (str(packages.java()), *COMMON_FLAGS)
     tool = [*java, "-cp", classpath, "kafka.tools.StorageTool", "format", "-t", "A" * 22, "-c", str(config)]
-    if subprocess.run(tool, capture_output=True, timeout=_TRIAL_TIMEOUT_S, check=False).returncode:
-        return "the storage tool failed"
+    try:
+        if subprocess.run(tool, capture_output=True, timeout=_TRIAL_TIMEOUT_S, check=False).returncode:
+            return "the storage tool failed"
+    except subprocess.TimeoutExpired:
+        return f"the storage tool did not end in {_TRIAL_TIMEOUT_S:.0f} s"
     argv = [*java, *_SILENT, "-Xmx512m", f"-XX:AOTCacheOutput={cache}", "-cp", classpath, "kafka.Kafka", str(config)]
     process = spawn(argv, lab_dir=folder, log=place / "log")
     try:

@@ -11,8 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
 from crossfade.lab import heals, state
 from crossfade.lab.errors import LabError, LabUsage
 from crossfade.lab.process import Process
@@ -26,7 +24,9 @@ def main(argv: list[str]) -> int:
     while (folder / "lab.json").exists():
         try:
             owner = state.read(folder).owner
-        except (LabUsage, LabError, msgspec.MsgspecError) as error:
+        except LabUsage:
+            continue  # removed just now
+        except LabError as error:
             print(f"watchdog: {error}", flush=True)
             return 1
         if owner is not None and not Process(*owner).is_alive():

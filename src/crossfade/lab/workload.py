@@ -13,9 +13,13 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..errors import CrossfadeError
 from .history import FAIL, FAILED, INFO, OK, UNKNOWN, HistoryWriter, read_history
 from .payloads import Values
 from .senders import KafkaSender, RedisSender, Sender
@@ -99,9 +103,10 @@ class Workload:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m crossfade.lab.workload", description=__doc__)
-    parser.add_argument("--redis", metavar="URL", help="redis://[user:password@]host:port[/db]")
+    broker = parser.add_mutually_exclusive_group(required=True)
+    broker.add_argument("--redis", metavar="URL", help="redis[s]://[user:password@]host:port[/db][?ssl_ca_certs=FILE]")
+    broker.add_argument("--kafka", metavar="BOOTSTRAP", help="write to Kafka instead")
     parser.add_argument("--pattern", default="msg:stream:<lane>", help="name of the stream keys")
-    parser.add_argument("--kafka", metavar="BOOTSTRAP", help="write to Kafka instead")
     parser.add_argument("--topic", default="messages.v1")
     parser.add_argument("--property", action="append", default=[], metavar="NAME=VALUE", help="for librdkafka")
     parser.add_argument("--lanes", type=int, default=16)
@@ -117,12 +122,12 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the workload; the last line on stdout is its result as JSON."""
+def play(argv: Sequence[str] | None = None) -> tuple[dict[str, Any], int]:
+    """Run the workload of this command line; its result, and the signal that ended it (0: none).
+
+    Raises LabUsage for a history that is none, LabError for a server that does not take records.
+    """
     options = _arguments().parse_args(argv)
-    if bool(options.redis) == bool(options.kafka):
-        print("give either --redis or --kafka", file=sys.stderr)
-        return 2
     totals, next_id = Totals(), 0
     if options.history.exists() and options.history.stat().st_size:
         before = read_history(options.history)
@@ -145,18 +150,39 @@ def main(argv: list[str] | None = None) -> int:
         stop.append(number)
         workload.is_stopping = True
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
     started, first_ok = time.monotonic(), totals.ok
     cpu_before = _cpu_s()
-    workload.run(rate=options.rate, seconds=options.seconds, records=options.records, progress=options.progress)
-    elapsed_s = time.monotonic() - started
-    sender.close()
-    history.close()
+    with _signals_to(end):
+        try:
+            workload.run(rate=options.rate, seconds=options.seconds, records=options.records, progress=options.progress)
+        finally:
+            elapsed_s = time.monotonic() - started
+            sender.close()
+            history.close()
     written = totals.ok - first_ok
-    result = {"ok": totals.ok, "fail": totals.fail, "unknown": totals.unknown, "seconds": round(elapsed_s, 2)}
-    result |= {"records_per_s": round(written / max(elapsed_s, 1e-9))}
+    result: dict[str, Any] = {"ok": totals.ok, "fail": totals.fail, "unknown": totals.unknown}
+    result |= {"seconds": round(elapsed_s, 2), "records_per_s": round(written / max(elapsed_s, 1e-9))}
     result |= {"cpu_us_per_record": round((_cpu_s() - cpu_before) * 1e6 / max(1, written), 2), "done": True}
+    return result, stop[0] if stop else 0
+
+
+@contextmanager
+def _signals_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the workload; the last line on stdout is its result as JSON."""
+    try:
+        result, _ = play(argv)
+    except CrossfadeError as error:
+        print(f"error: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return error.exit_code
     print(json.dumps(result), flush=True)
     return 0
 

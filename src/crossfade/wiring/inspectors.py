@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ..brokers.protocol import Inspector
-from ..config import Config, KafkaBroker, KafkaSide, RedisBroker, RouteSettings
+from ..config import Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, RouteSettings
 from .discovery import discovered_lanes
 from .settings import kafka_settings, kafka_side, redis_settings, redis_side, route_settings
 
@@ -21,23 +21,35 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def open_inspectors(
-    config: Config, name: str, roles: tuple[str, ...] = ("source", "target"), source_lanes: int = 0
+    config: Config,
+    name: str,
+    roles: tuple[str, ...] = ("source", "target"),
+    source_lanes: int = 0,
+    *,
+    known_lanes: int | None = None,
 ) -> AsyncIterator[list[tuple[str, str, Inspector]]]:
     """(broker name, role, inspector) of the brokers of a route, both unless `roles` says which.
 
     `source_lanes`, where known: so many lanes has a target whose stream keys are discovered.
+    `known_lanes`, for what is left of a route: it had so many at least; stream keys that are missing are no error then.
     Raises UsageError, Unreachable, AccessRefused where lanes are to be discovered.
     """
     settings = route_settings(config, name)
     ends = {"source": settings.source, "target": settings.target}
     yield [
-        (ends[role], role, await _open_inspector(config, settings, ends[role], source_lanes * (role == "target")))
+        (
+            ends[role],
+            role,
+            await _open_inspector(config, settings, ends[role], source_lanes * (role == "target"), known_lanes),
+        )
         for role in roles
     ]
 
 
-async def _open_inspector(config: Config, settings: RouteSettings, broker: str, lanes: int) -> Inspector:
-    """`lanes`: so many has a stream whose keys are discovered; 0 = look."""
+async def _open_inspector(
+    config: Config, settings: RouteSettings, broker: str, lanes: int, known_lanes: int | None
+) -> Inspector:
+    """`lanes`: so many has a stream whose keys are discovered; 0 = look. `known_lanes`: see `open_inspectors`."""
     side, at = config.streams[settings.stream].sides[broker], config.brokers[broker]
     if isinstance(at, RedisBroker):
         from ..brokers.redis.doctor import RedisInspector
@@ -45,13 +57,22 @@ async def _open_inspector(config: Config, settings: RouteSettings, broker: str, 
         redis = redis_side(side)
         inspector: Inspector = RedisInspector(
             redis_settings(at),
-            redis.first_keys(lanes or await discovered_lanes(at, redis, 0)),
+            redis.first_keys(lanes or await _count_lanes(at, redis, known_lanes)),
             read=at.read,
             memory_bytes_max=at.memory_bytes_max,
         )
     else:
         inspector = kafka_inspector(config, settings, at, kafka_side(side))
     return inspector
+
+
+async def _count_lanes(at: RedisBroker, side: RedisSide, known_lanes: int | None) -> int:
+    """How many lanes a stream has whose keys are discovered; 0 where their number is configured."""
+    if known_lanes is None or not side.is_discovered:
+        return await discovered_lanes(at, side, 0)
+    from ..brokers.redis.discover import count_left
+
+    return await count_left(redis_settings(at), side.key_of, known=known_lanes)
 
 
 def kafka_inspector(config: Config, settings: RouteSettings, at: KafkaBroker, side: KafkaSide) -> KafkaInspector:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..brokers.protocol import Assignment, Board, From, Log, Start
 from ..brokers.removal import Remover
 from ..config import Broker, Config, KafkaBroker, RedisBroker, RouteSettings
-from ..config.circles import refuse_loop
+from ..config.circles import copies_into_itself, refuse_loop
 from ..model.mapping import Mapping, mapping_named
 from ..model.record import Lane
 from ..model.route import LaneMap, Route, make_route
@@ -23,6 +24,9 @@ from ..relay.pace import Limits
 from ..relay.service import ByHand
 from .discovery import discovered_lanes
 from .settings import kafka_settings, kafka_side, limits_of, redis_settings, redis_side, route_settings
+
+if TYPE_CHECKING:
+    from ..brokers.redis.log import RedisLog
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ async def open_route(
         known = max(started, default=-1) + 1
         source = await _open_log(stack, config, settings, settings.source, known_lanes=known, copies=copies)
         target = await _open_log(stack, config, settings, settings.target, source.lanes)
+        if await _are_one(source, target):
+            raise copies_into_itself(name)
         mapping = mapping_named(stream.mapping.name, **stream.mapping.options)
         route = make_route(
             id=settings.id,
@@ -195,6 +201,43 @@ async def _open_log(
     stack.push_async_callback(log.close)
     await log.open()
     return log
+
+
+async def _are_one(source: Log, target: Log) -> bool:
+    """Whether both ends of a route are one stream, by what the servers say of themselves. Raises Unreachable.
+
+    The file shows it only where both have an address in common, see `config.overlap`.
+    """
+    if source.kind != target.kind:
+        return False
+    if source.kind == "kafka":
+        from ..brokers.kafka.log import KafkaLog
+
+        if not isinstance(source, KafkaLog) or not isinstance(target, KafkaLog) or source.identity != target.identity:
+            return False
+        # Clusters that were made from one template may have one id; topics have an id of their own.
+        topic_id = await source.cluster.topic_id(source.name)
+        return bool(topic_id) and topic_id == await target.cluster.topic_id(target.name)
+    from ..brokers.redis.log import RedisLog
+
+    if not isinstance(source, RedisLog) or not isinstance(target, RedisLog) or source.settings.db != target.settings.db:
+        return False
+    both = set(target.stream_keys).intersection(source.stream_keys)
+    if not both:
+        return False
+    key = min(both)  # in a Cluster, one that has it at the same server has all
+    run_id = await _run_id(source, key)
+    return bool(run_id) and run_id == await _run_id(target, key)
+
+
+async def _run_id(log: RedisLog, key: bytes) -> str:
+    """What tells the server that holds `key` from any other, "" where it does not say. Raises Unreachable."""
+    from ..brokers.redis.nodes import call_key
+    from ..brokers.redis.replies import info_fields, is_error
+
+    (reply,) = await call_key(log.nodes, key, [("INFO", "server")], "asking which server it is")
+    told = "" if is_error(reply) else info_fields(reply).get("run_id", "")
+    return told if told.strip("0") else ""
 
 
 def _make_board(at: Broker) -> Board:

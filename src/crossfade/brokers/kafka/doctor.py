@@ -12,7 +12,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ...errors import AccessRefused, BrokerError, UsageError
-from ..protocol import Finding, route_of_document
+from ..protocol import Document, Finding, route_of_document
 from . import names, verdicts
 from .board import KafkaBoard
 from .cluster import EARLIEST, LATEST, SETTLE_S, Cluster, ConfigValue, TopicFacts
@@ -172,7 +172,7 @@ class KafkaInspector:
             found = {names.route_of_topic(topic) for topic in topics}
             found |= {group.removeprefix(names.PREFIX) for group in await cluster.group_names(names.PREFIX)}
             for name, document in (await board.list("")).items():
-                found.add(route_of_document(name) or _route_of(document.body))
+                found.add(_owner(name, document))
             return found - {""}
         finally:
             await board.close()
@@ -183,18 +183,16 @@ class KafkaInspector:
         cluster = Cluster(self._settings)
         board = KafkaBoard(self._settings, cluster)
         try:
-            found = [f"topic {name}" for name in await cluster.topic_names(f"crossfade.{route}.")]
+            topics = await cluster.topic_names(names.PREFIX)
+            found = [f"topic {name}" for name in topics if names.route_of_topic(name) == route]
             if names.group(route) in await cluster.group_names(names.group(route)):
                 found.append(f"group {names.group(route)}")
             documents = await board.list("")
-            mine = [
-                name
-                for name, document in documents.items()
-                if route in name.split("/") or _route_of(document.body) == route
-            ]
+            mine = [name for name, document in documents.items() if _owner(name, document) == route]
             found += [f"document {name}" for name in mine]
-            if mine and len(mine) == len(documents):
-                found.append(f"topic {names.BOARD_TOPIC}")  # nobody else has anything there
+            # Nobody else has anything there. An earlier removal may have ended between the documents and the topic.
+            if len(mine) == len(documents) and names.BOARD_TOPIC in topics:
+                found.append(f"topic {names.BOARD_TOPIC}")
             return found
         finally:
             await board.close()
@@ -225,6 +223,11 @@ class KafkaInspector:
         finally:
             await board.close()
             cluster.close()
+
+
+def _owner(name: str, document: Document) -> str:
+    """The route that a document belongs to, "" where neither its name nor what it says tells."""
+    return route_of_document(name) or _route_of(document.body)
 
 
 class _WithRoute(msgspec.Struct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import GuaranteeRefused
@@ -86,16 +86,17 @@ def guarantee_of(facts: TopicFacts, config: Mapping[str, ConfigValue], *, allow_
             f"exactly once cannot be kept on topic {facts.name}: {'; '.join(weak)}",
             hint="correct the topic, or accept the weaker guarantee with allow_weak: true on the route",
         )
-    minimum = _number(config, "min.insync.replicas", 1)
     if weak:
-        return [f"exactly once while no broker is lost ({'; '.join(weak)})"]
-    lines = [
+        return [weak_guarantee(weak)]
+    return [
         f"exactly once: records and markers are one transaction, {facts.replication} replicas, "
-        f"{minimum} in sync before a write is acknowledged, no unclean election"
+        f"{_min_in_sync(config)} in sync before a write is acknowledged, no unclean election"
     ]
-    if minimum < 2:
-        lines.append("min.insync.replicas is 1: losing one broker at the wrong moment can lose acknowledged records")
-    return lines
+
+
+def weak_guarantee(weak: Sequence[str]) -> str:
+    """What still holds where such weaknesses are accepted."""
+    return f"exactly once while no broker is lost ({'; '.join(weak)})"
 
 
 def weaknesses(facts: TopicFacts, config: Mapping[str, ConfigValue]) -> list[str]:
@@ -103,9 +104,15 @@ def weaknesses(facts: TopicFacts, config: Mapping[str, ConfigValue]) -> list[str
     found = []
     if facts.replication < 2:
         found.append(f"it has {facts.replication} replica")
+    if _min_in_sync(config) < 2:  # whoever leads may be the only one that has what was acknowledged
+        found.append(f"min.insync.replicas is {_min_in_sync(config)}")
     if _text(config, "unclean.leader.election.enable", "false") == "true":
         found.append("unclean.leader.election.enable is true")
     return found
+
+
+def _min_in_sync(config: Mapping[str, ConfigValue]) -> int:
+    return _number(config, "min.insync.replicas", 1)
 
 
 def _number(config: Mapping[str, ConfigValue], name: str, default: int) -> int:

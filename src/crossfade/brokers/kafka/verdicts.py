@@ -6,6 +6,7 @@ Every finding has a stable name; what could not be asked is UNKNOWN and never OK
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ..protocol import Finding, Level
 from .cluster import ConfigValue, TopicFacts
@@ -29,6 +30,11 @@ _ALL_CLUSTER = frozenset(
 )
 _ALL_TOPIC = frozenset({"READ", "WRITE", "CREATE", "DESCRIBE", "DELETE", "ALTER", "DESCRIBE_CONFIGS", "ALTER_CONFIGS"})
 _NEEDED_ON_OWN = {"READ": "Read", "WRITE": "Write", "DELETE": "Delete"}
+
+
+@dataclass(frozen=True, slots=True)
+class Weakness(Finding):
+    """What `allow_weak: true` accepts: a lost broker may cost acknowledged records."""
 
 
 def topic_findings(
@@ -67,7 +73,7 @@ def internal_findings(name: str, check: str, facts: TopicFacts | None, config: C
         return [Finding(check, Level.UNKNOWN, f"{name} is not there yet, or not shown", "look again after the start")]
     if facts.replication < 2:
         fix = f"give {name} three replicas (kafka-reassign-partitions.sh)"
-        return [Finding(check, Level.FAIL, f"{name} has {facts.replication} replica", fix)]
+        return [Weakness(check, Level.FAIL, f"{name} has {facts.replication} replica", fix)]
     if config is None:
         return [
             Finding(
@@ -126,13 +132,13 @@ def topic_missing(name: str) -> Finding:
 
 
 def _replication(role: str, facts: TopicFacts) -> Finding:
-    check, found = "kafka.replication", f"{facts.name} has {facts.replication} replicas"
+    check, found = "kafka.replication", f"{facts.name} has {facts.replication} replica{'s' * (facts.replication != 1)}"
     if facts.replication >= 3:
         return Finding(check, Level.OK, found)
     fix = "give the topic three replicas (kafka-reassign-partitions.sh)"
     if facts.replication == 2 or role == "source":
         return Finding(check, Level.WARN, found, fix)
-    return Finding(check, Level.FAIL, found, fix)
+    return Weakness(check, Level.FAIL, found, fix)
 
 
 def _in_sync(facts: TopicFacts) -> Finding:
@@ -251,8 +257,11 @@ def _min_in_sync(check: str, name: str, replication: int, config: Config) -> Fin
     minimum = _number(config, "min.insync.replicas", 1)
     found = f"{name}: min.insync.replicas={minimum} of {replication}"
     if minimum < 2:
-        return Finding(check, Level.FAIL, found, f"set min.insync.replicas=2 on {name}")
-    if minimum >= replication:
+        return Weakness(check, Level.FAIL, found, f"set min.insync.replicas=2 on {name}")
+    if minimum > replication:  # since 3.7 brokers ask for as many replicas as there are (KAFKA-15583)
+        fix = f"give {name} three replicas and set min.insync.replicas=2: brokers before Kafka 3.7 refuse every write"
+        return Finding(check, Level.WARN, found, fix)
+    if minimum == replication:
         return Finding(check, Level.WARN, found, "one broker less stops all writing: add a replica")
     return Finding(check, Level.OK, found)
 
@@ -260,7 +269,7 @@ def _min_in_sync(check: str, name: str, replication: int, config: Config) -> Fin
 def _unclean(name: str, config: Config) -> Finding:
     if _text(config, "unclean.leader.election.enable", "false") == "true":
         fix = f"set unclean.leader.election.enable=false on {name}"
-        return Finding(
+        return Weakness(
             "kafka.unclean-election", Level.FAIL, f"{name}: unclean elections lose acknowledged records", fix
         )
     return Finding("kafka.unclean-election", Level.OK, f"{name}: no unclean elections")

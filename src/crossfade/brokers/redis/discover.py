@@ -2,6 +2,7 @@
 
 Lanes are the keys 0, 1, 2 ... of the pattern, without a hole. Hides that a hole can only be seen by looking beyond it:
 so many keys further, no more. Called by `wiring` when a stream is opened, and by `log` while it is read.
+What a route left is looked for on every lane that has anything, holes or not: see `count_left`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...errors import UsageError
+from .keys import state_key
 from .nodes import Nodes, call_key
 from .replies import check
+from .settings import RedisSettings
 
 #: how far beyond the first missing key others are looked for
 BEYOND_AT_OPEN = 256
@@ -42,7 +45,27 @@ async def count_keys(
     return count
 
 
-async def _exists(nodes: Nodes, key: str) -> bool:
-    name = key.encode()
-    (reply,) = await call_key(nodes, name, [("EXISTS", name)], f"looking for {key}")
-    return bool(check(reply, f"looking for {key}"))
+async def count_left(settings: RedisSettings, key_of: Callable[[int], str], *, known: int = 0) -> int:
+    """How many lanes may hold something that a route left: `known`, and up to the last one that has anything.
+
+    A target's lane that has no record yet has no stream key, but what the claim wrote beside it; and an application may
+    have removed the source's stream keys. Raises Unreachable, AccessRefused.
+    """
+    nodes = Nodes(settings)
+    try:
+        count = lane = known
+        while lane < count + BEYOND_AT_OPEN:
+            key = key_of(lane)
+            lane += 1
+            if await _exists(nodes, key, state_key(key.encode())):
+                count = lane
+        return count
+    finally:
+        await nodes.close()
+
+
+async def _exists(nodes: Nodes, key: str, *beside: bytes) -> bool:
+    """Whether there is such a key, or one of those beside it."""
+    name, doing = key.encode(), f"looking for {key}"
+    replies = await call_key(nodes, name, [("EXISTS", each) for each in (name, *beside)], doing)
+    return any(check(reply, doing) for reply in replies)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ...errors import UsageError
 from ..protocol import Finding, Level, route_of_document
 from .footprint import Footprint
-from .keys import BIRTH_PREFIX, BOARD_KEY, check_slots, route_of_birth, state_key
+from .keys import BOARD_KEY, check_slots, is_birth, route_of_birth, state_key
 from .link import Command, Link
 from .log import VERSION_MIN
 from .nodes import Nodes, call_all, call_key
@@ -73,7 +73,7 @@ class RedisInspector:
                 found.add((check(owner, doing) or b"").decode())
                 (groups,) = await call_key(self._nodes, key, [("XINFO", "GROUPS", key)], doing)
                 names = [] if is_error(groups) else [pairs(group)[b"name"].decode(errors="replace") for group in groups]
-                found |= {route_of_birth(name) for name in names if name.startswith(BIRTH_PREFIX)}
+                found |= {route_of_birth(name) for name in names if is_birth(name)}
             return found - {""}
         finally:
             await self._nodes.close()
@@ -189,8 +189,12 @@ def _rights_unknown(why: str) -> Finding:
 
 def _version(info: dict[str, str]) -> Finding:
     valkey = info.get("valkey_version", "")
-    name, number = ("Valkey", valkey) if valkey else ("Redis", info.get("redis_version", "0.0"))
-    if tuple(int(part) for part in number.split(".")[:2]) < VERSION_MIN:
+    name, number = ("Valkey", valkey) if valkey else ("Redis", info.get("redis_version", ""))
+    parts = number.split(".")[:2]
+    if not all(part.isdecimal() for part in parts):
+        fix = "Redis 7.0 or any Valkey is needed; ask the provider"
+        return Finding("redis.version", Level.UNKNOWN, f"INFO tells no version ({number or 'nothing'})", fix)
+    if tuple(map(int, parts)) < VERSION_MIN:
         fix = "upgrade to Redis 7.0 or any Valkey: older servers do not count the entries ever added"
         return Finding("redis.version", Level.FAIL, f"{name} {number}", fix)
     return Finding("redis.version", Level.OK, f"{name} {number}")
@@ -230,7 +234,9 @@ def _memory(info: dict[str, str], role: str, budget: int) -> Finding:
 
 def _persistence(info: dict[str, str], config: dict[str, str], role: str) -> Finding:
     check_name = "redis.persistence"
-    if info.get("aof_enabled") == "1":
+    if "aof_enabled" not in info:
+        return Finding(check_name, Level.UNKNOWN, "INFO does not tell whether AOF is on", "check it by hand")
+    if info["aof_enabled"] == "1":
         sync = config.get("appendfsync", "")
         if not sync:
             return Finding(
@@ -248,7 +254,10 @@ def _persistence(info: dict[str, str], config: dict[str, str], role: str) -> Fin
 
 
 def _replicas(info: dict[str, str], config: dict[str, str], *, waits: bool) -> Finding:
-    replicas = int(info.get("connected_slaves", "0"))
+    if "connected_slaves" not in info:
+        fix = "a primary with a replica is needed, and min-replicas-to-write 1; ask the provider"
+        return Finding("redis.replicas", Level.UNKNOWN, "INFO does not tell of replicas", fix)
+    replicas = int(info["connected_slaves"])
     needed = config.get("min-replicas-to-write") or config.get("min-slaves-to-write")
     found = f"{info.get('role', 'unknown role')}, {replicas} replicas, min-replicas-to-write {needed or 'not told'}"
     if info.get("role") == "slave":
@@ -301,10 +310,14 @@ def _trimming(streams: dict[bytes, dict[bytes, Any]], needed_s: float) -> Findin
     """Judged by what was seen: how old the oldest entry is where entries have been removed."""
     now_s = time.time()
     ages: dict[bytes, float] = {}
+    uncounted = [key for key, stream in streams.items() if b"entries-added" not in stream]
     for key, stream in streams.items():
-        if stream[b"entries-added"] > stream[b"length"]:
+        if stream.get(b"entries-added", 0) > stream[b"length"]:
             first = stream[b"first-entry"]
             ages[key] = now_s - int(first[0].partition(b"-")[0]) / 1000 if first else 0.0
+    if uncounted:
+        found = f"the server does not count the entries ever added to {_names(uncounted)}"
+        return Finding("redis.trimming", Level.UNKNOWN, found, "upgrade to Redis 7.0 or any Valkey")
     if not ages:
         return Finding("redis.trimming", Level.OK, "no entry was ever removed")
     key, age_s = min(ages.items(), key=lambda item: item[1])

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UsageError
-from .keys import BIRTH_PREFIX, BOARD_KEY, lease_key, quarantine_key, route_of_birth, state_key
+from ..protocol import route_of_document
+from .keys import BOARD_KEY, is_birth, lease_key, quarantine_key, route_of_birth, state_key
 from .link import Command
 from .nodes import Nodes, call_key
 from .replies import check, is_error, pairs
@@ -34,7 +35,7 @@ class Footprint:
         if await self._ask(lease_key(route), ("EXISTS", lease_key(route))):
             found.append(f"key {_text(lease_key(route))}")
         documents = await self._ask(BOARD_KEY, ("HKEYS", BOARD_KEY))
-        found += sorted(f"document {_text(name)}" for name in documents if route in _text(name).split("/"))
+        found += sorted(f"document {_text(name)}" for name in documents if route_of_document(_text(name)) == route)
         return found
 
     async def _beside(self, key: bytes, route: str) -> list[str]:
@@ -47,7 +48,7 @@ class Footprint:
         (groups,) = await call_key(self._nodes, key, [("XINFO", "GROUPS", key)], "looking for what is left")
         if not is_error(groups):
             names = [_text(pairs(group)[b"name"]) for group in groups]
-            births = {name: route_of_birth(name) for name in names if name.startswith(BIRTH_PREFIX)}
+            births = {name: route_of_birth(name) for name in names if is_birth(name)}
             found += [f"group {_text(key)} {name}" for name, owner in births.items() if owner == route]
             found += [f"shared {_text(key)} {name}" for name, owner in births.items() if not owner]
         return found
@@ -60,7 +61,7 @@ class Footprint:
                 await self._ask(_bytes(rest), ("DEL", _bytes(rest)))
             elif kind == "document":
                 await self._erase_document(_bytes(rest))
-            elif kind in ("group", "shared") and f" {BIRTH_PREFIX}" in rest:
+            elif kind in ("group", "shared") and is_birth(rest.rpartition(" ")[2]):
                 key, _, group = rest.rpartition(" ")
                 await self._ask(_bytes(key), ("XGROUP", "DESTROY", _bytes(key), _bytes(group)))
             else:

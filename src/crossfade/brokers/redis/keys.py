@@ -7,6 +7,7 @@ both, on Redis Cluster too. Every key of ours starts with `crossfade:`.
 from __future__ import annotations
 
 import binascii
+import re
 import uuid
 from functools import lru_cache
 
@@ -17,6 +18,8 @@ SLOTS = 16384
 BOARD_KEY = b"crossfade:board"
 #: names of the empty consumer groups that tell a stream key from a re-created one: `crossfade.<route>.<random>`
 BIRTH_PREFIX = "crossfade."
+_BIRTH_DIGITS = 12
+_BIRTH = re.compile(rf"{re.escape(BIRTH_PREFIX)}(.+\.)?[0-9a-f]{{{_BIRTH_DIGITS}}}", re.DOTALL)
 
 
 def hash_tag(key: bytes) -> bytes:
@@ -58,7 +61,12 @@ def lease_key(route: str) -> bytes:
 
 def new_birth(route: str) -> str:
     """A name for a birth group of `route`; a group that several routes shared would go with the first of them."""
-    return BIRTH_PREFIX + (f"{route}." if route else "") + uuid.uuid4().hex[:12]
+    return BIRTH_PREFIX + (f"{route}." if route else "") + uuid.uuid4().hex[:_BIRTH_DIGITS]
+
+
+def is_birth(name: str) -> bool:
+    """Whether it is a name as `new_birth` makes them; an application may have a group with our prefix too."""
+    return _BIRTH.fullmatch(name) is not None
 
 
 def route_of_birth(name: str) -> str:

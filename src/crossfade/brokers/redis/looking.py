@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import Unreachable
 from ...model.record import Lane
-from .keys import BIRTH_PREFIX
+from .keys import is_birth
 from .link import Command, Link, LinkLost, Replies, pack_one
 from .nodes import Nodes, unreachable
 from .reckoning import Look
@@ -75,8 +75,9 @@ class Looker:
         stream = pairs(check(info, doing))
         births: dict[str, str] = {}
         for group in map(pairs, check(groups, doing)):
-            if group[b"name"].startswith(BIRTH_PREFIX.encode()):
-                births[group[b"name"].decode()] = group[b"last-delivered-id"].decode()
+            name = group[b"name"].decode(errors="replace")
+            if is_birth(name):
+                births[name] = group[b"last-delivered-id"].decode()
         first = stream[b"first-entry"]
         look = Look(
             exists=True,
