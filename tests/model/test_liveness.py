@@ -289,6 +289,9 @@ def test_lanes_that_others_own_are_not_told_of():
         assert make_report(copier, 0.0).lanes
         await copier.lost(frozenset([0]))
         await asyncio.sleep(5)
+        assert make_report(copier, 0.0).lanes  # an outage loses them too: perhaps nobody else tells of them
+        await copier.assigned(frozenset(), None)
+        await asyncio.sleep(5)
         report = make_report(copier, 0.0)
         assert (report.state, report.lanes) == ("waiting for lanes", [])
         assert "crossfade_relay_lane_halted{" not in scraped(copier)

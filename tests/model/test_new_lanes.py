@@ -11,6 +11,7 @@ from crossfade import wiring
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker, MemoryLog
 from crossfade.brokers.protocol import From, Start
 from crossfade.cli.relay_fleet import Fleet
+from crossfade.cli.uninstall import running_instances
 from crossfade.errors import RouteConflict, TargetTooNarrow, Unreachable, UsageError
 from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Shape
@@ -19,6 +20,7 @@ from crossfade.relay.beginning import start_lanes
 from crossfade.relay.documents import RouteBoard
 from crossfade.relay.lanes import State
 from crossfade.relay.pace import Limits
+from crossfade.relay.reporter import HealthServer
 from crossfade.relay.service import ByHand
 
 RECORD, ENTRY = Shape.RECORD, Shape.ENTRY
@@ -70,6 +72,10 @@ class Stage:
             assignment=lambda: ByHand(route.source_lanes, (0, 1)),
         )
 
+    @contextlib.asynccontextmanager
+    async def board(self, config, name):
+        yield RouteBoard(MemoryBoard(self.broker, instance="a"), "r1")
+
     async def start(self):
         async with self.open(None, "route") as opened:
             lanes = list(range(opened.route.source_lanes))
@@ -85,6 +91,7 @@ class Stage:
 def play(monkeypatch, stage, history):
     """Run a fleet while `history(fleet)` goes on."""
     monkeypatch.setattr(wiring, "open_route", stage.open)
+    monkeypatch.setattr(wiring, "open_board", stage.board)
 
     async def all_of_it():
         await stage.start()
@@ -131,26 +138,66 @@ def test_a_new_lane_is_copied_from_its_beginning_and_told(monkeypatch, way):
 
 def test_brokers_that_are_away_while_new_lanes_are_followed_are_waited_for(monkeypatch):
     stage = Stage(SHAPES["kafka-to-redis"])
-    away_for = iter([True] * 5)
+    away = asyncio.Event()
 
     async def history(fleet):
         opened = stage.open
 
         @contextlib.asynccontextmanager
         async def sometimes(*arguments, **options):
-            if next(away_for, False):
+            if away.is_set():
                 raise Unreachable("no broker answers")
             async with opened(*arguments, **options) as found:
                 yield found
 
         monkeypatch.setattr(wiring, "open_route", sometimes)
+        away.set()
         stage.write(0, range(3))
         lane = stage.broker.add_lane("source")
         stage.write(lane, range(5))
+        health = HealthServer(fleet.copiers, fleet.metrics)
+        for _ in range(3600):  # longer than any claim may take
+            await asyncio.sleep(1.0)
+            assert health.answer("/livez")[0].startswith("200")
+        async with stage.board(None, "route") as board:
+            (report,) = await board.reports()
+        assert (report.state, report.reason) == ("opening anew", "no broker answers")
+        assert running_instances([report], {}, report.at_s) == ["a"]  # nobody uninstalls under it
+        away.clear()
         await until(lambda: stage.copied(lane) == 5 and stage.copied(0) == 3, limit_s=60.0)
 
     play(monkeypatch, stage, history)
-    assert not next(away_for, False)
+
+
+def test_a_route_that_was_forgotten_while_it_was_opened_anew_is_not_started_again(monkeypatch):
+    stage, seen = Stage(SHAPES["kafka-to-redis"]), []
+
+    async def history(fleet):
+        fleet._start_first = True
+        opened = stage.open
+        forgotten = asyncio.Event()
+
+        @contextlib.asynccontextmanager
+        async def forgetting(*arguments, **options):
+            stage.broker.documents.clear()
+            for lane in stage.streams["target"].lanes:
+                lane.markers.clear()
+            forgotten.set()
+            async with opened(*arguments, **options) as found:
+                yield found
+
+        monkeypatch.setattr(wiring, "open_route", forgetting)
+        stage.write(0, range(3))
+        await until(lambda: stage.copied(0) == 3)
+        stage.broker.add_lane("source")
+        await asyncio.wait_for(forgotten.wait(), 60)
+        await asyncio.sleep(30)
+        async with stage.board(None, "route") as board:
+            seen.append(await board.started())
+
+    with contextlib.suppress(BaseExceptionGroup):  # it ends: NotStarted
+        play(monkeypatch, stage, history)
+    assert seen == [set()]
 
 
 @pytest.mark.parametrize("way", SHAPES)

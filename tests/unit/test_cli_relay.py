@@ -179,6 +179,16 @@ def test_status_shows_no_figures_of_a_relay_that_is_gone(age_s: float, report_st
     assert [row[name] for name in ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")] == [0, 0.0, 5.0, 30]
 
 
+def test_status_hears_whoever_has_a_claim_before_one_that_has_lost_it() -> None:
+    lane = LaneReport(0, "m:0", "idle", "7-0")
+    had = Report("had", 1001.0, state="claiming", epoch=0, lanes=[lane])
+    has = Report("has", 1000.0, state="copying", epoch=5, lanes=[lane])
+    (row,) = relay_status.status_rows("forward", [had, has], Desired(), 1002.0)
+    assert (row["owner"], row["epoch"]) == ("has", 5)
+    (row,) = relay_status.status_rows("forward", [had, has], Desired(), 1010.5)  # that one is silent meanwhile
+    assert row["owner"] == "had"
+
+
 def test_status_says_that_nothing_was_started(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["relay", "status"]) == 0
     assert capsys.readouterr().err == "route forward was never started: crossfade relay start forward\n"

@@ -153,10 +153,11 @@ def facts(replication=3):
 def test_the_guarantee_is_refused_where_a_lost_broker_loses_records():
     (fit,) = guarantee_of(facts(), config(min_insync_replicas=2), allow_weak=False)
     assert "exactly once" in fit
+    (untold,) = guarantee_of(facts(), config(), allow_weak=False)  # a service that has no such setting
+    assert "as many as the service asks for" in untold
     for about, told, names in [
         (facts(1), config(min_insync_replicas=2), "it has 1 replica"),
         (facts(), config(min_insync_replicas=1), "min.insync.replicas is 1"),
-        (facts(), config(), "min.insync.replicas is 1"),
         (
             facts(),
             config(min_insync_replicas=2, unclean_leader_election_enable="true"),

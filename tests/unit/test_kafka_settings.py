@@ -9,7 +9,7 @@ import pytest
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from crossfade.brokers.kafka import KafkaInspector, verdicts
+from crossfade.brokers.kafka import KafkaInspector, names, verdicts
 from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
 from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
 from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS, _Member
@@ -700,3 +700,12 @@ def test_broker_settings():
         "x", "c", facts(), config(min_insync_replicas=2, unclean_leader_election_enable="true")
     )
     assert [(one.check, one.level) for one in found] == [("c", Level.OK), ("kafka.unclean-election", Level.FAIL)]
+    (untold,) = verdicts.internal_findings("x", "c", facts(), config())
+    assert (untold.check, untold.level) == ("c", Level.UNKNOWN)
+
+
+def test_groups_that_no_route_can_have_are_not_ours():
+    assert names.route_of_group("crossfade.orders") == "orders"
+    assert {names.route_of_group(name) for name in ("crossfade.My.App", "crossfade.", "other.orders", "crossfade")} == {
+        ""
+    }

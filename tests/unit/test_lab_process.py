@@ -148,6 +148,26 @@ def test_no_trouble_keeps_the_notes_behind_it_from_being_healed(
     assert kept.deadline > time.monotonic()
 
 
+def test_a_note_over_which_a_watchdog_died_is_taken_up_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.write(tmp_path, state.State(name="a", options=state.Options()))
+    note = heals.leave(tmp_path, heals.Note(kind="start", subject="s", deadline=1.0))
+
+    class Killed(BaseException):
+        """Stands for the death of the watchdog."""
+
+    def dies(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(heals, "heal", dies)
+    with pytest.raises(Killed):
+        heals.heal_due(tmp_path, time.monotonic())
+    assert heals.pending(tmp_path) == []
+    heals.take_up(tmp_path)
+    assert heals.pending(tmp_path) == [note]
+
+
 def test_a_damaged_note_is_put_aside(tmp_path: Path) -> None:
     note = heals.leave(tmp_path, heals.Note(kind="thaw", subject="s", deadline=1.0))
     (tmp_path / "heals" / "0.json").write_text("{")

@@ -131,6 +131,7 @@ def _without_authority(url: str) -> tuple[str, str]:
     server, _, query = rest.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     authority = options.pop("ssl_ca_certs", "")
+    authority = authority and str(Path(authority).absolute())  # in the file a name would start from its folder
     if options:
         raise UsageError(
             f"the address of {server!r} has options that are not taken: {', '.join(sorted(options))}",

@@ -15,11 +15,11 @@ import structlog
 from .. import wiring
 from ..brokers.protocol import From, Start
 from ..config import Config
-from ..errors import BrokerError, Kind
+from ..errors import BrokerError, Kind, UsageError
 from ..relay.beginning import start_lanes
 from ..relay.copier import Copier
-from ..relay.reporter import Metrics
-from ..relay.service import RelayService
+from ..relay.reporter import Metrics, make_report, wall_clock
+from ..relay.service import OPENING, RelayService
 from ..wiring import OpenRoute
 
 #: between two tries to open a route whose lanes have changed
@@ -43,7 +43,7 @@ class Fleet:
     async def open(self) -> None:
         """Open all routes. Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused."""
         for at in range(len(self.names)):
-            service = await self._open(at, [])
+            service = await self._open(at, [], start_first=self._start_first)
             self._services.append(service)
             self.copiers.append(service.copier)
             self.metrics.follow(service.copier)
@@ -90,11 +90,13 @@ class Fleet:
         while not self._is_stopping:
             self._stacks[at] = contextlib.AsyncExitStack()
             try:
-                return await self._open(at, alarms)
+                # What has no beginning now was forgotten meanwhile (`uninstall`): nothing to start on one's own.
+                return await self._open(at, alarms, start_first=False)
             except BrokerError as error:
                 await self._stacks[at].aclose()
                 if error.kind is Kind.HALT:
                     raise
+                await self._tell_waiting(at, error.message)
                 structlog.get_logger().warning(
                     "route cannot be opened",
                     route=self.names[at],
@@ -106,11 +108,21 @@ class Fleet:
             pause_s = min(2 * pause_s, _PAUSE_S_MAX)
         return None
 
-    async def _open(self, at: int, alarms: list[str]) -> RelayService:
+    async def _tell_waiting(self, at: int, reason: str) -> None:
+        """A route that waits to be opened is alive: no supervisor need end it, and nobody may uninstall under it."""
+        copier = self.copiers[at]
+        copier.progress_s = asyncio.get_running_loop().time()
+        report = make_report(copier, wall_clock())
+        report.state, report.reason = OPENING, reason
+        with contextlib.suppress(BrokerError, UsageError):
+            async with wiring.open_board(self._config, self.names[at]) as board:
+                await board.report(report)
+
+    async def _open(self, at: int, alarms: list[str], *, start_first: bool) -> RelayService:
         opened = await self._stacks[at].enter_async_context(
             wiring.open_route(self._config, self.names[at], shard=self._shard, instance=self._instance)
         )
-        if self._start_first:
+        if start_first:
             missing = set(range(opened.route.source_lanes)) - await opened.board.started() - set(opened.new_lanes)
             if missing:
                 await start_lanes(

@@ -149,10 +149,19 @@ def lane_name(config: Config, route: str, lane: int) -> str:
 
 
 def status_rows(route: str, reports: list[Report], desired: Desired, now_s: float) -> list[dict[str, object]]:
-    """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such."""
+    """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such.
+
+    A process that has lost its claim goes on telling of its lanes until it knows who has them: whoever has a claim is
+    heard before it.
+    """
     best: dict[int, tuple[Report, LaneReport]] = {}
     rows: list[dict[str, object]] = []
-    for report in sorted(reports, key=lambda r: r.at_s):
+
+    def weight(report: Report) -> tuple[bool, float]:
+        copies = report.epoch > 0 and report.state != "stopped" and now_s - report.at_s <= _SILENT_S
+        return copies, report.at_s
+
+    for report in sorted(reports, key=weight):
         for lane in report.lanes:
             best[lane.lane] = (report, lane)
         if not report.lanes and report.state != "stopped" and now_s - report.at_s <= _SILENT_S:

@@ -259,7 +259,7 @@ async def _look_again(
     brokers = {each.broker for each in removed}
     for left in reversed(range(_LOOKS)):
         after = await _look(config, name, leaving, lanes, brokers=brokers)
-        if left == 0 or not any(each in after.states for each in removed):
+        if left == 0 or not (after.troubles or any(each in after.states for each in removed)):
             break
         await asyncio.sleep(_LOOK_PAUSE_S)
     silent = {each.broker for each in after.troubles}

@@ -67,6 +67,12 @@ def pending(folder: Path) -> list[Note]:
     return out
 
 
+def take_up(folder: Path) -> None:
+    """Put back the notes that an earlier watchdog died over."""
+    for aside in (folder / "heals").glob("*.aside"):
+        aside.replace(aside.with_suffix(".json"))
+
+
 def take(folder: Path, note: Note) -> bool:
     """Take the note away; False when somebody else has done so."""
     try:

@@ -21,6 +21,7 @@ _PAUSE_S = 0.2
 def main(argv: list[str]) -> int:
     """`python -m crossfade.lab.watchdog FOLDER`"""
     folder = Path(argv[0])
+    heals.take_up(folder)
     while (folder / "lab.json").exists():
         try:
             owner = state.read(folder).owner

@@ -90,6 +90,8 @@ class Copier:
         self._batch = BatchSize(limits, route.source_lanes)
         self._rate = RateLimit(limits.rate_records_per_s, 0.0)
         self._owned: frozenset[Lane] = frozenset()
+        #: lanes that were lost, perhaps to nobody: an outage does that too. The next assignment tells
+        self._missed: frozenset[Lane] = frozenset()
         self._token: object | None = None
         self._generation = 0
         self._ownership = asyncio.Event()
@@ -111,7 +113,7 @@ class Copier:
             self.has_new_lanes.set()
         lanes -= beyond
         async with self._appending:  # an open append ends (or fails) under the old handle
-            self._owned, self._token = lanes, token
+            self._owned, self._missed, self._token = lanes, frozenset(), token
             self._ownership.set()
         self._log.info("lanes assigned", lanes=len(lanes), generation=self._generation)
 
@@ -126,6 +128,7 @@ class Copier:
         """Others own `lanes` already: the claim is dead, an append under way is refused by the broker."""
         self._generation += 1
         self._owned -= lanes
+        self._missed |= lanes
         self._log.warning("lanes lost", lanes=len(lanes), hint="the process was too slow or cut off for a session")
 
     def stop(self) -> None:
@@ -168,9 +171,11 @@ class Copier:
 
     def _let_go(self) -> None:
         """Lanes that others own now are theirs to tell about; so is, without any lane, what no target lane is for."""
-        narrow = self.route.source_lanes
+        mine = self._owned | self._missed
         self.lanes = {
-            lane: state for lane, state in self.lanes.items() if lane in self._owned or (self._owned and lane >= narrow)
+            lane: state
+            for lane, state in self.lanes.items()
+            if lane in mine or (mine and lane >= self.route.source_lanes)
         }
 
     async def _claim_and_copy(self) -> None:

@@ -18,6 +18,8 @@ from ..model.record import Lane
 from .copier import Copier
 from .reporter import make_report, wall_clock
 
+#: what a process says of a route that it opens anew, because its lanes have changed
+OPENING = "opening anew"
 _HEARTBEAT_S = 1.0
 #: of the five seconds that a graceful stop may take; the rest is for closing connections and the interpreter
 _STOP_S = 4.0
@@ -180,6 +182,6 @@ class RelayService:
     async def _say_goodbye(self, beside: list[asyncio.Task[None]]) -> None:
         await asyncio.wait(beside)  # a heartbeat under way must not come after it
         report = make_report(self.copier, wall_clock())
-        report.state = "stopped"
+        report.state = OPENING if self.has_new_lanes and not self._stopping.is_set() else "stopped"
         with contextlib.suppress(BrokerError, UsageError):
             await self.copier.board.report(report)

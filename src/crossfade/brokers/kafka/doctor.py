@@ -170,7 +170,7 @@ class KafkaInspector:
         try:
             topics = await cluster.topic_names(names.PREFIX)
             found = {names.route_of_topic(topic) for topic in topics}
-            found |= {group.removeprefix(names.PREFIX) for group in await cluster.group_names(names.PREFIX)}
+            found |= {names.route_of_group(group) for group in await cluster.group_names(names.PREFIX)}
             for name, document in (await board.list("")).items():
                 found.add(_owner(name, document))
             return found - {""}

@@ -88,9 +88,11 @@ def guarantee_of(facts: TopicFacts, config: Mapping[str, ConfigValue], *, allow_
         )
     if weak:
         return [weak_guarantee(weak)]
+    in_sync = min_in_sync(config)
     return [
         f"exactly once: records and markers are one transaction, {facts.replication} replicas, "
-        f"{_min_in_sync(config)} in sync before a write is acknowledged, no unclean election"
+        f"{'as many as the service asks for' if in_sync is None else in_sync} in sync before a write is acknowledged, "
+        "no unclean election"
     ]
 
 
@@ -104,15 +106,17 @@ def weaknesses(facts: TopicFacts, config: Mapping[str, ConfigValue]) -> list[str
     found = []
     if facts.replication < 2:
         found.append(f"it has {facts.replication} replica")
-    if _min_in_sync(config) < 2:  # whoever leads may be the only one that has what was acknowledged
-        found.append(f"min.insync.replicas is {_min_in_sync(config)}")
+    in_sync = min_in_sync(config)
+    if in_sync is not None and in_sync < 2:  # whoever leads may be the only one that has what was acknowledged
+        found.append(f"min.insync.replicas is {in_sync}")
     if _text(config, "unclean.leader.election.enable", "false") == "true":
         found.append("unclean.leader.election.enable is true")
     return found
 
 
-def _min_in_sync(config: Mapping[str, ConfigValue]) -> int:
-    return _number(config, "min.insync.replicas", 1)
+def min_in_sync(config: Mapping[str, ConfigValue]) -> int | None:
+    """What the topic asks for; None where the service tells of no such setting (Kafka always does, others may not)."""
+    return _number(config, "min.insync.replicas", 0) or None
 
 
 def _number(config: Mapping[str, ConfigValue], name: str, default: int) -> int:

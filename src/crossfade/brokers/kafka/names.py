@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 PREFIX = "crossfade."
+_GROUP = re.compile(rf"{re.escape(PREFIX)}([a-z0-9-]{{1,63}})")
 #: the compacted topic of the board, and the transactional id of whoever changes it
 BOARD_TOPIC = "crossfade.control"
 BOARD_WRITER = "crossfade.board"
@@ -21,6 +24,12 @@ def route_of_topic(topic: str) -> str:
     """The route that one of our own topics belongs to, "" for all others."""
     route, _, kind = topic.removeprefix(PREFIX).rpartition(".")
     return route if topic.startswith(PREFIX) and kind in ("lanes", "quarantine") else ""
+
+
+def route_of_group(group_id: str) -> str:
+    """The route that a group may belong to, "" for all that no route can be called."""
+    found = _GROUP.fullmatch(group_id)
+    return found[1] if found else ""
 
 
 def group(route: str) -> str:

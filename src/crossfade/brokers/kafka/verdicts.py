@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..protocol import Finding, Level
 from .cluster import ConfigValue, TopicFacts
 from .group import SESSION_TIMEOUT_MS
+from .guarantee import min_in_sync
 from .settings import TRANSACTION_TIMEOUT_MS
 
 Config = Mapping[str, ConfigValue]
@@ -254,7 +255,10 @@ def _is_compacted_only(config: Config) -> bool:
 
 
 def _min_in_sync(check: str, name: str, replication: int, config: Config) -> Finding:
-    minimum = _number(config, "min.insync.replicas", 1)
+    minimum = min_in_sync(config)
+    if minimum is None:
+        fix = "ask the provider how many replicas have a record before it is acknowledged: it must be two"
+        return Finding(check, Level.UNKNOWN, f"{name}: min.insync.replicas is not told", fix)
     found = f"{name}: min.insync.replicas={minimum} of {replication}"
     if minimum < 2:
         return Weakness(check, Level.FAIL, found, f"set min.insync.replicas=2 on {name}")

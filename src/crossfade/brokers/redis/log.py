@@ -85,8 +85,10 @@ class RedisLog:
         found = info_fields(check(text, "reading the version"))
         valkey = found.get("valkey_version", "")
         self.version = f"Valkey {valkey}" if valkey else f"Redis {found.get('redis_version', '')}"
-        number = (valkey or found.get("redis_version", "0")).split(".")
-        if tuple(int(part) for part in number[:2]) < VERSION_MIN:
+        number = (valkey or found.get("redis_version", "")).split(".")[:2]
+        if not all(part.isdecimal() for part in number):
+            return  # some services tell none; doctor says what this costs
+        if tuple(map(int, number)) < VERSION_MIN:
             raise UsageError(
                 f"{self.version} at {link.address} is too old: Redis 7.0 or any Valkey is needed",
                 hint="older servers do not count the entries ever added, so a loss could not be seen; upgrade it",
