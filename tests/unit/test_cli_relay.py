@@ -179,6 +179,13 @@ def test_status_shows_no_figures_of_a_relay_that_is_gone(age_s: float, report_st
     assert [row[name] for name in ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")] == [0, 0.0, 5.0, 30]
 
 
+def test_status_says_that_a_route_waits_to_be_opened_anew() -> None:
+    lane = LaneReport(0, "m:0", "idle", "7-0")
+    waits = Report("one", 1000.0, state="opening anew", reason="no broker answers", lanes=[lane])
+    (row,) = relay_status.status_rows("forward", [waits], Desired(), 1001.0)
+    assert (row["state"], row["reason"]) == ("opening anew", "no broker answers")
+
+
 def test_status_hears_whoever_has_a_claim_before_one_that_has_lost_it() -> None:
     lane = LaneReport(0, "m:0", "idle", "7-0")
     had = Report("had", 1001.0, state="claiming", epoch=0, lanes=[lane])

@@ -21,6 +21,7 @@ from .. import wiring
 from ..config import Config, RedisSide
 from ..errors import NotStarted, Unreachable
 from ..relay.documents import Desired, LaneReport, Report, RouteBoard
+from ..relay.service import OPENING
 from .output import Column, Output, output_of
 from .routes import RouteNames, chosen_routes
 
@@ -174,6 +175,8 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
         elif now_s - report.at_s > _SILENT_S:
             state, reason = "silent", f"no heartbeat of {report.instance} for {now_s - report.at_s:.0f} s"
             is_gone = True
+        elif report.state == OPENING:
+            state, reason = OPENING, report.reason
         elif desired.paused or number in desired.paused_lanes:
             reason = reason or "paused by an operator"
         rows.append(
