@@ -339,3 +339,28 @@ def test_accepting_a_loss_lets_go_of_decisions_that_are_spent(board: FakeBoard) 
     assert run(["relay", "resume", "forward", "--lane", "2", "--accept-loss", "test data"]) == 0
     assert sorted(board.wanted.accepted) == ["1", "2"]
     assert [one.reason for one in board.wanted.journal] == ["why", "why", "test data"]
+
+
+@pytest.mark.parametrize("error", ["QuarantineFull", "TargetReset", "TargetTorn", "TargetTooNarrow"])
+def test_no_loss_is_accepted_where_the_source_lost_nothing(
+    error: str, board: FakeBoard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board.lanes = {0}
+    board.held = [heard(LaneReport(0, "m:0", "halted", position="5-0", error=error, hint="restore the target"))]
+    assert run(["relay", "resume", "forward", "--lane", "0", "--accept-loss", "no matter"]) == 4
+    told = capsys.readouterr().err
+    assert f"m:0 is halted by {error}, which is no loss of the source" in told
+    assert "hint: restore the target" in told
+    assert not board.wanted.accepted
+
+
+def test_a_loss_that_only_an_earlier_owner_tells_of_is_none(board: FakeBoard) -> None:
+    board.lanes = {0}
+    now_s = time.time()
+    halted = LaneReport(0, "m:0", "halted", position="5-0", error="SourceTrimmed")
+    board.held = [
+        Report("before", now_s - 60, state="stopped", epoch=3, lanes=[halted]),
+        Report("now", now_s, state="copying", epoch=4, lanes=[LaneReport(0, "m:0", "copying", position="9-0")]),
+    ]
+    assert run(["relay", "resume", "forward", "--lane", "0", "--accept-loss", "no matter"]) == 4
+    assert not board.wanted.accepted

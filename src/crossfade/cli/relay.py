@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -27,13 +28,13 @@ from ..config import Config, RouteSettings
 from ..errors import RefusedByRail, UsageError
 from ..relay.beginning import start_lanes
 from ..relay.documents import AcceptedLoss, Desired
-from ..relay.losses import still_to_answer
+from ..relay.losses import OF_THE_SOURCE, still_to_answer
 from ..relay.reporter import HealthServer
 from ..telemetry import setup_logging
 from .output import Column, Output, output_of
 from .relay_fleet import Fleet, follow_new_lanes
 from .relay_reshard import reshard
-from .relay_status import status, wait
+from .relay_status import latest_of_lanes, status, wait
 from .relay_stop import Ending
 from .routes import RouteName, RouteNames, chosen_routes
 from .runtime import calm_collector, keep_freed_memory
@@ -310,13 +311,21 @@ async def _change_desired(config: Config, route: str, change: Change, lanes: Seq
 
 async def _accept(config: Config, route: str, lanes: list[int], reason: str, output: Output) -> None:
     async with wiring.open_board(config, route) as board:
-        reported = [lane for report in await board.reports() for lane in report.lanes]
-        halted = {lane.lane: lane for lane in reported if lane.state == "halted"}
+        reports = await board.reports()
+        reported = [lane for report in reports for lane in report.lanes]
+        latest = latest_of_lanes(reports, time.time())
+        halted = {number: lane for number, (_, lane) in latest.items() if lane.state == "halted"}
         not_halted = [lane for lane in lanes if lane not in halted]
         if not_halted:
             raise RefusedByRail(
                 f"lanes {not_halted} of route {route!r} are not halted: there is no loss to accept",
                 hint=f"see `crossfade relay status {route}`",
+            )
+    for asked in (halted[number] for number in lanes):
+        if asked.error not in OF_THE_SOURCE:
+            raise RefusedByRail(
+                f"{asked.name} is halted by {asked.error}, which is no loss of the source: there is none to accept",
+                hint=asked.hint or asked.reason,
             )
     decisions = {
         str(lane): AcceptedLoss(

@@ -149,24 +149,27 @@ def lane_name(config: Config, route: str, lane: int) -> str:
     return f"{side.topic}[{lane}]"
 
 
-def status_rows(route: str, reports: list[Report], desired: Desired, now_s: float) -> list[dict[str, object]]:
-    """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such.
+def latest_of_lanes(reports: Sequence[Report], now_s: float) -> dict[int, tuple[Report, LaneReport]]:
+    """What is to be believed of each lane, and who says it.
 
     A process that has lost its claim goes on telling of its lanes until it knows who has them: whoever has a claim is
     heard before it.
     """
-    best: dict[int, tuple[Report, LaneReport]] = {}
-    rows: list[dict[str, object]] = []
 
     def weight(report: Report) -> tuple[bool, float]:
         copies = report.epoch > 0 and report.state != "stopped" and now_s - report.at_s <= _SILENT_S
         return copies, report.at_s
 
-    for report in sorted(reports, key=weight):
-        for lane in report.lanes:
-            best[lane.lane] = (report, lane)
+    return {lane.lane: (report, lane) for report in sorted(reports, key=weight) for lane in report.lanes}
+
+
+def status_rows(route: str, reports: list[Report], desired: Desired, now_s: float) -> list[dict[str, object]]:
+    """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such."""
+    rows: list[dict[str, object]] = []
+    for report in sorted(reports, key=lambda each: each.at_s):
         if not report.lanes and report.state != "stopped" and now_s - report.at_s <= _SILENT_S:
             rows.append({"route": route, "owner": report.instance, "state": report.state, "reason": report.reason})
+    best = latest_of_lanes(reports, now_s)
     for number in sorted(best):
         report, lane = best[number]
         state, reason, is_gone = lane.state, lane.reason or report.reason or report.throttle, False

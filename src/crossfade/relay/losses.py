@@ -16,6 +16,9 @@ from ..model.position import Place, position_order
 from .documents import AcceptedLoss, LaneReport
 from .lanes import LaneState, State
 
+#: names of the errors that an accepted loss answers: the source has lost something
+OF_THE_SOURCE = frozenset(kind.__name__ for kind in (SourceTrimmed, SourceReset, SourceDeleted, SourceRegressed))
+
 
 def is_answered(state: LaneState, accepted: AcceptedLoss) -> bool:
     """Whether the decision is about the error that the lane is halted by, at the position where it stands."""
