@@ -335,10 +335,12 @@ class Simulation:
 
     async def decide(self, lane):
         """What the operator decides stands on the board: the relay looks there again and again, and a process that
-        dies of it obeys when it is back. It is about what the status shows: nothing while nobody has the lane."""
-        for copier, _, _ in self.running.values():
+        dies of it obeys when it is back. It is about what the status shows: nothing while nobody has the lane, and
+        whoever has a claim is heard before the others. Where an append in doubt was there after all, the next claim
+        halts the lane further on, and the operator decides again."""
+        for copier, _, _ in sorted(self.running.values(), key=lambda process: process[0].claim is not None):
             state = copier.lanes.get(lane)
-            if self.decision is None and state is not None and state.error is not None:
+            if state is not None and state.error is not None:
                 self.decision = AcceptedLoss(type(state.error).__name__, state.settled.position, "op", "now")
         if self.decision is None:
             return
