@@ -128,10 +128,21 @@ async def test_the_mark_of_a_transaction_in_a_later_epoch_is_no_cut(lab, backend
     assert values == [b"behind"]
 
 
+@pytest.mark.parametrize("sought_after_s", [0.0, 0.5])
 @pytest.mark.parametrize("position", [4, 20])
-async def test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks(lab, backend, position):
+async def test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks(
+    lab, backend, monkeypatch, position, sought_after_s
+):
     """The place names a record of an epoch that ended before it. The handle that was told once is told again, and the
-    cut is where that epoch ended, also while the log has not grown as far again."""
+    cut is where that epoch ended, also while the log has not grown as far again, and where a fetch that is refused for
+    its offset comes before the seek that lets the broker look at the epoch."""
+    check_epochs = SourceReader._check_epochs
+
+    def late(reader, partitions):
+        time.sleep(sought_after_s)
+        check_epochs(reader, partitions)
+
+    monkeypatch.setattr(SourceReader, "_check_epochs", late)
     log = await backend.log(1)
     await backend.write_native(log, 0, [(b"k", b"before", None, NOW)])
     incarnation = (await log.begin([0], Start()))[0].incarnation

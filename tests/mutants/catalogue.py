@@ -31,6 +31,7 @@ REDIS_SERVER = "tests/contract/test_redis_server.py"
 KAFKA_CLAIMS = "tests/contract/test_kafka_claims.py"
 KAFKA_APPENDS = "tests/contract/test_kafka_appends.py"
 KAFKA_GROUP = "tests/contract/test_kafka_group.py"
+KAFKA_SOURCE = "tests/contract/test_kafka_source.py"
 
 MUTANTS = [
     # -- partitioners ----------------------------------------------------------------------------------------------
@@ -602,6 +603,14 @@ MUTANTS = [
         "            group = owner.token\n",
         "            group = None\n",
         f"{KAFKA_GROUP}::test_lanes_move_between_processes_and_an_old_generation_cannot_write",
+        lab=True,
+    ),
+    Mutant(
+        "cut-asked-for-beyond-the-end",
+        "brokers/kafka/source.py",
+        "            self._consumer.incremental_assign([TopicPartition(self._topic, lane, low)])\n",
+        "            self._consumer.incremental_assign([sought])\n",
+        f"{KAFKA_SOURCE}::test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks[20-0.5]",
         lab=True,
     ),
 ]

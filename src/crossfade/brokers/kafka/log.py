@@ -53,8 +53,9 @@ _GATHER_S_MAX = 0.05
 _LOOK_S = 15.0
 #: where the log was cut off, in librdkafka's words (-1 = it knows no such epoch); the code may be that of any reset
 _CUT_AT = re.compile(r"broker end offset is (-?\d+)")
-#: a fetch that is refused for its offset may come before the answer about the epoch
+#: how often the brokers are asked where the epoch of a place ended, and for how long each time
 _CUT_TRIES = 5
+_CUT_WAIT_S = 3.0
 
 
 class KafkaLog:
@@ -300,7 +301,8 @@ class KafkaLog:
             elif error is None and troubled[lane].code() not in OUT_OF_PLACE and not is_topic_missing(troubled[lane]):
                 error = self._damage(lane, place, troubled[lane])
             elif place.witness and (isinstance(error, SourceRegressed) or troubled[lane].code() in OUT_OF_PLACE):
-                error = await self._diverged(lane, place, error)
+                low = bounds[lane].count - bounds[lane].length
+                error = await self._diverged(lane, place, low, error)
             if error is not None:
                 found[lane] = error
             else:
@@ -342,7 +344,7 @@ class KafkaLog:
             )
         return None
 
-    async def _diverged(self, lane: Lane, place: Place, error: LaneError | None) -> LaneError | None:
+    async def _diverged(self, lane: Lane, place: Place, low: int, error: LaneError | None) -> LaneError | None:
         """Where the leader epoch of the place ended: the log was cut off there, and may have grown since.
 
         Where the log ends now says less: what stands between the cut and that is new. `error` is what the bounds said;
@@ -350,11 +352,10 @@ class KafkaLog:
         """
         reader, thread = self._source()
         for _ in range(_CUT_TRIES):
-            taken, troubled = await thread.call(reader.take, {lane: place}, 1, 1, 3.0, 0.0)
-            await thread.call(reader.forget, [lane])
-            if lane in taken or lane not in troubled:
+            trouble = await thread.call(reader.examine, lane, place, low, _CUT_WAIT_S)
+            if trouble is None:
                 return None
-            found = _CUT_AT.search(troubled[lane].str())
+            found = _CUT_AT.search(trouble.str())
             if found is not None:
                 break
         else:
@@ -363,7 +364,7 @@ class KafkaLog:
         return SourceRegressed(
             lane,
             f"{self.lane_name(lane)}: the log was cut off before {offset_behind(place)}, which was reached (unclean "
-            f"election, restored disk): {troubled[lane].str()}",
+            f"election, restored disk): {trouble.str()}",
             hint="compare both sides with `crossfade verify`, then decide where to go on",
             position=place.position,
             lost_records=offset_behind(place) - ends_at if ends_at >= 0 else -1,

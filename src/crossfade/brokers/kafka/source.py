@@ -154,6 +154,38 @@ class SourceReader:
         """Seek this place without its epoch: its last record was deleted, but nothing behind it."""
         self._trusted[lane] = place
 
+    def examine(self, lane: Lane, place: Place, low: int, wait_s: float) -> KafkaError | None:
+        """What the broker says against a place whose epoch it is asked about; None = nothing, or nothing in time.
+
+        The lane is assigned at `low`, its first offset, and the place sought from there: assigned at once, a place
+        beyond the end may be refused for that alone, before the epoch is looked at. All lanes are let go of. Raises
+        Unreachable, AccessRefused.
+        """
+        self.forget()
+        sought = TopicPartition(self._topic, lane, offset_behind(place), leader_epoch=int(place.witness or -1))
+        try:
+            self._consumer.incremental_assign([TopicPartition(self._topic, lane, low)])
+            try:
+                self._check_epochs([sought])
+                return self._first_word(lane, time.monotonic() + wait_s)
+            finally:
+                self._consumer.incremental_unassign([TopicPartition(self._topic, lane)])
+                self._held = [message for message in self._held if message.partition() != lane]
+        except KafkaException as failure:
+            self.forget()
+            raise translate(failure, f"reading {self._topic}", self.health) from failure
+
+    def _first_word(self, lane: Lane, until_s: float) -> KafkaError | None:
+        """The first error of a lane; None where a record or its end comes before, or nothing in time."""
+        while time.monotonic() < until_s:
+            for message in self._consumer.consume(1, 0.05):
+                error: KafkaError | None = message.error()
+                if message.topic() is None or message.partition() != lane:
+                    self._held.append(message)
+                else:
+                    return None if error is None or error.code() == _EOF else error
+        return None
+
     def forget(self, lanes: list[Lane] | None = None) -> None:
         """Let go of lanes (None = all): the next `take` seeks them anew."""
         self._unassign(list(self._cursors) if lanes is None else [lane for lane in lanes if lane in self._cursors])
