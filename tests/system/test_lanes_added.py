@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -19,9 +20,13 @@ def _add_partition(side: KafkaSide) -> None:
     admin.create_partitions([NewPartitions(side.topic, side.lanes)])[side.topic].result(30)
 
     def is_known() -> bool:
-        producer = Producer(side.direct)
-        partitions = producer.list_topics(side.topic, 10).topics[side.topic].partitions
-        return len(partitions) == side.lanes and all(found.leader >= 0 for found in partitions.values())
+        for server in side.direct["bootstrap.servers"].split(","):  # each broker learns of it in its own time
+            for _ in range(3):
+                producer = Producer({**side.direct, "bootstrap.servers": server})
+                partitions = producer.list_topics(side.topic, 10).topics[side.topic].partitions
+                if len(partitions) < side.lanes or any(found.leader < 0 for found in partitions.values()):
+                    return False
+        return True
 
     wait_for(is_known, "the new partition")
     side.reopen()
@@ -39,17 +44,25 @@ def test_new_stream_keys_are_discovered_and_wait_for_a_partition(workshop) -> No
     copy = _discovering(workshop.copy(redis, kafka), count="discover")
     none = copy.cli("relay", "start")
     assert none.code == 2
-    assert f"there is no stream key {redis.key(0)}" in none.err
+    assert f"there is no stream {redis.key(0)}" in none.err
     redis.write_numbers(0, range(50))
     redis.write_numbers(2, range(1))
     hole = copy.cli("relay", "start")
     assert hole.code == 2
-    assert f"{redis.key(1)} is missing, but {redis.key(2)} exists" in hole.err
+    assert f"there is no stream {redis.key(1)}, but {redis.key(2)} is one" in hole.err
     redis.client.delete(redis.key(2))
     redis.write_numbers(1, range(50, 100))
     copy.start()
     relay = copy.run(by_hand=True)
     copy.wait_drained()
+
+    redis.client.set(redis.key(2), "a key of another type is no lane, and ends nothing")
+    time.sleep(2.0)  # some looks for new lanes
+    redis.write_numbers(0, range(250, 260))
+    copy.wait_drained(range(2))
+    assert relay.is_running
+    assert "new lanes" not in relay.said
+    redis.client.delete(redis.key(2))
 
     redis.lanes = 3
     redis.write_numbers(2, range(100, 150))
@@ -69,7 +82,7 @@ def test_new_stream_keys_are_discovered_and_wait_for_a_partition(workshop) -> No
     copy.wait_drained()
     assert relay.is_running
     assert relay.stop() == 0
-    copy.check(250)
+    copy.check(260)
 
 
 @pytest.mark.parametrize("way", ["kr", pytest.param("kk", marks=pytest.mark.long)])

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ...errors import UsageError
 from .keys import state_key
 from .nodes import Nodes, call_key
-from .replies import check
+from .replies import check, code_of, is_error
 from .settings import RedisSettings
 
 #: how far beyond the first missing key others are looked for
@@ -28,18 +28,18 @@ async def count_keys(
     Raises UsageError where there are none, or naming the key that is missing before others, Unreachable, AccessRefused.
     """
     count = known
-    while await _exists(nodes, key_of(count)):
+    while await _is_stream(nodes, key_of(count)):
         count += 1
     for later in range(count + 1, count + 1 + beyond):
-        if await _exists(nodes, key_of(later)):
+        if await _is_stream(nodes, key_of(later)):
             raise UsageError(
-                f"stream key {key_of(count)} is missing, but {key_of(later)} exists: lanes are counted from 0 "
-                "without a hole",
+                f"there is no stream {key_of(count)}, but {key_of(later)} is one: lanes are counted from 0 without a "
+                "hole",
                 hint=f"create {key_of(count)}, remove {key_of(later)}, or set `count` to a number",
             )
     if count == 0:
         raise UsageError(
-            f"there is no stream key {key_of(0)}, so no lane can be discovered",
+            f"there is no stream {key_of(0)}, so no lane can be discovered",
             hint="let the application write first, or set `count` to a number",
         )
     return count
@@ -62,6 +62,16 @@ async def count_left(settings: RedisSettings, key_of: Callable[[int], str], *, k
         return count
     finally:
         await nodes.close()
+
+
+async def _is_stream(nodes: Nodes, key: str) -> bool:
+    """Whether a stream is there: a key of another type is no lane, and must not end the copy of those that are."""
+    name, doing = key.encode(), f"looking for {key}"
+    (reply,) = await call_key(nodes, name, [("XINFO", "STREAM", name)], doing)
+    if is_error(reply) and (code_of(reply) == "WRONGTYPE" or "no such key" in str(reply)):
+        return False
+    check(reply, doing)
+    return True
 
 
 async def _exists(nodes: Nodes, key: str, *beside: bytes) -> bool:

@@ -55,7 +55,7 @@ _SOURCE = (
     Right(
         "xgroup|setid", ("XGROUP", "SETID", "KEY", "crossfade.x", "$"), "trimming that waits for groups waits longer"
     ),
-    Right("exists", ("EXISTS", "OWN"), f"{_UNINSTALL}, nor does `count: discover`"),
+    Right("exists", ("EXISTS", "OWN"), _UNINSTALL),
     Right("hget", ("HGET", "OWN", "f"), _UNINSTALL),
     Right("hkeys", ("HKEYS", "OWN"), _UNINSTALL),
     Right("hscan", ("HSCAN", "OWN", "0"), _UNINSTALL),
