@@ -106,6 +106,17 @@ def test_ports_are_kept_while_they_are_free() -> None:
     assert len(set(second.values())) == 2
 
 
+def test_ports_of_labs_that_start_at_the_same_time_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(state, "PORTS", range(21_000, 21_008))
+    held: list[int] = []
+    first = state.free_ports(["a", "b", "c"], {}, held)
+    second = state.free_ports(["a", "b", "c"], first, held)  # another lab, nothing listens yet
+    assert not set(first.values()) & set(second.values())
+    for fd in held:
+        os.close(fd)
+    assert state.free_ports(["a", "b", "c"], first) == first
+
+
 def test_a_note_is_healed_once(sleeper: Process, tmp_path: Path) -> None:
     sleeper.send(signal.SIGSTOP)
     assert wait_until(sleeper.is_frozen, 5)

@@ -51,6 +51,8 @@ class FakeService:
                 return self.hashes.get(key, {}).get(one.encode())
             case "HKEYS", [key]:
                 return list(self.hashes.get(key, {}))
+            case "XINFO", ["STREAM", key]:
+                return [] if key in self.streams else hiredis.ReplyError("ERR no such key")
             case "XINFO", ["GROUPS", key]:
                 if key not in self.streams:
                     return hiredis.ReplyError("ERR no such key")
@@ -145,5 +147,5 @@ async def test_a_source_whose_stream_keys_are_gone_keeps_nothing_from_being_list
     service.streams[b"msg:5"] = [birth]
     assert await left_at(tmp_path, "source", 0) == [f"group msg:5 {birth}", lease]
     to_copy_from_it = wiring.open_inspectors(load(tmp_path / "crossfade.yaml", {}, {}), "forward", ("source",))
-    with pytest.raises(UsageError, match="msg:0 is missing"):
+    with pytest.raises(UsageError, match="there is no stream msg:0"):
         await to_copy_from_it.__aenter__()

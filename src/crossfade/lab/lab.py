@@ -118,15 +118,18 @@ class Lab:
             owner = (found.pid, found.started_ticks)
         self.folder.mkdir(parents=True, exist_ok=True)
         launch = Launch(self)
-        is_new = launch.plan(options, owner)
-        # What a start that was killed half way has left; nothing of this lab is meant to run now.
-        stop_all(tagged(self.folder), grace_s=1.0)
         try:
-            launch.start()
-        except BaseException:  # Ctrl-C too
-            # A lab that did not start leaves no process and no data, but its logs.
-            launch.end(remove_data=is_new, keep_logs=True)
-            raise
+            is_new = launch.plan(options, owner)
+            # What a start that was killed half way has left; nothing of this lab is meant to run now.
+            stop_all(tagged(self.folder), grace_s=1.0)
+            try:
+                launch.start()
+            except BaseException:  # Ctrl-C too
+                # A lab that did not start leaves no process and no data, but its logs.
+                launch.end(remove_data=is_new, keep_logs=True)
+                raise
+        finally:
+            launch.let_go_of_ports()
         return self
 
     def start_helper(self, name: str, arguments: list[str]) -> None:

@@ -36,6 +36,8 @@ class Launch:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
+        #: descriptors that keep the chosen ports from labs that start at the same time
+        self._held: list[int] = []
 
     def plan(self, options: Options, owner: tuple[int, int] | None) -> bool:
         """Settle ports and ids; says whether the lab is new."""
@@ -52,7 +54,7 @@ class Launch:
                     hint=f"`crossfade lab down {state.name}` removes it; `up {state.name}` alone starts it as it was",
                 )
             names = [*kafka.port_names(options), *redis.port_names(options)]
-            ports = states.free_ports(names, state.ports)
+            ports = states.free_ports(names, state.ports, self._held)
             if options.redis in ("sentinel", "cluster") and state.ports and ports != state.ports:
                 lost = sorted({state.ports[name] for name in names if ports[name] != state.ports[name]})
                 raise StartFailed(
@@ -65,6 +67,11 @@ class Launch:
             state.cluster_id = state.cluster_id or kafka.new_id()
             states.write(self.lab.folder, state)
         return is_new
+
+    def let_go_of_ports(self) -> None:
+        """Whatever is to listen on them does so, or never will."""
+        while self._held:
+            os.close(self._held.pop())
 
     def start(self) -> None:
         """Start everything and return when clients can use it.  Raises PackageError, NotPossibleHere, StartFailed."""

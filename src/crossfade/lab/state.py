@@ -12,6 +12,7 @@ import os
 import random
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,14 +177,37 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_ports(names: list[str], kept: dict[str, int]) -> dict[str, int]:
-    """A port for each name: the kept one where it is free, else a fresh one."""
-    out = {name: kept[name] for name in names if name in kept and is_free(kept[name])}
-    taken = set(out.values()) | set(kept.values())
+def free_ports(names: list[str], kept: dict[str, int], held: list[int] | None = None) -> dict[str, int]:
+    """A port for each name: the kept one where it is free, else a fresh one.
+
+    Servers listen seconds after their ports were chosen. So `held` takes a descriptor of each port: until it is closed,
+    no lab of this user chooses that port.
+    """
+    out: dict[str, int] = {}
+    for name in names:
+        if name in kept and _take(kept[name], held):
+            out[name] = kept[name]
     for name in names:
         while name not in out:
             port = random.choice(PORTS)
-            if port not in taken and is_free(port):
-                taken.add(port)
+            if port not in kept.values() and port not in out.values() and _take(port, held):
                 out[name] = port
     return out
+
+
+def _take(port: int, held: list[int] | None) -> bool:
+    """Whether nobody listens on the port, and no other lab is about to."""
+    folder = Path(tempfile.gettempdir()) / f"crossfade-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(folder / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    is_ours = is_free(port)
+    if is_ours and held is not None:
+        held.append(fd)
+    else:
+        os.close(fd)
+    return is_ours

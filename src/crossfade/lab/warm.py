@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from crossfade.lab import packages
@@ -63,7 +63,16 @@ def _trial(place: Path, classpath: str, cache: Path, folder: Path) -> str:
 
     It belongs to the lab that is starting, so that the watchdog ends it with that lab's owner.
     """
-    port, controller = free_ports(["broker", "controller"], {}).values()
+    held: list[int] = []
+    try:
+        return _run_trial(place, classpath, cache, folder, free_ports(["broker", "controller"], {}, held))
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def _run_trial(place: Path, classpath: str, cache: Path, folder: Path, ports: Mapping[str, int]) -> str:
+    port, controller = ports["broker"], ports["controller"]
     config = place / "server.properties"
     config.write_text(
         "process.roles=broker,controller\nnode.id=1\ncontroller.listener.names=CONTROLLER\n"
