@@ -18,11 +18,11 @@ _numbers = itertools.count()
 _MESSAGE_BYTES_MAX = 65_536
 
 
-async def make_kafka_log(bootstrap, lanes, prefix, **options):
+async def make_kafka_log(bootstrap, lanes, prefix, topic_config=None, **options):
     """An open log over a new topic of `lanes` partitions, three replicas and endless retention."""
     properties = bootstrap if isinstance(bootstrap, dict) else {"bootstrap.servers": bootstrap}
     config = {"min.insync.replicas": "2", "retention.ms": "-1", "max.message.bytes": str(_MESSAGE_BYTES_MAX)}
-    await asyncio.to_thread(_create, properties, prefix, lanes, config)
+    await asyncio.to_thread(_create, properties, prefix, lanes, config | (topic_config or {}))
     return await open_kafka_log(properties, prefix, **options)
 
 
@@ -95,9 +95,9 @@ class KafkaBackend:
         self.application = Producer(self.properties | {"acks": "all", "enable.idempotence": True, "linger.ms": 0})
         self._logs = []
 
-    async def log(self, lanes):
+    async def log(self, lanes, topic_config=None):
         name = f"contract-{secrets.token_hex(4)}-{next(_numbers)}"
-        made = await make_kafka_log(self.properties, lanes, name)
+        made = await make_kafka_log(self.properties, lanes, name, topic_config)
         self._logs.append(made)
         return made
 

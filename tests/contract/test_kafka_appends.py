@@ -6,7 +6,6 @@ import time
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from kafka_copy import NOW, Copy, keys
 from kafka_fixture import KafkaBackend
 
@@ -154,15 +153,8 @@ async def test_what_the_broker_refuses_for_its_size_is_isolated(backend):
 
 async def test_a_record_without_key_goes_to_quarantine_where_the_topic_is_compacted(backend):
     """The broker refuses the whole batch with it, again and again."""
-    log = await backend.log(1)
-    changed = ConfigResource(
-        ConfigResource.Type.TOPIC,
-        log.name,
-        incremental_configs=[ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)],
-    )
-    admin = AdminClient(backend.properties)
-    await asyncio.to_thread(admin.incremental_alter_configs([changed])[changed].result, 20)
-    copy = Copy(await backend.other(log))
+    log = await backend.log(1, {"cleanup.policy": "compact"})
+    copy = Copy(log)
     await copy.take()
     rows = [(None if n == 2 else b"%d" % n, b"v", None, NOW) for n in range(5)]
     write = Write((0, 0), list(range(5)), rows, Place("4", 5, "s"), [], 10)

@@ -610,7 +610,7 @@ MUTANTS = [
         "brokers/kafka/source.py",
         "            self._consumer.incremental_assign([TopicPartition(self._topic, lane, low)])\n",
         "            self._consumer.incremental_assign([sought])\n",
-        f"{KAFKA_SOURCE}::test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks[20-0.5]",
+        f"{KAFKA_SOURCE}::test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks[20-0.3]",
         lab=True,
     ),
 ]

@@ -52,10 +52,11 @@ _CHECK_SHARE = 0.1
 _GATHER_S_MAX = 0.05
 _LOOK_S = 15.0
 #: where the log was cut off, in librdkafka's words (-1 = it knows no such epoch); the code may be that of any reset
-_CUT_AT = re.compile(r"broker end offset is (-?\d+)")
+_CUT_AT = re.compile(r"broker end offset is (-?\d+) \(offset leader epoch (-?\d+)\)")
 #: how often the brokers are asked where the epoch of a place ended, and for how long each time
 _CUT_TRIES = 5
 _CUT_WAIT_S = 3.0
+_CUT_PAUSE_S = 0.3
 
 
 class KafkaLog:
@@ -351,13 +352,18 @@ class KafkaLog:
         it stands where the brokers do not tell more. No answer in time is none: the lane is sought again.
         """
         reader, thread = self._source()
-        for _ in range(_CUT_TRIES):
+        for tried in range(_CUT_TRIES):
+            await asyncio.sleep(_CUT_PAUSE_S * tried)
             trouble = await thread.call(reader.examine, lane, place, low, _CUT_WAIT_S)
             if trouble is None:
                 return None
             found = _CUT_AT.search(trouble.str())
-            if found is not None:
+            # Where the client was asking about a later epoch already, it takes that answer for this place too.
+            if found is not None and int(found[2]) <= int(place.witness):
                 break
+            structlog.get_logger("kafka.source").info(
+                "not told where the log was cut off", lane=self.lane_name(lane), at=place.count, reason=trouble.str()
+            )
         else:
             return error
         ends_at = int(found[1])
