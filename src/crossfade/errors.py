@@ -12,6 +12,7 @@
     |  |- Unreachable                         no answer; trying again may help
     |  |- AccessRefused                       wrong password, missing ACL, missing topic or key
     |  |- Fenced                              a newer claim owns these lanes
+    |  |  `- NameLost                         the group knows a newer process of this name, perhaps this one itself
     |  `- Indeterminate                       it may or may not have happened; only a new claim can tell
     `- LaneError                     exit 1   one lane's trouble; the other lanes go on
        |- SourceTrimmed                       records were removed before they were copied
@@ -108,6 +109,10 @@ class Fenced(BrokerError):
     """A newer claim owns the lanes; nothing of this claim can be written any more."""
 
     kind = Kind.RECLAIM
+
+
+class NameLost(Fenced):
+    """The group knows a newer process by this name. It may be this one: a join whose answer an outage swallowed."""
 
 
 class Indeterminate(BrokerError):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from confluent_kafka import Consumer
 from rig import Copy, KafkaSide, Relay, Writer, wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
@@ -126,6 +127,40 @@ def test_of_two_processes_with_one_name_the_older_is_fenced_and_says_so(
     newer.wait_said('"claimed"')
     _finish(copy, writer)
     assert newer.stop() == 0
+
+
+def _join_and_vanish(side: KafkaSide, route: str, instance: str) -> None:
+    """Join the route's group as `instance` and be gone: what a join is whose answer gets lost on its way."""
+    group = f"crossfade.{route}"
+    member = Consumer(
+        {
+            **side.direct,
+            "group.id": group,
+            "group.instance.id": instance,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": 6000,
+        }
+    )
+    member.subscribe([f"{group}.lanes"])
+    wait_for(lambda: member.poll(0.1) is None and bool(member.assignment()), f"{instance} to join {group}")
+    member.close()  # a static member does not say that it leaves
+
+
+def test_a_name_lost_to_nobody_is_taken_again(shared: Callable[[str], Copy]) -> None:
+    copy = shared("rk")
+    relay = copy.run(instance="one")
+    relay.wait_said('"claimed"')
+    writer = Writer(copy.source, records_max=20_000, pause_s=0.03)
+    writer.start()
+    copy.wait_drained(records=300)
+    heard = len(relay.said)
+    assert isinstance(copy.target, KafkaSide)
+    _join_and_vanish(copy.target, copy.id, "one")
+    wait_for(lambda: "nobody else has the name" in relay.said[heard:], lambda: relay.said[heard:])
+    wait_for(lambda: '"claimed"' in relay.said[heard:].split("nobody else has the name")[1], lambda: relay.said[heard:])
+    copy.wait_drained(records=copy.source.count())
+    _finish(copy, writer)
+    assert relay.stop() == 0
 
 
 @pytest.mark.parametrize("way", _ways("rk"))

@@ -216,7 +216,7 @@ class Assignment(Protocol):
 
     async def run(self, listener: Listener) -> None:
         """Join and call the listener until cancelled; then leave. Raises Fenced when another process took this
-        instance name, Unreachable, AccessRefused."""
+        instance name (NameLost where that may be this process itself; it may run again), Unreachable, AccessRefused."""
         ...
 
 

@@ -18,8 +18,9 @@ from ..config import Config
 from ..errors import BrokerError, Kind, UsageError
 from ..relay.beginning import start_lanes
 from ..relay.copier import Copier
+from ..relay.documents import OPENING
 from ..relay.reporter import Metrics, make_report, wall_clock
-from ..relay.service import OPENING, RelayService
+from ..relay.service import RelayService
 from ..wiring import OpenRoute
 
 #: between two tries to open a route whose lanes have changed

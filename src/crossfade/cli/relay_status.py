@@ -20,8 +20,7 @@ import typer
 from .. import wiring
 from ..config import Config, RedisSide
 from ..errors import NotStarted, Unreachable
-from ..relay.documents import Desired, LaneReport, Report, RouteBoard
-from ..relay.service import OPENING
+from ..relay.documents import OPENING, STOPPED, Desired, LaneReport, Report, RouteBoard
 from .output import Column, Output, output_of
 from .routes import RouteNames, chosen_routes
 
@@ -157,7 +156,7 @@ def latest_of_lanes(reports: Sequence[Report], now_s: float) -> dict[int, tuple[
     """
 
     def weight(report: Report) -> tuple[bool, float]:
-        copies = report.epoch > 0 and report.state != "stopped" and now_s - report.at_s <= _SILENT_S
+        copies = report.epoch > 0 and not report.is_stopped and now_s - report.at_s <= _SILENT_S
         return copies, report.at_s
 
     return {lane.lane: (report, lane) for report in sorted(reports, key=weight) for lane in report.lanes}
@@ -167,14 +166,14 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
     """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such."""
     rows: list[dict[str, object]] = []
     for report in sorted(reports, key=lambda each: each.at_s):
-        if not report.lanes and report.state != "stopped" and now_s - report.at_s <= _SILENT_S:
+        if not report.lanes and not report.is_stopped and now_s - report.at_s <= _SILENT_S:
             rows.append({"route": route, "owner": report.instance, "state": report.state, "reason": report.reason})
     best = latest_of_lanes(reports, now_s)
     for number in sorted(best):
         report, lane = best[number]
         state, reason, is_gone = lane.state, lane.reason or report.reason or report.throttle, False
-        if report.state == "stopped":
-            state, reason, is_gone = "stopped", f"{report.instance} was stopped", True
+        if report.is_stopped:
+            state, reason, is_gone = STOPPED, f"{report.instance} was stopped", True
         elif now_s - report.at_s > _SILENT_S:
             state, reason = "silent", f"no heartbeat of {report.instance} for {now_s - report.at_s:.0f} s"
             is_gone = True

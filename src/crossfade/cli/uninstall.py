@@ -362,7 +362,7 @@ async def _running(board: RouteBoard) -> list[str]:
     seen = {report.instance: report.at_s for report in reports}
     running = running_instances(reports, seen, time.time())
     for _ in range(_LIFE_LOOKS):
-        if running or all(report.state == "stopped" for report in reports):
+        if running or all(report.is_stopped for report in reports):
             break
         await asyncio.sleep(_LIFE_PAUSE_S)
         reports = await board.reports()
@@ -378,6 +378,5 @@ def running_instances(reports: Sequence[Report], seen: Mapping[str, float], now_
     return [
         report.instance
         for report in reports
-        if report.state != "stopped"
-        and (abs(now_s - report.at_s) <= SILENT_S or report.at_s != seen.get(report.instance))
+        if not report.is_stopped and (abs(now_s - report.at_s) <= SILENT_S or report.at_s != seen.get(report.instance))
     ]

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import platform
+import secrets
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -70,6 +73,8 @@ class Copier:
         self.board = board
         self.limits = limits
         self.instance = instance
+        #: who this is, beside others of the same name
+        self.process = f"pid {os.getpid()} on {platform.node()} ({secrets.token_hex(4)})"
         self.shard = shard
         self.lanes: dict[Lane, LaneState] = {}
         self.claim: Claim | None = None

@@ -87,12 +87,19 @@ class LaneReport(msgspec.Struct, omit_defaults=True):
     hint: str = ""
 
 
+#: the state of a route that a process opens anew, because its lanes have changed
+OPENING = "opening anew"
+#: the last that a process says
+STOPPED = "stopped"
+
+
 class Report(msgspec.Struct, omit_defaults=True):
     """One process's heartbeat."""
 
     instance: str
     at_s: float  # seconds since the epoch, the reporter's clock
     version: int = _VERSION
+    process: str = ""  # tells two processes of one name apart
     epoch: int = 0
     state: str = ""
     throttle: str = ""
@@ -103,6 +110,10 @@ class Report(msgspec.Struct, omit_defaults=True):
     #: idle lanes with nothing to copy, where the report would be too large with all that there is to say of them;
     #: `RouteBoard.reports` turns them into lanes again
     idle: list[int] = []
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.state == STOPPED
 
 
 _T = TypeVar("_T", Started, Desired, Report)

@@ -39,6 +39,7 @@ def make_report(copier: Copier, now_s: float) -> Report:
     return Report(
         instance=copier.instance,
         at_s=now_s,
+        process=copier.process,
         epoch=claim.epoch if claim else 0,
         state=overall,
         throttle=copier.throttle,

@@ -13,18 +13,21 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from ..brokers.protocol import Assignment, Listener, VersionConflict
-from ..errors import BrokerError, Kind, UsageError
+from ..errors import BrokerError, Fenced, Kind, NameLost, UsageError
 from ..model.record import Lane
 from .copier import Copier
+from .documents import OPENING, STOPPED, Report
 from .reporter import make_report, wall_clock
 
-#: what a process says of a route that it opens anew, because its lanes have changed
-OPENING = "opening anew"
 _HEARTBEAT_S = 1.0
 #: of the five seconds that a graceful stop may take; the rest is for closing connections and the interpreter
 _STOP_S = 4.0
 #: of these, kept for leaving the group and the last heartbeat
 _LEAVE_S = 1.0
+#: a process that has our name tells a heartbeat within this time
+_NAME_LOOK_S = 5.0
+#: so often a name is taken again that nobody else was seen to have, without this long a calm between
+_NAME_TRIES, _NAME_CALM_S = 5, 60.0
 
 
 class ByHand:
@@ -47,6 +50,8 @@ class RelayService:
         #: it ended because lanes came that it does not know: the route is to be opened anew
         self.has_new_lanes = False
         self._stopping = asyncio.Event()
+        #: somebody else may have our name: whose heartbeats come under it is being looked at
+        self._is_name_in_doubt = False
         #: that the last heartbeat could not be stored was told
         self._has_told_heartbeat = False
         #: loop time of the end's deadline
@@ -62,7 +67,7 @@ class RelayService:
     async def run(self) -> None:
         """Copy until stopped. Raises the error that ended it (kind HALT)."""
         copying = asyncio.create_task(self.copier.run(), name="read or append under way")
-        assignment = asyncio.create_task(self._assignment.run(self.copier), name="leaving the group")
+        assignment = asyncio.create_task(self._be_assigned(), name="leaving the group")
         beside = [
             asyncio.create_task(self._repeat(self._heartbeat, "heartbeat"), name="heartbeat"),
             asyncio.create_task(self._repeat(self._look_at_board, "board"), name="look at the board"),
@@ -108,6 +113,47 @@ class RelayService:
         if unfinished:
             self._log.warning("stop cut short", unfinished=unfinished, hint="the next relay goes on from the markers")
         self._log.info("stopped", records=self.copier.records_total)
+
+    async def _be_assigned(self) -> None:
+        """Be handed lanes; a name that was lost to nobody is taken again. Raises as `Assignment.run`."""
+        loop, tries, taken_s = asyncio.get_running_loop(), 0, -_NAME_CALM_S
+        while True:
+            try:
+                await self._assignment.run(self.copier)
+            except NameLost as error:
+                tries = 1 if loop.time() - taken_s > _NAME_CALM_S else tries + 1
+                self._log.warning("name lost", reason=error.message, looking_s=_NAME_LOOK_S)
+                self._is_name_in_doubt = True
+                if (other := await self._other_of_this_name()) is not None:
+                    who = other.process or "of an older release"
+                    raise Fenced(f"{error.message}: {who}", hint=error.hint) from error
+                if tries > _NAME_TRIES:
+                    raise
+                self._is_name_in_doubt = False
+                taken_s = loop.time()
+                self._log.warning("nobody else has the name: it was an own try to join, whose answer was lost")
+
+    async def _other_of_this_name(self) -> Report | None:
+        """The heartbeat of another process that goes on telling under this name, while this one tells nothing."""
+        copier, loop = self.copier, asyncio.get_running_loop()
+        first: Report | None = None
+        until = loop.time() + _NAME_LOOK_S
+        while loop.time() < until:
+            await asyncio.sleep(_HEARTBEAT_S / 2)
+            try:
+                found = {report.instance: report for report in await copier.board.reports()}.get(copier.instance)
+            except BrokerError as error:
+                if error.kind is Kind.HALT:
+                    raise
+                self._log.warning("cannot see who has the name", reason=error.message, hint=error.hint)
+                first, until = None, loop.time() + _NAME_LOOK_S
+                continue
+            if found is None or found.process == copier.process or found.is_stopped:
+                continue
+            if first is not None and found.at_s != first.at_s:
+                return found
+            first = found
+        return None
 
     async def _repeat(self, action: Callable[[], Awaitable[None]], what: str) -> None:
         """Do `action` about once a second; a broker that does not answer is logged once per outage."""
@@ -158,6 +204,8 @@ class RelayService:
         return False
 
     async def _heartbeat(self) -> None:
+        if self._is_name_in_doubt:
+            return
         try:
             await self.copier.board.report(make_report(self.copier, wall_clock()))
             self._has_told_heartbeat = False
@@ -181,7 +229,9 @@ class RelayService:
 
     async def _say_goodbye(self, beside: list[asyncio.Task[None]]) -> None:
         await asyncio.wait(beside)  # a heartbeat under way must not come after it
+        if self._is_name_in_doubt:  # what is told under it may be another's
+            return
         report = make_report(self.copier, wall_clock())
-        report.state = OPENING if self.has_new_lanes and not self._stopping.is_set() else "stopped"
+        report.state = OPENING if self.has_new_lanes and not self._stopping.is_set() else STOPPED
         with contextlib.suppress(BrokerError, UsageError):
             await self.copier.board.report(report)

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from ...errors import BrokerError, Fenced
+from ...errors import BrokerError, NameLost
 from ...model.record import Lane
 from ..protocol import Listener
 from . import names
@@ -64,11 +64,11 @@ class KafkaGroup:
         self._own_topic = topic is None
         self._has_new_lanes = has_new_lanes
         self._topic = topic or names.lanes_topic(route)
-        self.health = HandleHealth(f"group {names.group(route)}")
+        self._health = self._new_health()
         self._log = structlog.get_logger("kafka.group").bind(group=names.group(route), instance=instance)
 
     async def run(self, listener: Listener) -> None:
-        """Be a member until cancelled (see `Assignment.run`). Raises Fenced, Unreachable, AccessRefused."""
+        """Be a member until cancelled (see `Assignment.run`). Raises NameLost, Unreachable, AccessRefused."""
         await self._prepare()
         if self._has_new_lanes:
             # A member that comes back under its name gets the lanes that it had, and nobody hands out the new ones. So
@@ -86,16 +86,24 @@ class KafkaGroup:
 
     async def _be_member(self, listener: Listener) -> None:
         """Be a member until something is raised."""
-        member = _Member(self._settings, self.health, names.group(self._route), self._topic, self._instance)
+        self._health = self._new_health()  # what an earlier handle died of is not said of this one
+        member = _Member(self._settings, self._health, names.group(self._route), self._topic, self._instance)
         thread = HandleThread(f"group-{self._route}")
         try:
             await thread.call(member.join, listener, asyncio.get_running_loop(), self._log)
             while True:
                 await thread.call(member.poll, _POLL_S)
+        except KafkaException as failure:
+            if member.owned and error_of(failure).code() == KafkaError.FENCED_INSTANCE_ID:
+                await listener.lost(member.owned)
+            raise
         finally:
             member.stop()
             thread.post(member.leave)
             thread.stop()
+
+    def _new_health(self) -> HandleHealth:
+        return HandleHealth(f"group {names.group(self._route)}")
 
     async def _prepare(self) -> None:
         if self._own_topic:
@@ -109,14 +117,13 @@ class KafkaGroup:
     def _translate(self, failure: KafkaException) -> BrokerError:
         error = error_of(failure)
         if error.code() == KafkaError.FENCED_INSTANCE_ID:
-            return Fenced(
+            # An answer to a join that an outage swallowed gives this name to our own next try. The group cannot tell
+            # that from another process; who looks at the heartbeats can.
+            return NameLost(
                 f"another process runs as instance {self._instance!r} of route {self._route}",
-                # An answer to a join that an outage swallowed gives this name to our own next try: nobody can tell
-                # that from another process, and going on would fence that one. So it ends, to be started again.
-                hint="give every process its own --instance; the newer one goes on. After an outage of the brokers it "
-                "can also be a lost answer to this process itself: start it again",
+                hint="give every process its own --instance; the newer one goes on",
             )
-        return translate(error, f"being a member of group {names.group(self._route)}", self.health)
+        return translate(error, f"being a member of group {names.group(self._route)}", self._health)
 
 
 class _Member:
@@ -145,7 +152,7 @@ class _Member:
         self._loop: asyncio.AbstractEventLoop
         self._log: Any = None
         self._consumer: Any = None
-        self._owned: frozenset[Lane] = frozenset()
+        self.owned: frozenset[Lane] = frozenset()
         self._failure: BaseException | None = None
         self._is_stopping = False
 
@@ -197,22 +204,22 @@ class _Member:
         consumer.incremental_assign(places)
         if places:
             consumer.pause(places)
-        self._owned |= {p.partition for p in partitions}
+        self.owned |= {p.partition for p in partitions}
         handle = consumer.consumer_group_metadata()
         if generation_of(handle) < 0 or not consumer.memberid():
             self._log.warning("a rebalance without a generation is ignored")
             return
-        self._tell(lambda: self._listener.assigned(self._owned, handle), "assigned")
+        self._tell(lambda: self._listener.assigned(self.owned, handle), "assigned")
 
     def _on_revoke(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         lanes = frozenset(p.partition for p in partitions)
         self._tell(lambda: self._listener.revoked(lanes), "revoked")
-        self._owned -= lanes
+        self.owned -= lanes
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Any, partitions: list[TopicPartition]) -> None:
         lanes = frozenset(p.partition for p in partitions)
-        self._owned -= lanes
+        self.owned -= lanes
         self._tell(lambda: self._listener.lost(lanes), "lost")
         consumer.incremental_unassign(partitions)
 
