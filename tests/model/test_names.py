@@ -35,16 +35,18 @@ class Telling(Hanging):
 
 
 class LosingItsName:
-    """An assignment that loses its name `times` times, each after half a second."""
+    """An assignment that loses its name `times` times, each after half a second; then its brokers are away."""
 
-    def __init__(self, times):
-        self.times, self.runs = times, 0
+    def __init__(self, times, outages=0):
+        self.times, self.runs, self.outages = times, 0, outages
 
     async def run(self, listener):
         self.runs += 1
         await asyncio.sleep(0.5)
         if self.runs <= self.times:
             raise NameLost("another process runs as instance 'one'", hint="give every process its own --instance")
+        if self.runs <= self.times + self.outages:
+            raise Unreachable("no broker answers")
         await asyncio.Event().wait()
 
 
@@ -92,6 +94,17 @@ def test_a_process_whose_name_another_one_has_ends_and_says_who(monkeypatch):
         play(monkeypatch, telling, losing, 60.0, other=other)
     assert losing.runs == 1
     assert telling.kept.process == "pid 7 on elsewhere"  # a goodbye of this one would say that the other has stopped
+
+
+def test_brokers_that_are_still_away_are_waited_for(monkeypatch):
+    losing = LosingItsName(times=1, outages=3)
+    play(monkeypatch, Telling(), losing, 30.0)
+    assert losing.runs == 5
+
+
+def test_brokers_that_are_away_at_the_start_are_told(monkeypatch):
+    with pytest.raises(Unreachable):
+        play(monkeypatch, Telling(), LosingItsName(times=0, outages=1), 30.0)
 
 
 @pytest.mark.parametrize("state", ["copying", STOPPED])

@@ -24,6 +24,7 @@ PARTITIONER = "tests/unit/test_partitioner.py"
 WIRE = "tests/unit/test_wire.py"
 MEMORY = "tests/unit/test_memory.py"
 LANES = "tests/unit/test_relay_lanes.py"
+NAMES = "tests/model/test_names.py"
 RECKONING = "tests/unit/test_redis_reckoning.py"
 TAIL = "tests/unit/test_kafka_tail.py"
 WRITER = "tests/unit/test_kafka_writer.py"
@@ -612,5 +613,12 @@ MUTANTS = [
         "            self._consumer.incremental_assign([sought])\n",
         f"{KAFKA_SOURCE}::test_a_log_that_was_cut_off_and_has_grown_since_halts_whoever_asks[20-0.3]",
         lab=True,
+    ),
+    Mutant(
+        "heartbeats-of-a-namesake-not-heard",
+        "relay/service.py",
+        "            if first is not None and found.at_s != first.at_s:\n",
+        "            if False:\n",
+        f"{NAMES}::test_a_process_whose_name_another_one_has_ends_and_says_who",
     ),
 ]

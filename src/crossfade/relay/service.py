@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from ..brokers.protocol import Assignment, Listener, VersionConflict
-from ..errors import BrokerError, Fenced, Kind, NameLost, UsageError
+from ..errors import BrokerError, Fenced, Kind, NameLost, Unreachable, UsageError
 from ..model.record import Lane
 from .copier import Copier
 from .documents import OPENING, STOPPED, Report
@@ -132,6 +132,11 @@ class RelayService:
                 self._is_name_in_doubt = False
                 taken_s = loop.time()
                 self._log.warning("nobody else has the name: it was an own try to join, whose answer was lost")
+            except Unreachable as error:
+                if not tries:
+                    raise
+                self._log.warning("cannot join again", reason=error.message, hint=error.hint)
+                await asyncio.sleep(_HEARTBEAT_S)
 
     async def _other_of_this_name(self) -> Report | None:
         """The heartbeat of another process that goes on telling under this name, while this one tells nothing."""
