@@ -7,10 +7,10 @@ Crossfade's own topics. Nothing here is on the path of records.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from ...errors import AccessRefused, Unreachable
-from .failures import HandleHealth, error_of, is_topic_missing, translate
+from .failures import TOPIC_MISSING, HandleHealth, error_of, is_topic_missing, translate
 from .settings import KafkaSettings
 
 T = TypeVar("T")
@@ -180,14 +180,12 @@ class Cluster:
         """
         facts = await self.topic(name)
         if facts is None:
-            futures = self.admin.create_topics(
-                [NewTopic(name, lanes, replication, config=config)], request_timeout=_REQUEST_S
+            new = NewTopic(name, lanes, replication, config=config)
+            await self._change(
+                lambda: self.admin.create_topics([new], request_timeout=_REQUEST_S),
+                f"creating topic {name}",
+                KafkaError.TOPIC_ALREADY_EXISTS,
             )
-            try:
-                await self._wait(futures[name])
-            except KafkaException as failure:
-                if error_of(failure).code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise translate(failure, f"creating topic {name}", self.health) from failure
             for _ in range(50):  # the answer of another broker can lag behind the creation
                 facts = await self.topic(name)
                 if facts is not None and facts.lanes > 0 and -1 not in facts.leaders:
@@ -200,13 +198,11 @@ class Cluster:
 
     async def add_partitions(self, name: str, lanes: int) -> TopicFacts:
         """Let one of our own topics have `lanes` partitions. Raises Unreachable, AccessRefused."""
-        futures = self.admin.create_partitions([NewPartitions(name, lanes)], request_timeout=_REQUEST_S)
-        try:
-            await self._wait(futures[name])
-        except KafkaException as failure:
-            # Another process may have been first: what counts is what the topic has now.
-            if error_of(failure).code() != KafkaError.INVALID_PARTITIONS:
-                raise translate(failure, f"adding partitions to {name}", self.health) from failure
+        await self._change(
+            lambda: self.admin.create_partitions([NewPartitions(name, lanes)], request_timeout=_REQUEST_S),
+            f"adding partitions to {name}",
+            KafkaError.INVALID_PARTITIONS,  # another process was first: what counts is what the topic has now
+        )
         for _ in range(50):
             facts = await self.topic(name)
             if facts is not None and facts.lanes >= lanes and -1 not in facts.leaders:
@@ -216,14 +212,12 @@ class Cluster:
 
     async def delete_topics(self, names: Sequence[str]) -> None:
         """Delete topics; one that is already gone is no error. Raises Unreachable, AccessRefused."""
-        if not names:
-            return
-        for name, future in self.admin.delete_topics(list(names), request_timeout=_REQUEST_S).items():
-            try:
-                await self._wait(future)
-            except KafkaException as failure:
-                if not is_topic_missing(error_of(failure)):
-                    raise translate(failure, f"deleting topic {name}", self.health) from failure
+        if names:
+            await self._change(
+                lambda: self.admin.delete_topics(list(names), request_timeout=_REQUEST_S),
+                f"deleting topics {', '.join(names)}",
+                *TOPIC_MISSING,
+            )
 
     async def wait_gone(self, name: str) -> None:
         """Wait until a deleted topic is shown no more. Raises Unreachable."""
@@ -286,11 +280,9 @@ class Cluster:
     async def delete_records(self, topic: str, before: dict[int, int]) -> None:
         """Delete the records of each lane below an offset. Raises Unreachable, AccessRefused."""
         asked = [TopicPartition(topic, lane, offset) for lane, offset in before.items()]
-        for future in self.admin.delete_records(asked, request_timeout=_REQUEST_S).values():
-            try:
-                await self._wait(future)
-            except KafkaException as failure:
-                raise translate(failure, f"deleting records of {topic}", self.health) from failure
+        await self._change(
+            lambda: self.admin.delete_records(asked, request_timeout=_REQUEST_S), f"deleting records of {topic}"
+        )
 
     # --- groups ---------------------------------------------------------------------------------------------------
 
@@ -322,10 +314,12 @@ class Cluster:
         return found
 
     async def group_names(self, prefix: str) -> list[str]:
-        """Names of the consumer groups that begin with `prefix`."""
+        """Names of the consumer groups that begin with `prefix`. Raises Unreachable, also for one silent broker."""
 
         async def ask() -> list[str]:
             found = await self._wait(self.admin.list_consumer_groups(request_timeout=_ID_REQUEST_S))
+            if found.errors:  # a broker that could not answer may have the group that is looked for
+                raise found.errors[0]
             return sorted(group.group_id for group in found.valid if group.group_id.startswith(prefix))
 
         return await self._persist(ask, "listing groups")
@@ -347,6 +341,23 @@ class Cluster:
                 if code != KafkaError.NON_EMPTY_GROUP or time.monotonic() > deadline:
                     raise translate(failure, f"deleting group {group}", self.health) from failure
             await asyncio.sleep(_PAUSE_S)
+
+    async def _change(self, ask: Callable[[], Mapping[Any, Future[Any]]], doing: str, *done: int) -> None:
+        """Change something on the brokers, which may be repeated; the codes of `done` say that it is so already.
+
+        A request fails also where nothing is wrong with the brokers: the client gives up the connection that it was
+        made on, when it comes to know a broker by its name (_DESTROY_BROKER). Raises Unreachable, AccessRefused.
+        """
+
+        async def change() -> None:
+            for future in ask().values():
+                try:
+                    await self._wait(future)
+                except KafkaException as failure:
+                    if error_of(failure).code() not in done:
+                        raise
+
+        await self._persist(change, doing)
 
     async def _persist(self, ask: Callable[[], Awaitable[T]], doing: str) -> T:
         """Ask a few times: metadata, leaders and coordinators are away for moments.
@@ -383,7 +394,7 @@ class Cluster:
         with contextlib.suppress(KafkaException):  # nobody answers: the next try says so
             self.admin.list_topics(timeout=_ID_REQUEST_S)
 
-    async def _wait(self, future: concurrent.futures.Future[Any]) -> Any:
+    async def _wait(self, future: Future[Any]) -> Any:
         """The result of an admin call. What is wrong with the connection is told to a handle only while it polls."""
         answer = asyncio.wrap_future(future)
         handle = self.admin  # the request ends with its handle

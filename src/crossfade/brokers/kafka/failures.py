@@ -32,6 +32,7 @@ _ACCESS: dict[int, str] = {
     _E.UNSUPPORTED_VERSION: "the broker is too old for this request",
     _E._UNSUPPORTED_FEATURE: "the broker is too old for this request",
 }
+TOPIC_MISSING = (_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E.UNKNOWN_TOPIC_ID)
 _FENCED = frozenset({_E._FENCED, _E.INVALID_PRODUCER_EPOCH, _E.PRODUCER_FENCED})
 _STALE_MEMBER = frozenset({_E.ILLEGAL_GENERATION, _E.UNKNOWN_MEMBER_ID, _E.FENCED_INSTANCE_ID, _E.STALE_MEMBER_EPOCH})
 
@@ -150,7 +151,7 @@ def is_fenced(error: KafkaError) -> bool:
 
 
 def is_topic_missing(error: KafkaError) -> bool:
-    return error.code() in (_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E.UNKNOWN_TOPIC_ID)
+    return error.code() in TOPIC_MISSING
 
 
 def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHealth | None = None) -> BrokerError:
