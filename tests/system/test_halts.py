@@ -195,6 +195,10 @@ def test_redis_source_entries_deleted_before_they_were_copied(scene: Callable[..
     for lane in range(_LANES):
         rest = [n for at, n in enumerate(made.written[lane]) if lane != _HURT or at not in gone]
         assert made.copied(lane) == rest
+    row = made.copy.wait_status(
+        made.lane_name(_HURT), lambda row: row["deleted"] == len(gone), "tells what was deleted"
+    )
+    assert row["number"] == _HURT
     assert made.copy.cli("relay", "status").code == 0
 
 

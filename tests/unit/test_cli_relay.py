@@ -268,7 +268,42 @@ def test_a_lane_that_is_gone_can_be_resumed(board: FakeBoard) -> None:
     assert board.wanted.paused_lanes == []
 
 
-@pytest.mark.parametrize("rate", ["inf", "nan", "1e400"])
+def test_a_rate_goes_back_to_the_one_of_the_file(board: FakeBoard) -> None:
+    assert run(["relay", "rate", "forward", "20000"]) == 0
+    assert board.wanted.rate_records_per_s == 20_000
+    assert run(["relay", "rate", "forward", "configured"]) == 0
+    assert board.wanted.rate_records_per_s is None
+
+
+def test_an_accepted_loss_is_shown_by_the_journal(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes = {3}
+    halted = LaneReport(3, "m:3", "halted", position="5-0", error="SourceTrimmed", lost_records=7, reason="7 are gone")
+    board.held = [heard(halted)]
+    assert run(["relay", "resume", "forward", "--lane", "3", "--accept-loss", "test data"]) == 0
+    capsys.readouterr()
+    assert run(["-o", "json", "relay", "journal"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["rows"]
+    assert entry["by"]
+    assert entry["at"]
+    assert [entry[name] for name in ("route", "lane", "error", "position", "lost", "reason")] == [
+        "forward", "m:3", "SourceTrimmed", "5-0", 7, "test data"
+    ]  # fmt: skip
+
+
+def test_alarms_are_shown_below_the_lanes_with_their_numbers(
+    board: FakeBoard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board.lanes = {3}
+    report = heard(copied(3), age_s=0)
+    report.alarms = ["4 new lanes are copied from their beginning"]
+    board.held = [report]
+    assert run(["-o", "json", "relay", "status"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["rows"][0]["number"] == 3
+    assert "alarm of one: 4 new lanes are copied from their beginning" in told.err
+
+
+@pytest.mark.parametrize("rate", ["inf", "nan", "1e400", "fast"])
 def test_a_rate_is_a_number(board: FakeBoard, rate: str) -> None:
     assert run(["relay", "rate", "forward", rate]) == 2
     assert board.wanted == Desired()

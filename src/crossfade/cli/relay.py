@@ -1,4 +1,4 @@
-"""`crossfade relay ...`: start, run, pause, resume and rate; the other commands are registered here.
+"""`crossfade relay ...`: start and run; the other commands are registered here.
 
 `run` is the only daemon. The others talk to the board of the target broker, so they work from any host.
 """
@@ -7,36 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
-import math
 import os
 import re
 import signal
 import socket
-import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import UTC, datetime
-from typing import Annotated, Any, TypeAlias, TypeVar
+from collections.abc import Coroutine
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import structlog
 import typer
 
 from .. import wiring
-from ..brokers.protocol import From, Start, VersionConflict
+from ..brokers.protocol import From, Start
 from ..config import Config, RouteSettings
-from ..errors import RefusedByRail, UsageError
+from ..errors import UsageError
 from ..relay.beginning import start_lanes
-from ..relay.documents import AcceptedLoss, Desired
-from ..relay.losses import OF_THE_SOURCE, still_to_answer
 from ..relay.reporter import HealthServer
 from ..telemetry import setup_logging
 from .output import Column, Output, output_of
 from .relay_fleet import Fleet, follow_new_lanes
 from .relay_reshard import reshard
-from .relay_status import latest_of_lanes, status, wait
+from .relay_status import status, wait
 from .relay_stop import Ending
-from .routes import RouteName, RouteNames, chosen_routes
+from .relay_wishes import journal, pause, rate, resume
+from .routes import RouteNames, chosen_routes
 from .runtime import calm_collector, keep_freed_memory
 
 relay_app = typer.Typer(
@@ -48,9 +44,6 @@ relay_app = typer.Typer(
 
 #: the metrics port where the configuration names none
 _PORT_DEFAULT = next(field.default for field in msgspec.structs.fields(RouteSettings) if field.name == "metrics_port")
-
-Change: TypeAlias = Callable[[Desired], None]
-LaneNames = Annotated[list[int] | None, typer.Option("--lane", min=0, help="Only this source lane; may be repeated.")]
 
 
 @relay_app.command("start")
@@ -209,142 +202,11 @@ relay_app.command("status")(status)
 relay_app.command("wait")(wait)
 
 
-@relay_app.command("pause")
-def pause(context: typer.Context, route: RouteName, lanes: LaneNames = None) -> None:
-    """Stop copying; the relays keep their lanes and claims. Takes effect within two seconds."""
-    _change(context, route, lambda desired: _pause(desired, lanes, paused=True), lanes)
-
-
-@relay_app.command("resume")
-def resume(
-    context: typer.Context,
-    route: RouteName,
-    lanes: LaneNames = None,
-    accept_loss: Annotated[
-        str | None,
-        typer.Option("--accept-loss", help="Why the loss of a halted lane is accepted; kept in the route's journal."),
-    ] = None,
-) -> None:
-    """Copy again. A lane halted by its source goes on only with --accept-loss and the reason.
-
-    Example: crossfade relay resume forward --lane 3 --accept-loss "test data, trimmed on purpose"
-    """
-    if accept_loss is not None:
-        if not lanes:
-            raise UsageError("--accept-loss needs --lane", hint="name each lane whose loss you accept")
-        output = output_of(context)
-        config = output.config()
-        chosen_routes(config, [route])
-        _run(_accept(config, route, lanes, accept_loss, output))
-    _change(context, route, lambda desired: _pause(desired, lanes, paused=False), lanes)
-
-
-@relay_app.command("rate")
-def rate(
-    context: typer.Context,
-    route: RouteName,
-    records_per_s: Annotated[float, typer.Argument(help="Records/s of each relay process; 0 lifts the limit.")],
-) -> None:
-    """Limit the rate of running relays, at once.
-
-    Example: crossfade relay rate forward 20000
-    """
-    if not 0 <= records_per_s < math.inf:  # also false for what is no number
-        raise UsageError(f"a rate of {records_per_s:g} records/s is none to copy at", hint="0 lifts the limit")
-
-    def change(desired: Desired) -> None:
-        desired.rate_records_per_s = records_per_s
-
-    _change(context, route, change)
-
-
+relay_app.command("pause")(pause)
+relay_app.command("resume")(resume)
+relay_app.command("rate")(rate)
+relay_app.command("journal")(journal)
 relay_app.command("reshard")(reshard)
-
-
-def _pause(desired: Desired, lanes: list[int] | None, *, paused: bool) -> None:
-    if lanes:
-        kept = set(desired.paused_lanes) - set(lanes)
-        desired.paused_lanes = sorted(kept | set(lanes) if paused else kept)
-    else:
-        desired.paused = paused
-        desired.paused_lanes = [] if not paused else desired.paused_lanes
-
-
-def _change(context: typer.Context, route: str, change: Change, lanes: list[int] | None = None) -> None:
-    output = output_of(context)
-    config = output.config()
-    chosen_routes(config, [route])
-    desired = _run(_change_desired(config, route, change, lanes or []))
-    output.table(
-        [
-            {
-                "route": route,
-                "paused": desired.paused,
-                "paused_lanes": desired.paused_lanes,
-                "rate_records_per_s": desired.rate_records_per_s,
-            }
-        ],
-        [Column("route"), Column("paused"), Column("paused_lanes"), Column("rate_records_per_s", right=True)],
-    )
-
-
-async def _change_desired(config: Config, route: str, change: Change, lanes: Sequence[int] = ()) -> Desired:
-    """What is desired now. Raises UsageError for a lane of `lanes` that the route does not have."""
-    async with wiring.open_board(config, route) as board:
-        started = await board.started() if lanes else frozenset()
-        for _ in range(5):
-            desired, version = await board.desired_with_version()
-            unknown = sorted(set(lanes) - started - set(desired.paused_lanes))
-            if unknown:
-                raise UsageError(
-                    f"route {route!r} has no started lane {', '.join(map(str, unknown))}",
-                    hint=f"started are: {_ranges(started) or 'none'}; see `crossfade relay status {route}`",
-                )
-            change(desired)
-            try:
-                await board.change_desired(desired, version)
-                return desired
-            except VersionConflict:
-                continue
-    raise VersionConflict("the route's desired state keeps changing", hint="run the command again")
-
-
-async def _accept(config: Config, route: str, lanes: list[int], reason: str, output: Output) -> None:
-    async with wiring.open_board(config, route) as board:
-        reports = await board.reports()
-        reported = [lane for report in reports for lane in report.lanes]
-        latest = latest_of_lanes(reports, time.time())
-        halted = {number: lane for number, (_, lane) in latest.items() if lane.state == "halted"}
-        not_halted = [lane for lane in lanes if lane not in halted]
-        if not_halted:
-            raise RefusedByRail(
-                f"lanes {not_halted} of route {route!r} are not halted: there is no loss to accept",
-                hint=f"see `crossfade relay status {route}`",
-            )
-    for asked in (halted[number] for number in lanes):
-        if asked.error not in OF_THE_SOURCE:
-            raise RefusedByRail(
-                f"{asked.name} is halted by {asked.error}, which is no loss of the source: there is none to accept",
-                hint=asked.hint or asked.reason,
-            )
-    decisions = {
-        str(lane): AcceptedLoss(
-            error=halted[lane].error,
-            position=halted[lane].position,
-            by=f"{getpass.getuser()}@{socket.gethostname()}",
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            reason=reason,
-        )
-        for lane in lanes
-    }
-
-    def change(desired: Desired) -> None:
-        desired.accepted = still_to_answer(desired.accepted, reported) | decisions
-        desired.journal = [*desired.journal, *decisions.values()][-1000:]
-
-    await _change_desired(config, route, change)
-    for lane in lanes:
-        output.note(f"accepted: {halted[lane].name}: {halted[lane].reason}")
 
 
 _T = TypeVar("_T")
@@ -361,17 +223,6 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _ranges(lanes: Iterable[int]) -> str:
-    """`0-3, 7` for 0, 1, 2, 3 and 7."""
-    runs: list[list[int]] = []
-    for lane in sorted(lanes):
-        if runs and lane == runs[-1][-1] + 1:
-            runs[-1][1:] = [lane]
-        else:
-            runs.append([lane])
-    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

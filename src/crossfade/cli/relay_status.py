@@ -12,7 +12,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -27,6 +27,7 @@ from .routes import RouteNames, chosen_routes
 _STATUS = [
     Column("route"),
     Column("lane"),
+    Column("number", right=True),
     Column("position"),
     Column("ordinal", right=True),
     Column("lag_records", right=True),
@@ -40,7 +41,7 @@ _STATUS = [
     Column("reason"),
 ]
 #: what the row of a lane holds; the table shows no more than its columns
-_KEYS = (*[column.name for column in _STATUS], "quarantined", "error", "lost_records", "hint")
+_KEYS = (*[column.name for column in _STATUS], "quarantined", "deleted", "error", "lost_records", "hint")
 #: what a relay measures again and again: its last figures say nothing of a source that it no longer looks at
 _MEASURED = ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")
 #: a heartbeat older than this is a process that is gone
@@ -123,19 +124,32 @@ async def _look(config: Config, boards: Mapping[str, RouteBoard]) -> tuple[list[
         found = status_rows(name, reports, await board.desired(), time.time())
         known = {lane.lane for report in reports for lane in report.lanes}
         rows += found
-        rows += [_unreported(name, lane_name(config, name, lane)) for lane in sorted(started - known)]
-        below += _hints(found)
+        rows += [_unreported(name, lane_name(config, name, lane), lane) for lane in sorted(started - known)]
+        below += _hints(found) + _alarms(reports)
         if not started:
             below.append(f"route {name} was never started: crossfade relay start {name}")
     return rows, "\n".join(below)
 
 
-def _unreported(route: str, lane: str) -> dict[str, object]:
-    return dict.fromkeys(_KEYS) | {"route": route, "lane": lane, "state": "started", "reason": "no relay has reported"}
+def _unreported(route: str, lane: str, number: int) -> dict[str, object]:
+    return dict.fromkeys(_KEYS) | {
+        "route": route,
+        "lane": lane,
+        "number": number,
+        "state": "started",
+        "reason": "no relay has reported",
+    }
 
 
 def _hints(rows: Sequence[Mapping[str, object]]) -> list[str]:
     return [f"{row['lane']}: {row['hint']}" for row in rows if row["state"] == "halted" and row.get("hint")]
+
+
+def _alarms(reports: Iterable[Report]) -> list[str]:
+    """What the processes told without being asked since they started: the last few of each."""
+    return [
+        f"alarm of {report.instance}: {alarm}" for report in reports if not report.is_stopped for alarm in report.alarms
+    ]
 
 
 def lane_name(config: Config, route: str, lane: int) -> str:
@@ -186,6 +200,7 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
             | {
                 "route": route,
                 "lane": lane.name,
+                "number": number,
                 "position": lane.position,
                 "ordinal": lane.ordinal,
                 "lag_records": lane.lag_records,
@@ -196,6 +211,7 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
                 "state": state,
                 "trimmed_in_s": None if lane.trimmed_in_s is None else round(lane.trimmed_in_s),
                 "quarantined": lane.quarantined,
+                "deleted": lane.deleted,
                 "echoes": lane.echoes,
                 "error": lane.error,
                 "lost_records": lane.lost_records,

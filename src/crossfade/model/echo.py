@@ -84,7 +84,7 @@ def bare(place: Place) -> Place:
 
 
 def _replaced(batch: Batch, positions: list[Any], rows: Sequence[Row], place: Place) -> Batch:
-    return Batch(batch.lane, batch.shape, positions, rows, place, batch.at_end, batch.size_bytes)
+    return Batch(batch.lane, batch.shape, positions, rows, place, batch.at_end, batch.size_bytes, batch.deleted)
 
 
 def _order(position: Any) -> tuple[int, int]:

@@ -137,6 +137,8 @@ class Batch:
     at_end: bool = False
     #: payload bytes of all rows, for limits and metrics
     size_bytes: int = 0
+    #: records before `place` that were deleted from the source, which the reader was told to count and not to miss
+    deleted: int = 0
 
 
 class Reject(NamedTuple):

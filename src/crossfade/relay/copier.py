@@ -40,6 +40,8 @@ _BACKOFF_MAX_S = 5.0
 _PAUSE_S = 0.1
 #: however low the rate: another one may be wished meanwhile, or the lanes may change hands
 _PAUSE_MAX_S = 1.0
+#: applications that delete do so all the time: told at most once in this time, for each lane
+_DELETED_TOLD_S = 60.0
 
 
 class _Taken(NamedTuple):
@@ -319,6 +321,8 @@ class Copier:
                 continue
             if state.state is not State.COPYING and state.state is not State.IDLE:
                 continue
+            if batch.deleted:
+                self._note_deleted(state, batch.deleted, now_s)
             passed = None
             if self.route.pair:
                 batch, passed = self._without_echoes(state, batch)
@@ -333,6 +337,12 @@ class Copier:
             state.retries = 0 if batch.rows else state.retries
             taken.append(_Taken(state, batch, passed))
         return taken
+
+    def _note_deleted(self, state: LaneState, records: int, now_s: float) -> None:
+        state.deleted_total += records
+        if now_s >= state.deleted_told_s:
+            state.deleted_told_s = now_s + _DELETED_TOLD_S
+            self._log.warning("deleted entries passed over", lane=state.name, since_the_start=state.deleted_total)
 
     def _translate(self, taken: list[_Taken]) -> list[Write]:
         """Turn what was read into writes."""

@@ -45,7 +45,7 @@ class Started(msgspec.Struct, omit_defaults=True):
     begun: list[Begun] = []
 
 
-class AcceptedLoss(msgspec.Struct):
+class AcceptedLoss(msgspec.Struct, omit_defaults=True):
     """An operator's decision to go on behind a halt. It answers exactly one error at one position."""
 
     error: str
@@ -53,6 +53,8 @@ class AcceptedLoss(msgspec.Struct):
     by: str
     at: str
     reason: str = ""
+    lane: str = ""
+    lost_records: int | None = None  # None = not known
 
 
 class Desired(msgspec.Struct, omit_defaults=True):
@@ -79,6 +81,8 @@ class LaneReport(msgspec.Struct, omit_defaults=True):
     quarantined: int = 0
     #: records of the paired route that were passed over
     echoes: int = 0
+    #: source entries that were deleted before they were read, seen by this process (`deleted: count`)
+    deleted: int = 0
     trimmed_in_s: float | None = None
     error: str = ""
     #: source records that are gone uncopied, where the halt can tell

@@ -47,6 +47,10 @@ class LaneState:
     bounds: Bounds | None = None
     records_total: int = 0
     quarantined_total: int = 0
+    #: source entries that were deleted before they were read, as far as that is no halt
+    deleted_total: int = 0
+    #: loop time from which on more of them are told in the log
+    deleted_told_s: float = 0.0
     #: event time of the last relayed record in ms since the epoch, -1 = none yet
     relayed_time_ms: int = -1
     marker_written_s: float = 0.0

@@ -63,6 +63,7 @@ def _lane_report(state: LaneState, now_s: float, loop_s: float) -> LaneReport:
         records_per_s=round(state.records_per_s, 1),
         quarantined=state.quarantined,
         echoes=state.echoes,
+        deleted=state.deleted_total,
         trimmed_in_s=state.trimmed_in_s if is_known else None,
         error=type(state.error).__name__ if state.error else "",
         lost_records=state.error.lost_records if state.error and state.error.lost_records >= 0 else None,
@@ -105,6 +106,9 @@ class Metrics:
         echoes = CounterMetricFamily(
             "crossfade_relay_echoes", "Records of the paired route passed over since the start.", labels=labels
         )
+        deleted = CounterMetricFamily(
+            "crossfade_relay_deleted_records", "Source entries deleted before they were read.", labels=labels
+        )
         lag = GaugeMetricFamily("crossfade_relay_lag_records", "Source records not yet in the target.", labels=labels)
         halted = GaugeMetricFamily("crossfade_relay_lane_halted", "1 where an operator must decide.", labels=labels)
         trimmed = GaugeMetricFamily(
@@ -120,6 +124,7 @@ class Metrics:
                 records.add_metric(at, state.records_total)
                 quarantined.add_metric(at, state.quarantined_total)
                 halted.add_metric(at, float(state.state is State.HALTED))
+                deleted.add_metric(at, state.deleted_total)
                 if copier.route.pair:
                     echoes.add_metric(at, state.echoes)
                 if not state.is_seen(loop_s):
@@ -128,7 +133,7 @@ class Metrics:
                     lag.add_metric(at, lag_records)
                 if (trimmed_in_s := state.trimmed_in_s) is not None:
                     trimmed.add_metric(at, trimmed_in_s)
-        return iter([records, quarantined, echoes, lag, halted, trimmed, epoch])
+        return iter([records, quarantined, echoes, deleted, lag, halted, trimmed, epoch])
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

@@ -85,8 +85,6 @@ class Source:
         self._turn = 0
         #: places that were reported as the end, so that it is news once behind the same rows
         self._told_end: dict[Lane, Place] = {}
-        #: records that were deleted uncopied, by lane, under policy `count`
-        self.forgiven: dict[Lane, int] = {}
 
     # bounds, begin ---------------------------------------------------------------------------------------------------
 
@@ -255,15 +253,13 @@ class Source:
         self._births.note(lane, place, verdict.fault)
         if verdict.fault is not None:
             return self._error(lane, place.position, verdict)
-        if verdict.forgiven_records:
-            self.forgiven[lane] = self.forgiven.get(lane, 0) + verdict.forgiven_records
         self._pacing.observe(lane, len(entries), size_bytes, at_end=at_end)
         if not entries:
             moved = Place(place.position, verdict.count, place.incarnation, place.witness)
             if moved == place and self._told_end.get(lane) == place:
                 return None
             self._told_end[lane] = moved
-            return Batch(lane, Shape.ENTRY, [], [], moved, at_end=at_end)
+            return Batch(lane, Shape.ENTRY, [], [], moved, at_end=at_end, deleted=verdict.forgiven_records)
         self._told_end.pop(lane, None)
         last_id, last_fields = entries[-1]
         ids = [entry[0] for entry in entries]
@@ -273,7 +269,8 @@ class Source:
             place.incarnation,
             witness_text(digest_of(last_fields), look, verdict.count),
         )
-        return Batch(lane, Shape.ENTRY, ids, _rows(ids, entries), here, at_end=at_end, size_bytes=size_bytes)
+        deleted = verdict.forgiven_records
+        return Batch(lane, Shape.ENTRY, ids, _rows(ids, entries), here, at_end, size_bytes, deleted)
 
     def _error(self, lane: Lane, position: str, verdict: Verdict) -> LaneError:
         kind, hint = _FAULTS[verdict.fault or Fault.RESET]
