@@ -57,6 +57,8 @@ _CUT_AT = re.compile(r"broker end offset is (-?\d+) \(offset leader epoch (-?\d+
 _CUT_TRIES = 5
 _CUT_WAIT_S = 3.0
 _CUT_PAUSE_S = 0.3
+#: a read in which places turn out to be gone may take this much longer
+_DIAGNOSIS_S = 5.0
 
 
 class KafkaLog:
@@ -287,14 +289,23 @@ class KafkaLog:
     async def _diagnose(
         self, places: Mapping[Lane, Place], troubled: Mapping[Lane, KafkaError]
     ) -> dict[Lane, LaneError]:
-        """Name the trouble of lanes whose place the broker does not serve; a passing trouble has no entry."""
+        """Name the trouble of lanes whose place the broker does not serve; a passing trouble has no entry.
+
+        Nor has what there is no time for now: other lanes wait for this read. Those lanes are sought again, and by then
+        the ones that were named are out.
+        """
+        until = time.monotonic() + _DIAGNOSIS_S
         bounds = await self.bounds(list(places))
+        errors = {lane: self._out_of_bounds(lane, place, bounds[lane]) for lane, place in places.items()}
+        if shorter := [lane for lane, error in errors.items() if isinstance(error, SourceRegressed)]:
+            await asyncio.sleep(1.0)  # a new leader may not know its high watermark yet: make sure
+            bounds |= await self.bounds(shorter)
+            errors |= {lane: self._out_of_bounds(lane, places[lane], bounds[lane]) for lane in shorter}
         found: dict[Lane, LaneError] = {}
         for lane, place in places.items():
-            error = self._out_of_bounds(lane, place, bounds[lane])
-            if isinstance(error, SourceRegressed):  # a new leader may not know its high watermark yet: make sure
-                await asyncio.sleep(1.0)
-                error = self._out_of_bounds(lane, place, (await self.bounds([lane]))[lane])
+            if found and time.monotonic() > until:
+                break
+            error = errors[lane]
             is_cut = _CUT_AT.search(troubled[lane].str()) is not None
             if error is None and not is_cut and offset_behind(place) < bounds[lane].count - bounds[lane].length:
                 reader, thread = self._source()
@@ -352,7 +363,8 @@ class KafkaLog:
         it stands where the brokers do not tell more. No answer in time is none: the lane is sought again.
         """
         reader, thread = self._source()
-        for tried in range(_CUT_TRIES):
+        # Of a place before the beginning the brokers say nothing but that.
+        for tried in range(1 if isinstance(error, SourceTrimmed) else _CUT_TRIES):
             await asyncio.sleep(_CUT_PAUSE_S * tried)
             trouble = await thread.call(reader.examine, lane, place, low, _CUT_WAIT_S)
             if trouble is None:
