@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -172,6 +173,52 @@ def test_a_history_that_is_none_is_refused_and_kept(
     for place in (letter / "below", tmp_path):
         assert run(["lab", "workload", "--history", str(place)]) == 2
         assert " the history " in capsys.readouterr().err
+
+
+def test_a_history_that_cannot_be_looked_at_is_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Lab, "primary_url", lambda lab: "redis://127.0.0.1:1")
+    long = tmp_path / ("h" * 300)
+    assert run(["lab", "workload", "--history", str(long)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: cannot read the history {long}: File name too long\nhint: ")
+    assert told.count("\n") == 2
+
+    shut = tmp_path / "shut" / "h"  # in a folder without the right to search it; root may search every one
+
+    def without_the_right(method: Any) -> Any:
+        def asks(path: Path, **options: Any) -> Any:
+            if path == shut:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return method(path, **options)
+
+        return asks
+
+    for name in ("stat", "read_bytes"):
+        monkeypatch.setattr(Path, name, without_the_right(getattr(Path, name)))
+    assert run(["lab", "workload", "--history", str(shut)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: cannot read the history {shut}: Permission denied\nhint: ")
+
+
+def test_a_workload_has_no_more_lanes_than_a_history_can_tell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Lab, "primary_url", lambda lab: "redis://127.0.0.1:1")
+    monkeypatch.setattr(workload, "play", lambda argv: (RESULT, 0))
+    assert run(["lab", "workload", "--lanes", "65536"]) == 0
+    assert run(["lab", "workload", "--lanes", "65537"]) == 2
+    assert capsys.readouterr().err.startswith("error: Invalid value for '--lanes': ")
+
+
+@pytest.mark.parametrize("lanes", ["0", "65537", "many"])
+def test_the_workload_itself_refuses_a_number_of_lanes_that_no_history_can_tell(
+    lanes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        workload.play(["--redis", "redis://127.0.0.1:1", "--history", str(tmp_path / "h"), "--lanes", lanes])
+    assert ended.value.code == 2
+    assert f"argument --lanes: {lanes!r} is not a number from 1 to 65536" in capsys.readouterr().err
 
 
 def test_init_takes_the_address_of_a_secured_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

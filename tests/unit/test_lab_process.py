@@ -14,6 +14,8 @@ import pytest
 
 from crossfade.lab import heals, state
 from crossfade.lab.errors import LabError, LabUsage
+from crossfade.lab.lab import Lab
+from crossfade.lab.launch import Launch
 from crossfade.lab.process import Process, collect, identify, spawn, stop_all, tagged, wait_until
 
 
@@ -197,3 +199,58 @@ def test_a_note_outlives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
         patched.setattr(heals, "leave", full)
         assert heals.heal_due(tmp_path, time.monotonic()) == 0
     assert heals.pending(tmp_path) == [note]
+
+
+def leave_two(folder: Path) -> None:
+    """One note that waits, and one that a watchdog has put aside."""
+    for name in ("waiting.json", "held.aside"):
+        note = heals.Note(kind="start", subject="s", deadline=1.0, id=name)
+        heals.leave(folder, note).id = name
+        (folder / "heals" / f"{name}.json").rename(folder / "heals" / name)
+
+
+def test_no_note_outlives_a_lab_that_keeps_its_data(tmp_path: Path) -> None:
+    state.write(tmp_path, state.State(name="a", options=state.Options()))
+    leave_two(tmp_path)
+    Lab(tmp_path).down(remove_data=False)
+    heals.take_up(tmp_path)
+    assert heals.pending(tmp_path) == []
+
+
+def test_a_note_that_the_watchdog_leaves_while_it_is_ended_is_removed_too(tmp_path: Path) -> None:
+    late = tmp_path / "heals" / "late.json"
+    code = f"""
+import pathlib, signal, sys, time
+def end(*_):
+    pathlib.Path({str(late)!r}).write_text("{{}}")
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+print("on", flush=True)
+time.sleep(600)
+"""
+    late.parent.mkdir()
+    watchdog = spawn([sys.executable, "-c", code], lab_dir=tmp_path, log=tmp_path / "log")
+    assert wait_until(lambda: (tmp_path / "log").read_text() == "on\n", 5)
+    made = state.State(name="a", options=state.Options())
+    made.helpers = {"watchdog": (watchdog.pid, watchdog.started_ticks)}
+    state.write(tmp_path, made)
+    Lab(tmp_path).down(remove_data=False)
+    assert not watchdog.is_alive()
+    assert list(late.parent.iterdir()) == []
+
+
+def test_a_lab_starts_without_the_notes_of_an_earlier_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_two(tmp_path)
+    found: list[list[Path]] = []
+
+    class Enough(Exception):
+        """The watchdog is about to start."""
+
+    def start_helper(*_: object) -> None:
+        found.append(list((tmp_path / "heals").iterdir()))
+        raise Enough
+
+    monkeypatch.setattr(Lab, "start_helper", start_helper)
+    with pytest.raises(Enough):
+        Launch(Lab(tmp_path)).start()
+    assert found == [[]]

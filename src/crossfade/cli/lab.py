@@ -27,7 +27,7 @@ lab_app = typer.Typer(
     help="Real brokers on this machine, to try everything on.",
     epilog="""\b
 Examples:
-  crossfade lab up                                three Kafka brokers and a Valkey, about 15 s
+  crossfade lab up                                three Kafka brokers and a Valkey, about 20 s
   eval "$(crossfade lab env)"                     KAFKA_BOOTSTRAP, REDIS_URL, ... in this shell
   crossfade lab fault kill kafka-2 --heal-after 10
   crossfade lab fault hold-replies redis-0        answers wait, requests arrive

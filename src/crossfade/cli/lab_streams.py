@@ -57,7 +57,7 @@ def workload(
     pattern: Annotated[
         str, typer.Option(help="Redis stream keys; <lane> stands for 0, 1, 2 ...")
     ] = "msg:stream:<lane>",
-    lanes: Annotated[int, typer.Option(min=1, help="How many stream keys.")] = 16,
+    lanes: Annotated[int, typer.Option(min=1, max=65_536, help="How many stream keys.")] = 16,
     records: Annotated[int, typer.Option(min=1, help="How many records.")] = 100_000,
     rate: Annotated[int, typer.Option(min=0, help="Records/s; 0 = as fast as it goes.")] = 5_000,
     history: Annotated[Path | None, typer.Option(help="Keep what became of every send in this file.")] = None,

@@ -2,8 +2,8 @@
 
 A note is written before the fault acts, so that no death in between leaves a fault without an end. Whoever heals
 first, the caller or the watchdog, takes the note away; the other finds nothing to do. The watchdog only puts it aside
-until the heal has succeeded: no trouble loses a note, and none ends the healing of the others. Called by faults and
-watchdog.
+until the heal has succeeded: no trouble loses a note, and none ends the healing of the others. A note is for one
+life of the lab. Called by faults, launch and watchdog.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 import msgspec
 
 from crossfade.lab import disk
-from crossfade.lab.lab import Lab
 from crossfade.lab.process import Process
 
 _AGAIN_AFTER_S = 1.0
@@ -73,6 +72,13 @@ def take_up(folder: Path) -> None:
         aside.replace(aside.with_suffix(".json"))
 
 
+def forget(folder: Path) -> None:
+    """Remove every note, also what a watchdog has put aside: no heal acts in another life of the lab."""
+    for pattern in ("*.json", "*.aside"):
+        for path in (folder / "heals").glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def take(folder: Path, note: Note) -> bool:
     """Take the note away; False when somebody else has done so."""
     try:
@@ -84,6 +90,8 @@ def take(folder: Path, note: Note) -> bool:
 
 def heal(folder: Path, note: Note) -> None:
     """Do what the note says.  Raises LabError, StartFailed."""
+    from crossfade.lab.lab import Lab  # whose launch removes notes
+
     if note.kind == "thaw":
         Process(note.pid, note.started_ticks).send(signal.SIGCONT)
     elif note.kind == "start":

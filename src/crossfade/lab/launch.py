@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossfade.lab import kafka, redis, secure
+from crossfade.lab import heals, kafka, redis, secure
 from crossfade.lab import state as states
 from crossfade.lab.control import ask
 from crossfade.lab.errors import LabError, LabUsage, StartFailed
@@ -76,8 +76,7 @@ class Launch:
     def start(self) -> None:
         """Start everything and return when clients can use it.  Raises PackageError, NotPossibleHere, StartFailed."""
         started = time.monotonic()
-        for stale in (self.lab.folder / "heals").glob("*.json"):
-            stale.unlink()
+        heals.forget(self.lab.folder)
         self.lab.start_helper("watchdog", [str(self.lab.folder)])
         state = states.read(self.lab.folder)
         security = secure.prepare(self.lab.folder, state) if state.options.secure else None
@@ -188,8 +187,7 @@ class Launch:
             servers = state.servers
             helpers = {name: Process(*identity) for name, identity in state.helpers.items()}
             recorded = [server.process for server in servers if server.pid]
-        for note in (self.lab.folder / "heals").glob("*.json"):
-            note.unlink(missing_ok=True)  # nothing of what is being stopped comes back
+        heals.forget(self.lab.folder)  # nothing of what is being stopped comes back
         me = os.getpid()
         watchdog = helpers.pop("watchdog", None)
         rest = [process for process in tagged(self.lab.folder) if process not in (watchdog, identify(me))]
@@ -204,6 +202,7 @@ class Launch:
         if watchdog is not None and watchdog.pid != me:
             stop_all([watchdog], grace_s=2.0)
         stop_all([process for process in tagged(self.lab.folder) if process.pid != me], grace_s=0.0)
+        heals.forget(self.lab.folder)  # what the watchdog put back meanwhile
         if not remove_data:
             with contextlib.suppress(LabUsage), states.change(self.lab.folder) as state:
                 state.helpers = {}

@@ -26,6 +26,8 @@ from .senders import KafkaSender, RedisSender, Sender
 
 #: one write of a pipeline
 BATCH_RECORDS_MAX = 500
+#: a history tells the lane of a record in 16 bits
+LANES_MAX = 65_536
 
 
 @dataclass(slots=True)
@@ -101,6 +103,13 @@ class Workload:
         print(json.dumps(line | {"unknown": self.totals.unknown}), flush=True)
 
 
+def _lanes(text: str) -> int:
+    lanes = int(text) if text.isdecimal() else 0
+    if not 1 <= lanes <= LANES_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {LANES_MAX}")
+    return lanes
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m crossfade.lab.workload", description=__doc__)
     broker = parser.add_mutually_exclusive_group(required=True)
@@ -109,7 +118,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--pattern", default="msg:stream:<lane>", help="name of the stream keys")
     parser.add_argument("--topic", default="messages.v1")
     parser.add_argument("--property", action="append", default=[], metavar="NAME=VALUE", help="for librdkafka")
-    parser.add_argument("--lanes", type=int, default=16)
+    parser.add_argument("--lanes", type=_lanes, default=16)
     parser.add_argument("--rate", type=float, default=0, help="records per second; 0 = as fast as it goes")
     parser.add_argument("--seconds", type=float, default=0, help="0 = no limit")
     parser.add_argument("--records", type=int, default=0, help="stop when so many are acknowledged; 0 = no limit")
@@ -129,7 +138,7 @@ def play(argv: Sequence[str] | None = None) -> tuple[dict[str, Any], int]:
     """
     options = _arguments().parse_args(argv)
     totals, next_id = Totals(), 0
-    if options.history.exists() and options.history.stat().st_size:
+    if _is_begun(options.history):
         before = read_history(options.history)
         totals = Totals(before.count(OK), before.count(FAIL), before.count(INFO))
         next_id = len(before)
@@ -164,6 +173,16 @@ def play(argv: Sequence[str] | None = None) -> tuple[dict[str, Any], int]:
     result |= {"seconds": round(elapsed_s, 2), "records_per_s": round(written / max(elapsed_s, 1e-9))}
     result |= {"cpu_us_per_record": round((_cpu_s() - cpu_before) * 1e6 / max(1, written), 2), "done": True}
     return result, stop[0] if stop else 0
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a history may be there. True also where nobody can tell: reading it says why, as LabUsage."""
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 @contextmanager
