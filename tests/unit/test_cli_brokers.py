@@ -342,14 +342,26 @@ def test_print_acls_has_one_line_for_an_account_however_many_routes_it_serves(
     old, new = _printed(capsys)
     assert old["uses"] == [{"route": "forward", "role": "source"}, {"route": "back", "role": "target"}]
     (line,) = old["commands"]
-    assert line.startswith(
-        "ACL SETUSER crossfade on >PASSWORD resetkeys resetchannels -@all ~msg:stream:* ~crossfade:*"
-    )
+    assert line.startswith("ACL SETUSER crossfade on resetkeys resetchannels -@all ~msg:stream:* ~crossfade:*")
     assert {"+xadd", "+xgroup|create", "+xgroup|destroy", "+xdel"} <= set(line.split())
     assert set(source["commands"][0].split()) - set(line.split()) == {"%R~crossfade:*"}
     assert len(new["commands"]) == len(set(new["commands"]))
     assert run(["doctor", "--print-acls"]) == 0
-    assert capsys.readouterr().out.startswith("# old: source of route forward, target of route back\nACL SETUSER ")
+    out = capsys.readouterr().out
+    assert out.startswith("# old: source of route forward, target of route back\nACL SETUSER ")
+
+
+def test_print_acls_gives_no_password_and_says_how_to_set_one(
+    brokers: Brokers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = _printed(capsys)
+    how = "its password: ACL SETUSER crossfade resetpass '>...'"
+    assert (old["notes"], new["notes"]) == ([how], [])
+    assert not {word for command in old["commands"] for word in command.split() if word[0] in "><#!" or "pass" in word}
+    assert run(["doctor", "--print-acls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == [*old["commands"], f"# {how}", ""]
+    assert [line for line in lines if "password" in line] == [f"# {how}"]
 
 
 def test_print_acls_asks_no_broker_and_names_the_configured_user(
@@ -359,7 +371,8 @@ def test_print_acls_asks_no_broker_and_names_the_configured_user(
     text = CONFIG.replace(url, url + ", username: relay").replace("count: 16", "count: discover")
     Path("crossfade.yaml").write_text(text.replace("msg:stream:<lane>", "msg[{<lane>}]"))
     (source, _) = _printed(capsys, "forward")
-    assert source["commands"][0].startswith("ACL SETUSER relay on >PASSWORD ")
+    assert source["commands"][0].startswith("ACL SETUSER relay on resetkeys ")
+    assert source["notes"] == ["its password: ACL SETUSER relay resetpass '>...'"]
     assert " ~msg\\[{*}\\] " in source["commands"][0]
     Path("crossfade.yaml").write_text(CONFIG.replace(url, url + ", username: default"))
     (source, _) = _printed(capsys, "forward")

@@ -57,7 +57,7 @@ def doctor(
 
     Says per finding what is there and what to do, then which guarantee will hold and why. What a broker does not let
     us ask is unknown, not ok; what no broker can tell anybody is said at the end. Exits with 3 when something fails,
-    with 5 when a broker gave no answer.
+    with 5 when a broker gave no answer or refused us.
 
     \b
     Examples:
@@ -256,16 +256,14 @@ def _lines_of(examined: Examined) -> list[str]:
 
 def _print_acls(config: Config, names: Sequence[str], output: Output) -> None:
     from .. import wiring
+    from ..brokers.redis.rights import password_notes
 
-    rights = wiring.least_rights(config, names)
-    rows = [
-        {"brokers": each.brokers, "uses": [{"route": route, "role": role} for route, role in each.uses]}
-        | {"commands": each.commands}
-        for each in rights
-    ]
-    heads = [
-        f"# {', '.join(each.brokers)}: " + ", ".join(f"{role} of route {route}" for route, role in each.uses)
-        for each in rights
-    ]
-    text = "\n\n".join("\n".join([head, *each.commands]) for head, each in zip(heads, rights, strict=True))
-    output.document({"rights": rows}, text)
+    rows, blocks = [], []
+    for each in wiring.least_rights(config, names):
+        # Not among the commands: those are pasted as they are, and this would set the password `...`.
+        notes = password_notes(each.commands)
+        uses = [{"route": route, "role": role} for route, role in each.uses]
+        rows.append({"brokers": each.brokers, "uses": uses, "commands": each.commands, "notes": notes})
+        head = f"# {', '.join(each.brokers)}: " + ", ".join(f"{role} of route {route}" for route, role in each.uses)
+        blocks.append("\n".join([head, *each.commands, *(f"# {note}" for note in notes)]))
+    output.document({"rights": rows}, "\n\n".join(blocks))

@@ -42,6 +42,8 @@ class RedisLease:
         self._ttl_s = ttl_s
         self._nonce = uuid.uuid4().hex[:12]
         self._owned: frozenset[Lane] = frozenset()
+        #: the listener gave lanes up and has not been told since what is owned
+        self._has_given_up = False
 
     async def run(self, listener: Listener) -> None:
         """Join and hand lanes to `listener` until cancelled; then leave. Raises Fenced, AccessRefused, and Unreachable
@@ -74,14 +76,17 @@ class RedisLease:
             # Still ours in the hash until everything in flight has ended.
             await listener.revoked(awaited)
             self._owned -= awaited
+            self._has_given_up = True
             owned, _ = await self._call("renew", awaited)
-            is_news = True
         self._owned = owned
-        if is_news:
+        if is_news or self._has_given_up:
+            # Also where it owns no lane more than it knows: it waits for a generation to forget what it lost.
+            self._has_given_up = False
             await listener.assigned(owned, None)
 
     async def _lose(self, listener: Listener, lanes: frozenset[Lane]) -> None:
         self._owned -= lanes
+        self._has_given_up = True
         await listener.lost(lanes)
 
     async def _leave(self, listener: Listener) -> None:

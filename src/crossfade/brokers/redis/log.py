@@ -17,6 +17,7 @@ from .claims import Claims, RedisClaim
 from .discover import BEYOND_LATER, count_keys
 from .keys import check_slots
 from .link import LinkLost
+from .looking import too_old
 from .nodes import Nodes
 from .pieces import append_in_pieces
 from .replies import check, code_of, info_fields, is_error
@@ -89,16 +90,16 @@ class RedisLog:
         if not all(part.isdecimal() for part in number):
             return  # some services tell none; doctor says what this costs
         if tuple(map(int, number)) < VERSION_MIN:
-            raise UsageError(
-                f"{self.version} at {link.address} is too old: Redis 7.0 or any Valkey is needed",
-                hint="older servers do not count the entries ever added, so a loss could not be seen; upgrade it",
-            )
+            raise too_old(f"{self.version} at {link.address}")
 
     async def count_lanes(self) -> int:
         """See `Log.count_lanes`. Raises UsageError, Unreachable, AccessRefused."""
         if self._key_of is None:
             return self.lanes
-        return await count_keys(self.nodes, self._key_of, known=self.lanes, beyond=BEYOND_LATER)
+        found = await count_keys(self.nodes, self._key_of, known=self.lanes, beyond=BEYOND_LATER)
+        if found > self.lanes:  # who opens the stream for them looks as far: a hole is told while the others are copied
+            await count_keys(self.nodes, self._key_of, known=found)
+        return found
 
     async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
         """See `Log.bounds`. Raises Unreachable, AccessRefused."""

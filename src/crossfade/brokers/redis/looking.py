@@ -12,13 +12,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import Unreachable
+from ...errors import Unreachable, UsageError
 from ...model.record import Lane
 from .keys import is_birth
 from .link import Command, Link, LinkLost, Replies, pack_one
 from .nodes import Nodes, unreachable
 from .reckoning import Look
 from .replies import as_error, check, code_of, info_fields, is_error, pairs
+
+#: what a look is made of; before Redis 7.0 some are missing
+_TOLD = {b"entries-added", b"length", b"last-generated-id", b"max-deleted-entry-id", b"first-entry"}
+
+
+def too_old(what: str) -> UsageError:
+    """What is said of a server that does not count the entries ever added."""
+    return UsageError(
+        f"{what} is too old: Redis 7.0 or any Valkey is needed",
+        hint="older servers do not count the entries ever added, so a loss could not be seen; upgrade it",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class Looker:
 
         These bytes count the first and the last entry of the stream too. More than `bytes_max` from one node are not
         waited for (0 = any number): then, as with a silent node, the link is lost.
-        Raises Unreachable, AccessRefused.
+        Raises Unreachable, AccessRefused, and UsageError for a server that is too old.
         """
         commands: dict[Lane, list[Command]] = {}
         for lane in lanes:
@@ -73,6 +84,8 @@ class Looker:
         if is_error(info) and "no such key" in str(info):
             return Look(exists=False, history=history), []
         stream = pairs(check(info, doing))
+        if not stream.keys() >= _TOLD:  # where no version is told, `open` could not see it
+            raise too_old(f"the server of {self._name(lane)}")
         births: dict[str, str] = {}
         for group in map(pairs, check(groups, doing)):
             name = group[b"name"].decode(errors="replace")

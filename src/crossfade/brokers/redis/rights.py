@@ -17,6 +17,7 @@ OWN_KEYS = "crossfade:*"
 #: who has no name in the configuration is called this; also for `default`, whom the printed line would shut out
 ACCOUNT = "crossfade"
 _READ_ONLY = "%R"
+_SET_USER = "ACL SETUSER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +111,21 @@ def account_of(settings: RedisSettings) -> str:
 def acl_line(settings: RedisSettings, patterns: Mapping[str, Sequence[str]], *, replicated: bool = False) -> str:
     """An ACL user with exactly these rights, to be pasted on every node: ACLs are not replicated.
 
-    `patterns`: those of the stream keys, by role. One line for all roles: it takes away what the user had before.
+    `patterns`: those of the stream keys, by role. One line for all roles: it takes away what the user had before, but
+    no password. It gives none either, because a word in its place would be one: a new user cannot log in until then.
     """
     listed = [right for role in patterns for right in rights_of(role, settings, replicated=replicated)]
     rights = dict.fromkeys(f"+{right.name}" for right in listed)
     own = f"~{OWN_KEYS}" if "target" in patterns else f"{_READ_ONLY}~{OWN_KEYS}"
     keys = dict.fromkeys(f"~{pattern}" for each in patterns.values() for pattern in each)
     words = " ".join([*keys, own, *rights])
-    return f"ACL SETUSER {account_of(settings)} on >PASSWORD resetkeys resetchannels -@all {words}"
+    return f"{_SET_USER} {account_of(settings)} on resetkeys resetchannels -@all {words}"
+
+
+def password_notes(commands: Sequence[str]) -> list[str]:
+    """How to set the password of each account that has an `acl_line` among these commands."""
+    names = [command.split()[2] for command in commands if command.startswith(f"{_SET_USER} ")]
+    return [f"its password: {_SET_USER} {name} resetpass '>...'" for name in names]
 
 
 def numbered(before: str, after: str) -> str:
