@@ -50,7 +50,7 @@ class LosingItsName:
         await asyncio.Event().wait()
 
 
-def play(monkeypatch, telling, losing, wait_s, *, other=None):
+def play(monkeypatch, telling, losing, wait_s, *, other=None, waits=False):
     """Run the service for `wait_s`; `other` is a process of the same name, beside it."""
     monkeypatch.setattr(
         service_module,
@@ -59,7 +59,7 @@ def play(monkeypatch, telling, losing, wait_s, *, other=None):
     )
 
     async def main():
-        service = RelayService(telling, losing)
+        service = RelayService(telling, losing, waits=waits)
         running = asyncio.ensure_future(service.run())
         beside = asyncio.ensure_future(other(telling)) if other else None
         await asyncio.wait([running], timeout=wait_s)
@@ -105,6 +105,27 @@ def test_brokers_that_are_still_away_are_waited_for(monkeypatch):
 def test_brokers_that_are_away_at_the_start_are_told(monkeypatch):
     with pytest.raises(Unreachable):
         play(monkeypatch, Telling(), LosingItsName(times=0, outages=1), 30.0)
+    losing = LosingItsName(times=0, outages=3)
+    play(monkeypatch, Telling(), losing, 30.0, waits=True)  # a route that was opened anew has run before
+    assert losing.runs == 4
+
+
+def test_a_board_that_is_slow_hides_nobody(monkeypatch):
+    async def other(telling):
+        for n in range(100):
+            await asyncio.sleep(0.9)
+            telling.kept = Report("one", 1000.0 + n, process="pid 7 on elsewhere")
+
+    telling = Telling()
+    quick = telling.board.reports
+
+    async def slow():
+        await asyncio.sleep(6.0)
+        return await quick()
+
+    telling.board.reports = slow
+    with pytest.raises(Fenced, match="pid 7"):
+        play(monkeypatch, telling, LosingItsName(times=1), 90.0, other=other)
 
 
 @pytest.mark.parametrize("state", ["copying", STOPPED])

@@ -10,12 +10,14 @@ from world import holds, row
 from crossfade import wiring
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker, MemoryLog
 from crossfade.brokers.protocol import From, Start
-from crossfade.cli.relay_fleet import Fleet
+from crossfade.cli import relay_fleet as fleet_module
+from crossfade.cli.relay_fleet import Fleet, follow_new_lanes
 from crossfade.cli.uninstall import running_instances
-from crossfade.errors import RouteConflict, TargetTooNarrow, Unreachable, UsageError
+from crossfade.errors import RouteConflict, TargetFull, TargetTooNarrow, Unreachable, UsageError
 from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Shape
 from crossfade.model.route import LaneMap, make_route
+from crossfade.relay import service as service_module
 from crossfade.relay.beginning import start_lanes
 from crossfade.relay.documents import RouteBoard
 from crossfade.relay.lanes import State
@@ -60,6 +62,7 @@ class Stage:
             mapping_digest=self.mapping.digest(),
             first_lanes=await board.first_lanes(),
         )
+        new_lanes = tuple(lane for lane in range(route.source_lanes) if started and lane not in started)
         yield wiring.OpenRoute(
             route=route,
             source=source,
@@ -68,7 +71,8 @@ class Stage:
             board=board,
             start=Start(From.LATEST),
             limits=Limits(idle_wait_s=0.2, discover_s=2.0),
-            new_lanes=tuple(lane for lane in range(route.source_lanes) if started and lane not in started),
+            new_lanes=new_lanes,
+            unowned=frozenset(new_lanes) | await board.unowned(),
             assignment=lambda: ByHand(route.source_lanes, (0, 1)),
         )
 
@@ -166,6 +170,151 @@ def test_brokers_that_are_away_while_new_lanes_are_followed_are_waited_for(monke
         away.clear()
         await until(lambda: stage.copied(lane) == 5 and stage.copied(0) == 3, limit_s=60.0)
 
+    play(monkeypatch, stage, history)
+
+
+class Troubled:
+    """The wiring of a stage, of which each opening meets `trouble` while there is one, after `after_s`."""
+
+    def __init__(self, monkeypatch, stage):
+        self.stage, self.trouble, self.after_s = stage, None, 0.0
+        monkeypatch.setattr(wiring, "open_route", self.open)
+
+    @contextlib.asynccontextmanager
+    async def open(self, *arguments, **options):
+        if self.trouble is not None:
+            await asyncio.sleep(self.after_s)
+            raise self.trouble
+        async with self.stage.open(*arguments, **options) as found:
+            yield found
+
+    async def report(self):
+        async with self.stage.board(None, "route") as board:
+            (found,) = await board.reports()
+        return found
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [TargetFull(2, "the target has no room"), UsageError("there is no stream k5, but k6 is one"), Unreachable("gone")],
+)
+def test_troubles_that_pass_are_waited_for_when_new_lanes_are_followed(monkeypatch, trouble):
+    stage = Stage(SHAPES["redis-to-kafka"])
+
+    async def history(fleet):
+        wiring_of = Troubled(monkeypatch, stage)
+        wiring_of.trouble = trouble
+        lane = stage.broker.add_lane("source")
+        stage.write(lane, range(5))
+        await asyncio.sleep(60)
+        assert (await wiring_of.report()).reason == trouble.message
+        wiring_of.trouble = None
+        await until(lambda: stage.copied(lane) == 5)
+
+    play(monkeypatch, stage, history)
+
+
+def test_a_full_target_is_waited_for_at_the_start_as_well(monkeypatch):
+    stage = Stage(SHAPES["kafka-to-redis"])
+
+    async def history(fleet):
+        wiring_of = Troubled(monkeypatch, stage)
+        wiring_of.trouble = TargetFull(0, "the target has no room")
+        other = Fleet(None, ["route"], "b", None, start_first=False)
+        opening = asyncio.ensure_future(other.open())
+        await asyncio.sleep(10)
+        assert not opening.done()
+        wiring_of.trouble = None
+        await opening
+        await other.close()
+        wiring_of.trouble = Unreachable("no broker answers")
+        with pytest.raises(Unreachable):
+            await Fleet(None, ["route"], "b", None, start_first=False).open()
+
+    play(monkeypatch, stage, history)
+
+
+def test_an_opening_that_hangs_is_alive_all_the_time(monkeypatch):
+    stage = Stage(SHAPES["redis-to-kafka"])
+
+    async def history(fleet):
+        wiring_of = Troubled(monkeypatch, stage)
+        wiring_of.trouble, wiring_of.after_s = Unreachable("no sentinel answers"), 30.0
+        stage.broker.add_lane("source")
+        await asyncio.sleep(10)
+        seen = {}
+        for _ in range(60):
+            report = await wiring_of.report()
+            assert running_instances([report], {"a": report.at_s}, service_module.wall_clock()) == ["a"]
+            seen[report.at_s] = report.state
+            await asyncio.sleep(1)
+        assert len(seen) > 30
+        assert set(seen.values()) == {"opening anew"}
+
+    monkeypatch.setattr(service_module, "wall_clock", lambda: asyncio.get_running_loop().time())
+    monkeypatch.setattr(fleet_module, "wall_clock", lambda: asyncio.get_running_loop().time())
+    play(monkeypatch, stage, history)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 30.0])
+def test_a_relay_that_ends_while_its_route_is_opened_says_that_it_has_stopped(monkeypatch, after_s):
+    stage, found = Stage(SHAPES["redis-to-kafka"]), []
+
+    async def history(fleet):
+        wiring_of = Troubled(monkeypatch, stage)
+        wiring_of.trouble, wiring_of.after_s = Unreachable("no sentinel answers"), after_s
+        stage.broker.add_lane("source")
+        await asyncio.sleep(10)
+        began_s = asyncio.get_running_loop().time()
+        fleet.stop()
+        while not (report := await wiring_of.report()).is_stopped:
+            await asyncio.sleep(0.1)
+            assert asyncio.get_running_loop().time() < began_s + 3
+        found.append(report)
+
+    play(monkeypatch, stage, history)
+    assert found
+
+
+def test_a_route_that_cannot_be_opened_any_more_says_that_it_has_stopped(monkeypatch):
+    stage, found = Stage(SHAPES["redis-to-kafka"]), []
+
+    async def history(fleet):
+        wiring_of = Troubled(monkeypatch, stage)
+        wiring_of.trouble = RouteConflict("another route writes to these lanes")
+        stage.broker.add_lane("source")
+        await asyncio.sleep(10)
+        found.append(await wiring_of.report())
+
+    with pytest.raises(BaseExceptionGroup) as raised:
+        play(monkeypatch, stage, history)
+    assert isinstance(raised.value.exceptions[0], RouteConflict)
+    assert found[0].is_stopped
+
+
+def test_new_lanes_stay_unowned_until_a_process_has_them(monkeypatch):
+    """Who is killed before the group has handed them out must know when it is back that it has to."""
+    stage = Stage(SHAPES["kafka-to-redis"])
+
+    async def story():
+        await stage.start()
+        lane = stage.broker.add_lane("source")
+        async with stage.open(None, "route") as opened:
+            assert opened.unowned == {lane}
+            await follow_new_lanes(opened)
+        async with stage.open(None, "route") as opened:
+            assert opened.new_lanes == ()
+            assert opened.unowned == {lane}
+
+    run_virtual(story())
+
+    async def history(fleet):
+        stage.write(2, range(3))
+        await until(lambda: stage.copied(2) == 3)
+        async with stage.board(None, "route") as board:
+            assert await board.unowned() == set()
+
+    monkeypatch.setattr(stage, "start", lambda: asyncio.sleep(0))
     play(monkeypatch, stage, history)
 
 

@@ -106,6 +106,23 @@ def test_a_new_partition_of_a_source_is_followed(workshop, way: str) -> None:
     copy.check(140)
 
 
+def test_a_process_that_dies_before_a_new_lane_was_handed_out_hands_it_out_when_it_is_back(workshop) -> None:
+    source = workshop.kafka(2)
+    copy = _discovering(workshop.copy(source, workshop.side("r", 3)))
+    source.write_numbers(0, range(40))
+    copy.start()
+    relay = copy.run()
+    copy.wait_drained()
+    _add_partition(source)
+    source.write_numbers(2, range(40, 90))
+    relay.wait_said("waiting for the session to end")  # the lane is started, and its group does not know of it
+    relay.kill()
+    again = copy.run()
+    copy.wait_drained()
+    assert again.stop() == 0
+    copy.check(90)
+
+
 @pytest.mark.long
 def test_two_processes_of_a_group_follow_a_new_lane_once(workshop) -> None:
     redis, kafka = workshop.redis(2), workshop.kafka(3)

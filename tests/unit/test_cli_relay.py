@@ -108,6 +108,16 @@ def test_wait_for_a_route_that_was_never_started_is_refused(
     assert "crossfade relay start forward" in told.err
 
 
+def test_wait_believes_no_look_at_the_source_that_is_older_than_the_command(board: FakeBoard) -> None:
+    board.lanes = {0}
+    lane = copied(0)
+    lane.look_age_s = 4.9
+    board.held = [heard(lane, age_s=-5)]
+    assert run(["relay", "wait", "--timeout-s", "0"]) == 1
+    board.held = [heard(lane, age_s=-10)]
+    assert run(["relay", "wait", "--timeout-s", "0"]) == 0
+
+
 def test_wait_ends_when_every_started_lane_is_copied(board: FakeBoard) -> None:
     board.lanes, board.held = {0, 1}, [heard(copied(0), copied(1))]
     assert run(["relay", "wait"]) == 0

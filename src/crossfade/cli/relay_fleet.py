@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import structlog
 
 from .. import wiring
 from ..brokers.protocol import From, Start
 from ..config import Config
-from ..errors import BrokerError, Kind, UsageError
+from ..errors import BrokerError, CrossfadeError, Kind, LaneError, UsageError
 from ..relay.beginning import start_lanes
 from ..relay.copier import Copier
-from ..relay.documents import OPENING
+from ..relay.documents import OPENING, STOPPED, Report
 from ..relay.reporter import Metrics, make_report, wall_clock
 from ..relay.service import RelayService
 from ..wiring import OpenRoute
 
 #: between two tries to open a route whose lanes have changed
 _PAUSE_S_MIN, _PAUSE_S_MAX = 0.25, 2.0
+#: between two heartbeats of a route that is being opened
+_TELL_EVERY_S = 1.0
+#: of a graceful stop: for letting go of a route that is being opened, and as much for the last heartbeat
+_STOP_S = 1.0
 
 
 class Fleet:
@@ -35,7 +41,9 @@ class Fleet:
     ) -> None:
         self._config, self.names, self._instance, self._shard = config, names, instance, shard
         self._start_first = start_first
-        self._is_stopping = False
+        self._stopping = asyncio.Event()
+        #: why a route is not open yet, by its number
+        self._waiting_for: dict[int, str] = {}
         self._stacks = [contextlib.AsyncExitStack() for _ in names]
         self._services: list[RelayService] = []
         self.copiers: list[Copier] = []
@@ -44,7 +52,7 @@ class Fleet:
     async def open(self) -> None:
         """Open all routes. Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused."""
         for at in range(len(self.names)):
-            service = await self._open(at, [], start_first=self._start_first)
+            service = await self._open_patiently(at, [], _passes_at_first, start_first=self._start_first, waits=False)
             self._services.append(service)
             self.copiers.append(service.copier)
             self.metrics.follow(service.copier)
@@ -57,7 +65,7 @@ class Fleet:
 
     def stop(self) -> None:
         """Finish the appends under way and end."""
-        self._is_stopping = True
+        self._stopping.set()
         for service in self._services:
             service.stop()
 
@@ -70,34 +78,56 @@ class Fleet:
         while True:
             service = self._services[at]
             await service.run()
-            if not service.has_new_lanes or self._is_stopping:
+            if not service.has_new_lanes or self._stopping.is_set():
                 return
             structlog.get_logger().info("route opened anew", route=self.names[at], instance=self._instance)
             await self._stacks[at].aclose()
-            again = await self._open_again(at, service.copier.alarms)
+            # What has no beginning now was forgotten meanwhile (`uninstall`): nothing to start on one's own.
+            opening = self._open_patiently(at, service.copier.alarms, _passes_later, start_first=False, waits=True)
+            again = await self._until_stopped(at, opening)
             if again is None:
                 return
             self._services[at], self.copiers[at] = again, again.copier
             self.metrics.follow(again.copier)
-            if self._is_stopping:
+            if self._stopping.is_set():
                 again.stop()
 
-    async def _open_again(self, at: int, alarms: list[str]) -> RelayService | None:
-        """Open a route whose lanes have changed, however long its brokers do not answer; None = stopped meanwhile.
+    async def _until_stopped(self, at: int, opening: Coroutine[Any, Any, RelayService]) -> RelayService | None:
+        """What `opening` gives, None = stopped before.
 
-        Raises as `open` what waiting does not mend.
+        The board is told that the route is being opened meanwhile, and at an end without a service that the process
+        has stopped.
         """
+        telling = asyncio.create_task(self._tell_opening(at))
+        opened = asyncio.create_task(opening)
+        stopped = asyncio.create_task(self._stopping.wait())
+        again: RelayService | None = None
+        try:
+            await asyncio.wait([opened, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if opened.done():
+                again = opened.result()
+            return again
+        finally:
+            for task in (opened, stopped, telling):
+                task.cancel()
+            await asyncio.wait([opened, stopped, telling], timeout=_STOP_S)
+            if again is None:
+                await self._say_stopped(at)
+
+    async def _open_patiently(
+        self, at: int, alarms: list[str], passes: Callable[[CrossfadeError], bool], *, start_first: bool, waits: bool
+    ) -> RelayService:
+        """Open a route, however long that meets troubles that pass. Raises as `open` what is none."""
         pause_s = _PAUSE_S_MIN
-        while not self._is_stopping:
+        while True:
             self._stacks[at] = contextlib.AsyncExitStack()
             try:
-                # What has no beginning now was forgotten meanwhile (`uninstall`): nothing to start on one's own.
-                return await self._open(at, alarms, start_first=False)
-            except BrokerError as error:
+                return await self._open(at, alarms, start_first=start_first, waits=waits)
+            except CrossfadeError as error:
                 await self._stacks[at].aclose()
-                if error.kind is Kind.HALT:
+                if not passes(error):
                     raise
-                await self._tell_waiting(at, error.message)
+                self._waiting_for[at] = error.message
                 structlog.get_logger().warning(
                     "route cannot be opened",
                     route=self.names[at],
@@ -107,19 +137,32 @@ class Fleet:
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_S_MAX)
-        return None
 
-    async def _tell_waiting(self, at: int, reason: str) -> None:
-        """A route that waits to be opened is alive: no supervisor need end it, and nobody may uninstall under it."""
-        copier = self.copiers[at]
-        copier.progress_s = asyncio.get_running_loop().time()
-        report = make_report(copier, wall_clock())
-        report.state, report.reason = OPENING, reason
-        with contextlib.suppress(BrokerError, UsageError):
-            async with wiring.open_board(self._config, self.names[at]) as board:
-                await board.report(report)
+    async def _tell_opening(self, at: int) -> None:
+        """Until cancelled: a route that is being opened is alive. No supervisor need end it, and nobody may uninstall
+        under it."""
+        self._waiting_for[at] = ""
+        while True:
+            self.copiers[at].progress_s = asyncio.get_running_loop().time()
+            await asyncio.sleep(_TELL_EVERY_S)
+            with contextlib.suppress(BrokerError, UsageError):
+                async with wiring.open_board(self._config, self.names[at]) as board:
+                    while True:
+                        self.copiers[at].progress_s = asyncio.get_running_loop().time()
+                        await board.report(self._report(at, OPENING, self._waiting_for[at]))
+                        await asyncio.sleep(_TELL_EVERY_S)
 
-    async def _open(self, at: int, alarms: list[str], *, start_first: bool) -> RelayService:
+    async def _say_stopped(self, at: int) -> None:
+        with contextlib.suppress(BrokerError, UsageError, TimeoutError):
+            async with asyncio.timeout(_STOP_S), wiring.open_board(self._config, self.names[at]) as board:
+                await board.report(self._report(at, STOPPED))
+
+    def _report(self, at: int, state: str, reason: str = "") -> Report:
+        report = make_report(self.copiers[at], wall_clock())
+        report.state, report.reason = state, reason
+        return report
+
+    async def _open(self, at: int, alarms: list[str], *, start_first: bool, waits: bool = False) -> RelayService:
         opened = await self._stacks[at].enter_async_context(
             wiring.open_route(self._config, self.names[at], shard=self._shard, instance=self._instance)
         )
@@ -138,9 +181,20 @@ class Fleet:
             opened.limits,
             instance=self._instance,
             shard=self._shard,
+            unowned=opened.unowned,
         )
         copier.alarms = [*alarms, *await follow_new_lanes(opened)][-100:]
-        return RelayService(copier, opened.assignment())
+        return RelayService(copier, opened.assignment(), waits=waits)
+
+
+def _passes_at_first(error: CrossfadeError) -> bool:
+    """A target that is full when new lanes are to be started: what is copied there waits as well."""
+    return isinstance(error, LaneError) and error.kind is Kind.RETRY
+
+
+def _passes_later(error: CrossfadeError) -> bool:
+    """Also brokers that are away, and a hole in the source's lanes: many producers create them in any order."""
+    return error.kind is not Kind.HALT or type(error) is UsageError
 
 
 async def follow_new_lanes(opened: OpenRoute) -> list[str]:

@@ -46,6 +46,8 @@ _KEYS = (*[column.name for column in _STATUS], "quarantined", "deleted", "error"
 _MEASURED = ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")
 #: a heartbeat older than this is a process that is gone
 _SILENT_S = 10.0
+#: so much the clocks of two hosts may differ
+_CLOCKS_S = 2.0
 
 _Found = TypeVar("_Found")
 
@@ -277,8 +279,11 @@ async def _heard(boards: Mapping[str, RouteBoard], since_s: float) -> tuple[list
                 f"route {name!r} was never started: there is nothing to wait for",
                 hint=f"start it once: `crossfade relay start {name}`; then `crossfade relay run {name}` copies",
             )
-        # A heartbeat from before this command could be older than the last write.
-        fresh = [report for report in await board.reports() if report.at_s > since_s + 3]
-        rows += [row for row in status_rows(name, fresh, Desired(), time.time()) if "lane" in row]
-        missing += len(started - {lane.lane for report in fresh for lane in report.lanes})
+        # What was seen before this command could be older than the last write.
+        reports, after_s = await board.reports(), since_s + _CLOCKS_S
+        latest = latest_of_lanes(reports, time.time())
+        seen = {lane for lane, (report, found) in latest.items() if report.at_s - found.look_age_s > after_s}
+        found = status_rows(name, reports, Desired(), time.time())
+        rows += [row for row in found if row.get("number") in seen]
+        missing += len(started - seen)
     return rows, missing

@@ -66,6 +66,7 @@ class Copier:
         *,
         instance: str,
         shard: tuple[int, int] | None = None,
+        unowned: frozenset[Lane] = frozenset(),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.route = route
@@ -97,6 +98,8 @@ class Copier:
         self._batch = BatchSize(limits, route.source_lanes)
         self._rate = RateLimit(limits.rate_records_per_s, 0.0)
         self._owned: frozenset[Lane] = frozenset()
+        #: lanes that no process had owned when the route was opened: the board is told when one does
+        self._unowned = unowned
         #: lanes that were lost, perhaps to nobody: an outage does that too. The next assignment tells
         self._missed: frozenset[Lane] = frozenset()
         self._token: object | None = None
@@ -205,6 +208,9 @@ class Copier:
             self._log.error("claim found and healed", alarm=alarm)
             self.alarms = [*self.alarms[-99:], alarm]
         await self._enter(claim, owned)
+        if self._unowned & owned:
+            await self.board.note_owned(self._unowned & owned)
+            self._unowned -= owned
         self.claim, self.trouble, self.progress_s = claim, "", self._now()
         self._log.info("claimed", epoch=claim.epoch, lanes=len(owned), claim=claim.claim_id)
         await self._copy(claim, generation)

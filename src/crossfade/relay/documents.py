@@ -41,6 +41,8 @@ class Started(msgspec.Struct, omit_defaults=True):
     lanes: list[int] = []
     #: lanes that the source had at the first start: the route stays bound to them when more come; 0 = all in `lanes`
     first_lanes: int = 0
+    #: lanes that came later and that no process has owned yet: the group has to hand them out
+    unowned: list[int] = []
     #: where each lane was begun, the last time that it was; nothing of lanes that were begun before this was kept
     begun: list[Begun] = []
 
@@ -84,6 +86,8 @@ class LaneReport(msgspec.Struct, omit_defaults=True):
     #: source entries that were deleted before they were read, seen by this process (`deleted: count`)
     deleted: int = 0
     trimmed_in_s: float | None = None
+    #: before the heartbeat, the source was looked at that `lag_records` tells of
+    look_age_s: float = 0.0
     error: str = ""
     #: source records that are gone uncopied, where the halt can tell
     lost_records: int | None = None
@@ -249,6 +253,18 @@ class RouteBoard:
 
         await self._change_started(note)
 
+    async def unowned(self) -> frozenset[Lane]:
+        """Lanes that came after the route was started, and that no process has owned yet."""
+        return frozenset((await self._get_started())[0].unowned)
+
+    async def note_owned(self, lanes: frozenset[Lane]) -> None:
+        """A process owns these lanes. Raises VersionConflict, Unreachable, AccessRefused."""
+
+        def note(found: Started) -> None:
+            found.unowned = sorted(set(found.unowned) - lanes)
+
+        await self._change_started(note)
+
     async def add_started(self, lanes: set[Lane]) -> None:
         """Lanes have their first marker. Raises VersionConflict, Unreachable, AccessRefused."""
 
@@ -257,6 +273,8 @@ class RouteBoard:
             if lanes <= known:
                 return
             found.first_lanes = found.first_lanes or max(known or lanes) + 1
+            if known:
+                found.unowned = sorted({*found.unowned, *lanes} - known)
             found.lanes = sorted(known | lanes)
 
         await self._change_started(add)

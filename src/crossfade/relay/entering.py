@@ -46,6 +46,7 @@ async def claimed_lanes(
         if before is not None:  # rates and totals of this process go on
             state.records_total, state.looks, state.bounds = before.records_total, before.looks, before.bounds
             state.relayed_time_ms, state.quarantined_total = before.relayed_time_ms, before.quarantined_total
+            state.deleted_total, state.deleted_told_s = before.deleted_total, before.deleted_told_s
             state.level_at_s, state.still_since_s = before.level_at_s, before.still_since_s
         state.marker_written_s = now_s
         if errors:

@@ -178,10 +178,14 @@ class LaneState:
             return max(0, self.bounds.count - place.count)
         return 0 if position_order(place.position) >= position_order(self.bounds.last) else None
 
+    def look_age_s(self, loop_s: float) -> float:
+        """Seconds since the source was looked at, 0 = it never was."""
+        return loop_s - self.looks[-1][0] if self.looks else 0.0
+
     def is_seen(self, loop_s: float) -> bool:
         """The source has answered lately. What was true of it a while ago says nothing: producers go on though it does
         not answer us."""
-        return bool(self.looks) and loop_s - self.looks[-1][0] <= _LOOK_OLD_S
+        return bool(self.looks) and self.look_age_s(loop_s) <= _LOOK_OLD_S
 
     @property
     def held_up(self) -> str:

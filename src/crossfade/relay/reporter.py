@@ -65,6 +65,7 @@ def _lane_report(state: LaneState, now_s: float, loop_s: float) -> LaneReport:
         echoes=state.echoes,
         deleted=state.deleted_total,
         trimmed_in_s=state.trimmed_in_s if is_known else None,
+        look_age_s=round(state.look_age_s(loop_s), 1),
         error=type(state.error).__name__ if state.error else "",
         lost_records=state.error.lost_records if state.error and state.error.lost_records >= 0 else None,
         reason=state.error.message if state.error else state.held_up,

@@ -26,6 +26,7 @@ _STOP_S = 4.0
 _LEAVE_S = 1.0
 #: a process that has our name tells a heartbeat within this time
 _NAME_LOOK_S = 5.0
+_NAME_LOOKS_MIN = 5
 #: so often a name is taken again that nobody else was seen to have, without this long a calm between
 _NAME_TRIES, _NAME_CALM_S = 5, 60.0
 
@@ -44,9 +45,11 @@ class ByHand:
 class RelayService:
     """Runs one copier until `stop()`."""
 
-    def __init__(self, copier: Copier, assignment: Assignment) -> None:
+    def __init__(self, copier: Copier, assignment: Assignment, *, waits: bool = False) -> None:
+        """`waits`: brokers that are away when it joins are waited for, as it has run before."""
         self.copier = copier
         self._assignment = assignment
+        self._waits = waits
         #: it ended because lanes came that it does not know: the route is to be opened anew
         self.has_new_lanes = False
         self._stopping = asyncio.Event()
@@ -133,7 +136,7 @@ class RelayService:
                 taken_s = loop.time()
                 self._log.warning("nobody else has the name: it was an own try to join, whose answer was lost")
             except Unreachable as error:
-                if not tries:
+                if not tries and not self._waits:
                     raise
                 self._log.warning("cannot join again", reason=error.message, hint=error.hint)
                 await asyncio.sleep(_HEARTBEAT_S)
@@ -142,8 +145,8 @@ class RelayService:
         """The heartbeat of another process that goes on telling under this name, while this one tells nothing."""
         copier, loop = self.copier, asyncio.get_running_loop()
         first: Report | None = None
-        until = loop.time() + _NAME_LOOK_S
-        while loop.time() < until:
+        until, looks = loop.time() + _NAME_LOOK_S, 0
+        while loop.time() < until or looks < _NAME_LOOKS_MIN:
             await asyncio.sleep(_HEARTBEAT_S / 2)
             try:
                 found = {report.instance: report for report in await copier.board.reports()}.get(copier.instance)
@@ -151,8 +154,9 @@ class RelayService:
                 if error.kind is Kind.HALT:
                     raise
                 self._log.warning("cannot see who has the name", reason=error.message, hint=error.hint)
-                first, until = None, loop.time() + _NAME_LOOK_S
+                first, until, looks = None, loop.time() + _NAME_LOOK_S, 0
                 continue
+            looks += 1
             if found is None or found.process == copier.process or found.is_stopped:
                 continue
             if first is not None and found.at_s != first.at_s:

@@ -42,6 +42,8 @@ class OpenRoute:
     limits: Limits
     #: lanes that came after the route was started: they are followed from their beginning
     new_lanes: tuple[Lane, ...]
+    #: these, and those that were followed and that no process has owned yet
+    unowned: frozenset[Lane]
     #: makes what hands out this route's lanes to this process
     assignment: Callable[[], Assignment]
 
@@ -89,6 +91,7 @@ async def open_route(
         if copies and not started:
             _refuse_crowded(config, settings, route)
         new_lanes = tuple(lane for lane in range(route.source_lanes) if started and lane not in started)
+        unowned = frozenset(new_lanes) | await routes_board.unowned()
         yield OpenRoute(
             route=route,
             source=source,
@@ -96,11 +99,10 @@ async def open_route(
             mapping=mapping,
             board=routes_board,
             new_lanes=new_lanes,
+            unowned=unowned,
             start=Start(From(stream.from_.where), stream.from_.value),
             limits=limits_of(settings, target.shape, has_gaps=stream.deleted == "count"),
-            assignment=lambda: _make_assignment(
-                config, settings, route, shard, instance, has_new_lanes=bool(new_lanes)
-            ),
+            assignment=lambda: _make_assignment(config, settings, route, shard, instance, has_new_lanes=bool(unowned)),
         )
 
 
