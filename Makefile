@@ -56,7 +56,7 @@ mutants: setup ## put named faults into our own code, also on real brokers: each
 bench: setup ## Crossfade beside public tools on the same data, ratios in build/bench.json: at most 20 minutes
 	$(BIN)/python -m bench
 
-bench-full: setup ## also 2 KiB, 1 and 256 lanes, ten million records
+bench-full: setup ## also 2 KiB, 256 lanes, two processes, ten million records
 	$(BIN)/python -m bench --full
 
 docs: setup ## generate the reference pages again

@@ -18,6 +18,8 @@ from typing import Any
 from .cases import Row, Spread
 
 _PACKAGES = ("crossfade", "confluent-kafka", "redis", "hiredis")
+#: beside the servers' versions, the client needs a name of its own
+_LABELS = {"redis": "redis-py"}
 
 
 def machine() -> dict[str, Any]:
@@ -112,7 +114,7 @@ def markdown(document: dict[str, Any]) -> str:
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; load when it began "
         f"{machine['load_at_start']:.1f}. {document['records']:,} records a run, up to {document['rounds_max']} "
         "rounds.",
-        f"Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}.",
+        f"Versions: {', '.join(f'{_LABELS.get(name, name)} {number}' for name, number in versions.items())}.",
         "",
         "| case | what | records/s | CPU s/M | beside (records/s) | figure | min / median / max | must | aim | |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -18,7 +18,6 @@ from unittest.mock import patch
 
 import msgspec
 
-from crossfade.brokers.redis.packing import VALUES_MAX
 from crossfade.cli import init
 from crossfade.cli.main import COMMANDS, load_command, run
 from crossfade.config import (
@@ -108,6 +107,9 @@ These variables stand for a flag, or for a setting that belongs to a host and no
 | `CROSSFADE_INSTANCE` | `relay run --instance NAME`; without both it is the name of the host |
 | `CROSSFADE_METRICS_HOST` | the address on which `/metrics`, `/livez` and `/readyz` listen; default `127.0.0.1` |
 | `CROSSFADE_LAB` | the lab that `crossfade lab` means |
+| `CROSSFADE_LAB_ROOT` | the folder of all labs; default `.crossfade/lab` in the current folder |
+| `CROSSFADE_HOME` | the download cache of the lab; default `$XDG_CACHE_HOME/crossfade`, else `~/.cache/crossfade` |
+| `NO_COLOR` | set to anything: no colours in log lines |
 
 ## Secrets
 
@@ -139,6 +141,14 @@ How to change a password without a stop: [security.md](security.md#changing-a-pa
 """
 
 
+_MAPPING_WORDS = {
+    "lossless": "identical bytes after a round trip; an entry with fields of your own becomes a packed value",
+    "body": "one field is the value, another may be the key",
+    "json": "all fields are one JSON object",
+    "headers": "one field is the value, another may be the key, the rest are headers",
+}
+
+
 def configuration() -> str:
     """The reference of every key."""
     with patch.object(init, "new_route_id", lambda: _EXAMPLE_ID):
@@ -158,13 +168,11 @@ def configuration() -> str:
 
 
 def _mappings() -> str:
-    rows = ["## `streams.<name>.mapping`", "", "| name | options | what it drops |", "|---|---|---|"]
+    rows = ["## `streams.<name>.mapping`", "", "| name | options | a Redis entry as a Kafka record |", "|---|---|---|"]
     for name in MAPPINGS:
-        mapping = mapping_named(name)
-        options = ", ".join(f"`{option}`" for option in getattr(mapping, "options", ()))
-        rows.append(f"| `{name}` | {options} | {'; '.join(mapping.drops) or 'nothing'} |")
-    widest = f"An entry of more than {VALUES_MAX // 2:,} fields is not written to Redis, whatever the mapping:"
-    rows += ["", f"{widest} it goes to quarantine."]
+        options = ", ".join(f"`{option}`" for option in getattr(mapping_named(name), "options", ()))
+        rows.append(f"| `{name}` | {options} | {_MAPPING_WORDS[name]} |")
+    rows += ["", "The other direction, and what a mapping drops or rejects: [records.md](records.md)."]
     return "\n".join(rows) + "\n"
 
 
@@ -240,8 +248,8 @@ line. An error is one line and a hint, and with `-o json` one JSON object on std
 | 1 | failed |
 | 2 | usage or configuration |
 | 3 | differences, findings or halted lanes |
-| 4 | refused by a rail |
-| 5 | broker unreachable |
+| 4 | refused for safety |
+| 5 | a broker gave no answer or refused us |
 | 130 | interrupted |
 
 """

@@ -19,12 +19,12 @@
        |- SourceReset                         the lane was deleted and made anew
        |- SourceRegressed                     the lane is shorter than what was already copied (failover, truncation)
        |- SourceDeleted                       single records were deleted before they were copied
+       |- SourceDamaged                       a batch cannot be read; the lane waits for a whole copy of it
        |- TargetTorn                          marker and records disagree and the data cannot decide
        |- TargetReset                         the target lane was deleted or emptied behind the marker
        |- TargetTooNarrow                     the source has more lanes than the target, one to one
        |- TargetFull                          the target refuses writes for lack of memory or disk; the lane waits
-       |- QuarantineFull                      more records were refused than the budget allows
-       `- MappingFailed                       a record cannot be mapped and quarantine is off
+       `- QuarantineFull                      more records were refused than the budget allows
 
 An error carries data, a `hint` (what the operator does next) and a `kind` (what the relay does next).
 """
@@ -190,10 +190,6 @@ class TargetTooNarrow(LaneError):
 
 
 class QuarantineFull(LaneError):
-    pass
-
-
-class MappingFailed(LaneError):
     pass
 
 

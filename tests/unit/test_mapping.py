@@ -347,7 +347,6 @@ def test_body_refuses_what_it_cannot_carry():
     assert reasons([([b"body", b"1", b"body", b"2"], 1)], ENTRY, "body") == ["the field 'body' is there twice"]
     dropped = mapping_named("body", others="drop").translate(batch([([b"body", b"1", b"x", b"2"], 1)], ENTRY), RECORD)
     assert dropped.rows == [(None, b"1", None, 1)]
-    assert "dropped" in " ".join(mapping_named("body", others="drop").drops)
 
 
 def test_headers_takes_the_other_fields_as_headers():
@@ -416,12 +415,6 @@ def test_digests_tell_mappings_apart():
     }
     assert len(digests) == 7
     assert mapping_named("lossless").digest() == '{"mapping": "lossless", "version": 1}'  # stored in markers: stable
-
-
-def test_lossless_drops_nothing_and_the_others_say_what():
-    assert mapping_named("lossless").drops == ()
-    for name in MAPPINGS[1:]:
-        assert mapping_named(name).drops
 
 
 def test_wrong_names_and_options_are_usage_errors():

@@ -43,7 +43,7 @@ _GLOBALS_WITH_VALUE = {
 _GLOBALS_ALONE = {"--verbose"}
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences, findings or halted lanes, "
-    "4 refused by a rail, 5 broker unreachable, 130 interrupted."
+    "4 refused for safety, 5 a broker gave no answer or refused us, 130 interrupted."
 )
 _EVERYWHERE = f"Everywhere: -c/--config FILE, -o/--output text|json, --set KEY=VALUE, --verbose.\n\n{EXIT_CODES}"
 
@@ -158,7 +158,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run event streams on Redis Streams or Kafka, and move live traffic between them exactly once.",
+    help="Copy live event streams between Redis Streams and Kafka, exactly once, and prove it.",
     epilog=f"""\b
 From nothing to a proven copy:
   crossfade init --source redis://127.0.0.1:6379 --target kafka://127.0.0.1:9092 \\

@@ -180,13 +180,15 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, rename={"from_":
         MappingChoice()
     )
     partitioner: Annotated[
-        Literal["murmur2", "murmur3", "crc32"], says("which lane a key belongs to, where lanes map by key")
+        Literal["murmur2", "murmur3", "crc32"],
+        says("which lane a key belongs to, where lanes map by key; that of the target's producers"),
     ] = "murmur2"
     from_: Annotated[
         Beginning, says("where the first start begins: earliest, latest, {time: ..} or {position: ..}")
     ] = Beginning()
     deleted: Annotated[
-        Literal["halt", "count"], says("what a source record that was deleted before it was copied does to its lane")
+        Literal["halt", "count"],
+        says("a source record that was deleted before it was copied: halt its lane, or count it and go on"),
     ] = "halt"
     retention_s: Annotated[float, Duration(), says("how long the source must keep records for the copy to be safe")] = (
         86_400.0
@@ -200,7 +202,9 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
     stream: Annotated[str, says("name of the stream")]
     source: Annotated[str, says("broker to copy from")]
     target: Annotated[str, says("broker to copy to")]
-    lanes: Annotated[Literal["one-to-one", "by-key"], says("how source lanes map to target lanes")] = "one-to-one"
+    lanes: Annotated[
+        Literal["one-to-one", "by-key"], says("how source lanes map to target lanes; by-key needs records with a key")
+    ] = "one-to-one"
     reverse_of: Annotated[
         str, says("route that copies the same stream the other way; each of the two passes over what the other wrote")
     ] = ""
@@ -212,7 +216,9 @@ class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):
         int, says("what one append should take under load; the batch shrinks far above it", ge=1, le=60_000)
     ] = 200
     quarantine_records_max: Annotated[int, says("refused records a lane may put aside before it halts", ge=0)] = 100
-    rate_records_per_s: Annotated[float, says("limit of each relay process; 0 is unlimited", ge=0)] = 0.0
+    rate_records_per_s: Annotated[
+        float, says("limit of each relay process; 0 is unlimited; `relay rate` wins over it", ge=0)
+    ] = 0.0
     allow_weak: Annotated[
         bool,
         says(

@@ -1,9 +1,9 @@
 """Mappings: how a row of one shape becomes a row of the other, chosen per stream.
 
-Hides the layouts. `lossless`, the default, keeps everything both ways; `body`, `json` and `headers` are layouts that
-applications already use, and each states what it drops. Copies within one shape only lose `xf`, which an older hop
-added. Invariant: a row is translated exactly, or it becomes a Reject with its reason; a batch never fails as a whole,
-and positions stay with their rows. Called by the relay on the hot path, and by the auditor to know what to expect.
+Hides the layouts (docs/records.md). `lossless`, the default, keeps everything both ways; `body`, `json` and `headers`
+are layouts that applications already use. Copies within one shape only lose `xf`, which an older hop added. Invariant:
+a row is translated exactly, or it becomes a Reject with its reason; a batch never fails as a whole, and positions stay
+with their rows. Called by the relay on the hot path, and by the auditor to know what to expect.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ class Mapping(Protocol):
     """One way of turning entries into records and back."""
 
     name: str
-    #: what is lost on the way, in words; empty where nothing is
-    drops: tuple[str, ...]
 
     def translate(self, batch: Batch, target: Shape) -> Mapped:
         """Give the batch in the target's shape. Rows that cannot be carried are in `rejects`."""
@@ -76,7 +74,6 @@ class _Translation:
 
     name = ""
     options: tuple[str, ...] = ()
-    drops: tuple[str, ...] = ()
 
     def __init__(self, **options: str) -> None:
         self._given = options
@@ -287,12 +284,6 @@ class _Body(_Chosen):
         self._field = options.get("field", "body").encode()
         if self._field == self._key_field:
             raise UsageError("mapping 'body' cannot take value and key from one field", hint="name two fields")
-        rest = "dropped" if self._drop else "rejected"
-        self.drops = (
-            "the order of the value field and the key field",
-            f"other and repeated fields ({rest})",
-            f"headers, records without value, and keys where no key_field is named ({rest})",
-        )
 
     def _record(self, fields: list[bytes], time_ms: int) -> Row:
         taken = self._taken(fields, (self._field, self._key_field))
@@ -326,12 +317,6 @@ class _Headers(_Chosen):
         self._field = options.get("field", "value").encode()
         if self._field == self._key_field:
             raise UsageError("mapping 'headers' cannot take value and key from one field", hint="name two fields")
-        rest = "dropped" if self._drop else "rejected"
-        self.drops = (
-            "the places of the value field and the key field among the others",
-            f"field names that are no text, repeated value and key fields ({rest})",
-            f"headers without value or named as a field, and keys where no key_field is named ({rest})",
-        )
 
     def _record(self, fields: list[bytes], time_ms: int) -> Row:
         own = (self._field, self._key_field)
@@ -377,16 +362,6 @@ class _Json(_Chosen):
 
     name = "json"
     options = ("key_field", "others")
-
-    def __init__(self, **options: str) -> None:
-        super().__init__(**options)
-        rest = "dropped" if self._drop else "rejected"
-        self.drops = (
-            "spacing and escapes of JSON documents",
-            f"fields that are not valid UTF-8, and repeated fields ({rest})",
-            f"that a JSON value is a number, a list or an object ({'written as text' if self._drop else 'rejected'})",
-            f"headers, and keys that are not the text of key_field ({rest}); records without value (rejected)",
-        )
 
     def _record(self, fields: list[bytes], time_ms: int) -> Row:
         key = None
