@@ -16,11 +16,11 @@ from crossfade.model.record import Shape
 
 _numbers = itertools.count()
 _MESSAGE_BYTES_MAX = 65_536
+_PASSING = (KafkaError.TOPIC_ALREADY_EXISTS, KafkaError._DESTROY_BROKER)
 
 
-async def make_kafka_log(bootstrap, lanes, prefix, topic_config=None, **options):
+async def make_kafka_log(properties, lanes, prefix, topic_config=None, **options):
     """An open log over a new topic of `lanes` partitions, three replicas and endless retention."""
-    properties = bootstrap if isinstance(bootstrap, dict) else {"bootstrap.servers": bootstrap}
     config = {"min.insync.replicas": "2", "retention.ms": "-1", "max.message.bytes": str(_MESSAGE_BYTES_MAX)}
     await asyncio.to_thread(_create, properties, prefix, lanes, config | (topic_config or {}))
     return await open_kafka_log(properties, prefix, **options)
@@ -35,12 +35,18 @@ async def open_kafka_log(properties, topic, **options):
 def _create(properties, topic, lanes, config, wait_s=20.0):
     admin = AdminClient(properties)
     until = time.monotonic() + wait_s
+    is_doubtful = False  # the client gave up the connection under the request, which may have arrived
     while True:
         try:
             admin.create_topics([NewTopic(topic, lanes, 3, config=config)])[topic].result()
             break
-        except KafkaException as failure:  # the old topic of that name is still being deleted
-            if failure.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS or time.monotonic() > until:
+        except KafkaException as failure:
+            code = failure.args[0].code()
+            if is_doubtful and code == KafkaError.TOPIC_ALREADY_EXISTS:
+                break
+            is_doubtful = is_doubtful or code == KafkaError._DESTROY_BROKER
+            # or the old topic of that name is still being deleted
+            if code not in _PASSING or time.monotonic() > until:
                 raise
             time.sleep(0.1)
     while True:
@@ -91,7 +97,7 @@ class KafkaBackend:
     deletes_are_seen = False
 
     def __init__(self, lab):
-        self.properties = {"bootstrap.servers": lab} if isinstance(lab, str) else lab.kafka_properties()
+        self.properties = lab.kafka_properties()
         self.application = Producer(self.properties | {"acks": "all", "enable.idempotence": True, "linger.ms": 0})
         self._logs = []
 

@@ -68,14 +68,13 @@ def make(monkeypatch):
 
 
 async def test_groups_of_a_broker_that_could_not_answer_are_asked_for_again(make):
-    cluster, _ = make(
-        (["crossfade.a"], [failure(KafkaError.COORDINATOR_LOAD_IN_PROGRESS)]), (["crossfade.a", "crossfade.b", "x"], [])
-    )
+    loading = KafkaError(KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
+    cluster, _ = make((["crossfade.a"], [loading]), (["crossfade.a", "crossfade.b", "x"], []))
     assert await cluster.group_names("crossfade.") == ["crossfade.a", "crossfade.b"]
 
 
 async def test_groups_of_a_broker_that_stays_silent_are_not_taken_for_absent(make):
-    cluster, _ = make(([], [failure(KafkaError._TIMED_OUT)]))
+    cluster, _ = make(([], [KafkaError(KafkaError._TIMED_OUT)]))
     with pytest.raises(Unreachable):
         await cluster.group_names("crossfade.")
 

@@ -1,19 +1,20 @@
 """What the lab asks its own servers, always over the direct listeners, past every fault.
 
-The only module of the lab that imports client libraries, so that the proxy and the watchdog start quickly. Called by
-lab and faults.
+The only module of the lab that imports client libraries, so that the proxy and the watchdog start quickly. Made by
+lab and launch; faults asks through the lab.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import redis
-from confluent_kafka import ElectionType, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import ElectionType, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclOperation,
@@ -32,6 +33,7 @@ from crossfade.lab.process import wait_until
 
 _REQUEST_S = 15.0
 _SPREAD_S = 30.0
+_TRIES = 5
 
 
 class KafkaAdmin:
@@ -63,7 +65,11 @@ class KafkaAdmin:
     def create_topic(self, name: str, partitions: int, replicas: int, configs: Mapping[str, str]) -> None:
         """Create a topic and wait until every partition has a leader.  Raises LabError."""
         new = NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=dict(configs))
-        self._one(self._client.create_topics([new], operation_timeout=_REQUEST_S), f"create topic {name}")
+        self._one(
+            lambda: self._client.create_topics([new], operation_timeout=_REQUEST_S),
+            f"create topic {name}",
+            done=KafkaError.TOPIC_ALREADY_EXISTS,
+        )
         ready = wait_until(
             lambda: len(leaders := self.leaders(name)) == partitions and all(node >= 0 for node in leaders.values()),
             _REQUEST_S,
@@ -73,7 +79,11 @@ class KafkaAdmin:
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic and wait until the brokers no longer know it.  Raises LabError."""
-        self._one(self._client.delete_topics([name], operation_timeout=_REQUEST_S), f"delete topic {name}")
+        self._one(
+            lambda: self._client.delete_topics([name], operation_timeout=_REQUEST_S),
+            f"delete topic {name}",
+            done=KafkaError.UNKNOWN_TOPIC_OR_PART,
+        )
         if not wait_until(lambda: name not in self._client.list_topics(timeout=_REQUEST_S).topics, _REQUEST_S):
             raise LabError(f"topic {name} is still there {_REQUEST_S:.0f} s after its deletion")
 
@@ -126,26 +136,25 @@ class KafkaAdmin:
             for principal in principals
             for kind, name, operation in everything
         ]
-        for future in self._client.create_acls(rules, request_timeout=_REQUEST_S).values():
-            self._wait(future, "create ACLs")
+        self._all(lambda: self._client.create_acls(rules, request_timeout=_REQUEST_S), "create ACLs")
 
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         """First and next offset of a partition.  Raises LabError."""
         place = TopicPartition(topic, partition)
         spec: Any = OffsetSpec
-        first = self._one(self._client.list_offsets({place: spec.earliest()}), "list offsets").offset
-        after = self._one(self._client.list_offsets({place: spec.latest()}), "list offsets").offset
+        first = self._one(lambda: self._client.list_offsets({place: spec.earliest()}), "list offsets").offset
+        after = self._one(lambda: self._client.list_offsets({place: spec.latest()}), "list offsets").offset
         return int(first), int(after)
 
     def delete_records(self, topic: str, partition: int, before: int) -> int:
         """Trim a partition below an offset; the answer is its new first offset.  Raises LabError."""
         place = TopicPartition(topic, partition, before)
-        return int(self._one(self._client.delete_records([place]), "delete records").low_watermark)
+        return int(self._one(lambda: self._client.delete_records([place]), "delete records").low_watermark)
 
     def elect_preferred(self, topic: str, partition: int) -> None:
         """Make the first replica of the list the leader.  Raises LabError."""
-        future = self._client.elect_leaders(ElectionType.PREFERRED, [TopicPartition(topic, partition)])
-        results = self._wait(future, "elect leaders")
+        asked = [TopicPartition(topic, partition)]
+        results = self._one(lambda: {0: self._client.elect_leaders(ElectionType.PREFERRED, asked)}, "elect leaders")
         for place, error in results.items():
             if error is not None and error.name() != "ELECTION_NOT_NEEDED":
                 raise LabError(f"electing a leader of {place.topic}/{place.partition}: {error}")
@@ -156,21 +165,41 @@ class KafkaAdmin:
         deadline = time.monotonic() + _SPREAD_S
         while True:
             try:
-                return self._one(ask(), f"describe topic {topic}")
+                return self._one(ask, f"describe topic {topic}")
             except LabError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
 
-    def _one(self, futures: Mapping[Any, Future[Any]], what: str) -> Any:
-        (future,) = futures.values()
-        return self._wait(future, what)
+    def _one(self, ask: Callable[[], Mapping[Any, Future[Any]]], what: str, *, done: int | None = None) -> Any:
+        """The only answer; see `_all`."""
+        (answer,) = self._all(ask, what, done=done)
+        return answer
 
-    def _wait(self, future: Future[Any], what: str) -> Any:
+    def _all(self, ask: Callable[[], Mapping[Any, Future[Any]]], what: str, *, done: int | None = None) -> list[Any]:
+        """The answers to a request, None where an earlier try of it has done the work, as the code `done` says.
+
+        It is made again where the client gave up the connection that it was made on. That happens with a new client,
+        when it comes to know by name a broker of which it had only the address. Raises LabError.
+        """
+        for tried in itertools.count(1):
+            try:
+                return [self._answer(future, done if tried > 1 else None) for future in ask().values()]
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._DESTROY_BROKER or tried == _TRIES:
+                    raise LabError(f"Kafka refused to {what}: {error}") from error
+            except TimeoutError as error:
+                raise LabError(f"Kafka refused to {what}: {error}") from error
+        raise AssertionError("the count has no end")
+
+    @staticmethod
+    def _answer(future: Future[Any], done: int | None) -> Any:
         try:
             return future.result(timeout=_REQUEST_S * 2)
-        except (KafkaException, TimeoutError) as error:
-            raise LabError(f"Kafka refused to {what}: {error}") from error
+        except KafkaException as error:
+            if done is not None and error.args[0].code() == done:
+                return None
+            raise
 
 
 def redis_client(url: str, **options: Any) -> Any:

@@ -1,7 +1,7 @@
 """How the lab talks to its own proxy: one JSON line each way over a Unix socket in the lab's folder.
 
 A Unix socket's path is limited to 107 bytes, which a lab in a deep folder exceeds; both ends therefore go through
-`/proc/self/fd`. Called by proxy (binding) and by lab and faults (asking).
+`/proc/self/fd`. Called by proxy (binding) and by lab and launch (asking).
 """
 
 from __future__ import annotations

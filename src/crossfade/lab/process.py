@@ -2,7 +2,7 @@
 
 A pid is only believed together with the start time that the kernel recorded for it, so a recycled pid is never
 signalled. Every child carries the lab's folder in its environment (`CROSSFADE_LAB_DIR`): what was started but not yet
-written down, because the owner was killed in between, is still found and ended. Called by lab, faults and watchdog.
+written down, because the owner was killed in between, is still found and ended. Used in the whole lab.
 """
 
 from __future__ import annotations

@@ -83,6 +83,22 @@ class ConfigValue:
     is_default: bool
 
 
+#: a time from here on is no limit: brokers tell 2^63 - 1
+FOREVER_MS = 1 << 62
+
+
+def number_in(config: Mapping[str, ConfigValue], name: str, default: int) -> int:
+    """A number of a configuration; `default` where it tells none."""
+    entry = config.get(name)
+    return int(entry.value) if entry is not None and entry.value else default
+
+
+def text_in(config: Mapping[str, ConfigValue], name: str, default: str) -> str:
+    """A text of a configuration; `default` where it tells none."""
+    entry = config.get(name)
+    return entry.value if entry is not None and entry.value else default
+
+
 class Cluster:
     """One admin handle. Its calls never block the event loop."""
 
@@ -319,7 +335,7 @@ class Cluster:
         async def ask() -> list[str]:
             found = await self._wait(self.admin.list_consumer_groups(request_timeout=_ID_REQUEST_S))
             if found.errors:  # a broker that could not answer may have the group that is looked for
-                raise found.errors[0]
+                raise KafkaException(found.errors[0])  # a KafkaError, whatever the library's documentation says
             return sorted(group.group_id for group in found.valid if group.group_id.startswith(prefix))
 
         return await self._persist(ask, "listing groups")
@@ -330,17 +346,21 @@ class Cluster:
         A static member says no goodbye: a group counts it until its session ends, so this waits for that.
         """
         deadline = time.monotonic() + _MEMBERS_GONE_S
-        while True:
-            try:
-                await self._wait(self.admin.delete_consumer_groups([group], request_timeout=_REQUEST_S)[group])
-                return
-            except KafkaException as failure:
-                code = error_of(failure).code()
-                if code == KafkaError.GROUP_ID_NOT_FOUND:
+
+        async def ask() -> None:
+            while True:
+                try:
+                    await self._wait(self.admin.delete_consumer_groups([group], request_timeout=_REQUEST_S)[group])
                     return
-                if code != KafkaError.NON_EMPTY_GROUP or time.monotonic() > deadline:
-                    raise translate(failure, f"deleting group {group}", self.health) from failure
-            await asyncio.sleep(_PAUSE_S)
+                except KafkaException as failure:
+                    code = error_of(failure).code()
+                    if code == KafkaError.GROUP_ID_NOT_FOUND:
+                        return
+                    if code != KafkaError.NON_EMPTY_GROUP or time.monotonic() > deadline:
+                        raise
+                await asyncio.sleep(_PAUSE_S)
+
+        await self._persist(ask, f"deleting group {group}")
 
     async def _change(self, ask: Callable[[], Mapping[Any, Future[Any]]], doing: str, *done: int) -> None:
         """Change something on the brokers, which may be repeated; the codes of `done` say that it is so already.

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import GuaranteeRefused
-from .cluster import ConfigValue, TopicFacts
+from .cluster import FOREVER_MS, ConfigValue, TopicFacts, number_in, text_in
 from .rows import QUARANTINE_BODY_BYTES_MAX, Limits
 
 #: a record this close to being deleted by time would be gone before it is read
 _RETENTION_MARGIN_MS = 3_600_000
 #: the broker's clock may be behind ours by this much
 _CLOCK_MARGIN_MS = 5_000
-_FOREVER_MS = 1 << 62
 _CLIENT_BYTES_MAX = 1_000_000_000
 
 
@@ -66,15 +65,15 @@ class TargetLimits:
 
 def read_limits(config: Mapping[str, ConfigValue]) -> TargetLimits:
     """The limits in a topic's configuration."""
-    policy = _text(config, "cleanup.policy", "delete")
-    either_way_ms = _number(config, "message.timestamp.difference.max.ms", _FOREVER_MS)  # before Kafka 4
+    policy = text_in(config, "cleanup.policy", "delete")
+    either_way_ms = number_in(config, "message.timestamp.difference.max.ms", FOREVER_MS)  # before Kafka 4
     return TargetLimits(
-        message_bytes_max=_number(config, "max.message.bytes", 1_048_588),
-        retention_ms=_number(config, "retention.ms", 604_800_000) if "delete" in policy else -1,
-        ahead_ms_max=min(either_way_ms, _number(config, "message.timestamp.after.max.ms", 3_600_000)),
-        behind_ms_max=min(either_way_ms, _number(config, "message.timestamp.before.max.ms", _FOREVER_MS)),
+        message_bytes_max=number_in(config, "max.message.bytes", 1_048_588),
+        retention_ms=number_in(config, "retention.ms", 604_800_000) if "delete" in policy else -1,
+        ahead_ms_max=min(either_way_ms, number_in(config, "message.timestamp.after.max.ms", 3_600_000)),
+        behind_ms_max=min(either_way_ms, number_in(config, "message.timestamp.before.max.ms", FOREVER_MS)),
         is_compacted="compact" in policy,
-        is_broker_time=_text(config, "message.timestamp.type", "CreateTime") != "CreateTime",
+        is_broker_time=text_in(config, "message.timestamp.type", "CreateTime") != "CreateTime",
     )
 
 
@@ -109,21 +108,11 @@ def weaknesses(facts: TopicFacts, config: Mapping[str, ConfigValue]) -> list[str
     in_sync = min_in_sync(config)
     if in_sync is not None and in_sync < 2:  # whoever leads may be the only one that has what was acknowledged
         found.append(f"min.insync.replicas is {in_sync}")
-    if _text(config, "unclean.leader.election.enable", "false") == "true":
+    if text_in(config, "unclean.leader.election.enable", "false") == "true":
         found.append("unclean.leader.election.enable is true")
     return found
 
 
 def min_in_sync(config: Mapping[str, ConfigValue]) -> int | None:
     """What the topic asks for; None where the service tells of no such setting (Kafka always does, others may not)."""
-    return _number(config, "min.insync.replicas", 0) or None
-
-
-def _number(config: Mapping[str, ConfigValue], name: str, default: int) -> int:
-    entry = config.get(name)
-    return int(entry.value) if entry is not None and entry.value else default
-
-
-def _text(config: Mapping[str, ConfigValue], name: str, default: str) -> str:
-    entry = config.get(name)
-    return entry.value if entry is not None and entry.value else default
+    return number_in(config, "min.insync.replicas", 0) or None

@@ -302,8 +302,8 @@ class KafkaLog:
             bounds |= await self.bounds(shorter)
             errors |= {lane: self._out_of_bounds(lane, places[lane], bounds[lane]) for lane in shorter}
         found: dict[Lane, LaneError] = {}
-        for lane, place in places.items():
-            if found and time.monotonic() > until:
+        for looked, (lane, place) in enumerate(places.items()):
+            if looked and time.monotonic() > until:
                 break
             error = errors[lane]
             is_cut = _CUT_AT.search(troubled[lane].str()) is not None

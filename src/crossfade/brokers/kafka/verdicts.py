@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..protocol import Finding, Level
-from .cluster import ConfigValue, TopicFacts
+from .cluster import FOREVER_MS, ConfigValue, TopicFacts, number_in, text_in
 from .group import SESSION_TIMEOUT_MS
 from .guarantee import min_in_sync
 from .settings import TRANSACTION_TIMEOUT_MS
@@ -18,8 +18,6 @@ Config = Mapping[str, ConfigValue]
 
 _WEEK_MINUTES = 7 * 24 * 60
 _DAY_MS = 86_400_000
-#: no limit: brokers tell 2^63 - 1
-_FOREVER_MS = 1 << 62
 _NEEDED = {
     "source": frozenset({"READ", "DESCRIBE"}),
     "target": frozenset({"READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS"}),
@@ -190,7 +188,7 @@ def own_rights(refused: Sequence[str], unasked: Sequence[str]) -> Finding:
 
 
 def _cleanup(role: str, name: str, config: Config) -> Finding:
-    policy = _text(config, "cleanup.policy", "delete")
+    policy = text_in(config, "cleanup.policy", "delete")
     if "compact" not in policy:
         return Finding("kafka.cleanup-policy", Level.OK, f"{name}: {policy}")
     if role == "source":
@@ -233,7 +231,7 @@ def _target_retention(name: str, config: Config, needed_s: float, oldest_s: floa
 
 
 def _bound_by_size(name: str, config: Config) -> Finding:
-    if _number(config, "retention.bytes", -1) >= 0 and not _is_compacted_only(config):
+    if number_in(config, "retention.bytes", -1) >= 0 and not _is_compacted_only(config):
         fix = "a bound by size cannot be compared with a time: watch the lag, or lift it"
         return Finding(_RETENTION, Level.WARN, _kept(name, config), fix)
     return Finding(_RETENTION, Level.OK, _kept(name, config))
@@ -241,17 +239,17 @@ def _bound_by_size(name: str, config: Config) -> Finding:
 
 def _kept_ms(config: Config) -> int:
     """For how long records are kept, -1 = for ever."""
-    return -1 if _is_compacted_only(config) else _number(config, "retention.ms", 7 * _DAY_MS)
+    return -1 if _is_compacted_only(config) else number_in(config, "retention.ms", 7 * _DAY_MS)
 
 
 def _kept(name: str, config: Config) -> str:
     if _is_compacted_only(config):
         return f"{name} is compacted only"
-    return f"{name}: retention.ms={_kept_ms(config)}, retention.bytes={_number(config, 'retention.bytes', -1)}"
+    return f"{name}: retention.ms={_kept_ms(config)}, retention.bytes={number_in(config, 'retention.bytes', -1)}"
 
 
 def _is_compacted_only(config: Config) -> bool:
-    return "delete" not in _text(config, "cleanup.policy", "delete")
+    return "delete" not in text_in(config, "cleanup.policy", "delete")
 
 
 def _min_in_sync(check: str, name: str, replication: int, config: Config) -> Finding:
@@ -271,7 +269,7 @@ def _min_in_sync(check: str, name: str, replication: int, config: Config) -> Fin
 
 
 def _unclean(name: str, config: Config) -> Finding:
-    if _text(config, "unclean.leader.election.enable", "false") == "true":
+    if text_in(config, "unclean.leader.election.enable", "false") == "true":
         fix = f"set unclean.leader.election.enable=false on {name}"
         return Weakness(
             "kafka.unclean-election", Level.FAIL, f"{name}: unclean elections lose acknowledged records", fix
@@ -280,7 +278,7 @@ def _unclean(name: str, config: Config) -> Finding:
 
 
 def _message_bytes(name: str, config: Config) -> Finding:
-    limit = _number(config, "max.message.bytes", 1_048_588)
+    limit = number_in(config, "max.message.bytes", 1_048_588)
     found = f"{name}: max.message.bytes={limit}"
     if limit < 1_000_000:
         return Finding(
@@ -290,7 +288,7 @@ def _message_bytes(name: str, config: Config) -> Finding:
 
 
 def _time_ahead(name: str, config: Config) -> Finding:
-    limit = _number(config, "message.timestamp.after.max.ms", 3_600_000)
+    limit = number_in(config, "message.timestamp.after.max.ms", 3_600_000)
     found = f"{name}: message.timestamp.after.max.ms={limit}"
     if limit < _DAY_MS:
         fix = "raise it, else records dated further ahead carry the time of the copy, and their own in the xf header"
@@ -299,8 +297,8 @@ def _time_ahead(name: str, config: Config) -> Finding:
 
 
 def _time_behind(name: str, config: Config, needed_s: float) -> Finding:
-    limit = _number(config, "message.timestamp.before.max.ms", _FOREVER_MS)
-    if limit >= _FOREVER_MS:
+    limit = number_in(config, "message.timestamp.before.max.ms", FOREVER_MS)
+    if limit >= FOREVER_MS:
         return Finding("kafka.time-behind", Level.OK, f"{name}: records may be of any age")
     found = f"{name}: message.timestamp.before.max.ms={limit}"
     if limit < needed_s * 1000:
@@ -310,7 +308,7 @@ def _time_behind(name: str, config: Config, needed_s: float) -> Finding:
 
 
 def _time_type(role: str, name: str, config: Config) -> Finding:
-    kind = _text(config, "message.timestamp.type", "CreateTime")
+    kind = text_in(config, "message.timestamp.type", "CreateTime")
     if kind == "CreateTime":
         return Finding("kafka.time-type", Level.OK, f"{name}: CreateTime")
     if role == "source":
@@ -320,7 +318,7 @@ def _time_type(role: str, name: str, config: Config) -> Finding:
 
 
 def _version(config: Config) -> Finding:
-    spoken = _text(config, "inter.broker.protocol.version", "")
+    spoken = text_in(config, "inter.broker.protocol.version", "")
     if not spoken:
         return Finding("kafka.version", Level.OK, "Kafka 4 (it tells no inter-broker protocol version)")
     major, _, rest = spoken.partition(".")
@@ -333,7 +331,7 @@ def _version(config: Config) -> Finding:
 
 
 def _offsets_retention(config: Config) -> Finding:
-    minutes = _number(config, "offsets.retention.minutes", _WEEK_MINUTES)
+    minutes = number_in(config, "offsets.retention.minutes", _WEEK_MINUTES)
     found = f"offsets.retention.minutes={minutes}"
     if minutes < _WEEK_MINUTES:
         fix = "a relay that is stopped longer finds its markers only in the headers: raise it to 10080"
@@ -342,7 +340,7 @@ def _offsets_retention(config: Config) -> Finding:
 
 
 def _transaction_timeout(config: Config) -> Finding:
-    limit = _number(config, "transaction.max.timeout.ms", 900_000)
+    limit = number_in(config, "transaction.max.timeout.ms", 900_000)
     if limit < TRANSACTION_TIMEOUT_MS:
         fix = f"raise it to {TRANSACTION_TIMEOUT_MS}"
         return Finding("kafka.transaction-timeout", Level.FAIL, f"transaction.max.timeout.ms={limit}", fix)
@@ -352,7 +350,7 @@ def _transaction_timeout(config: Config) -> Finding:
 def _transaction_verification(config: Config) -> Finding:
     """Whether a request that comes late, behind the end of its transaction, is refused (KIP-890)."""
     check, name = "kafka.transaction-verification", "transaction.partition.verification.enable"
-    found = _text(config, name, "")
+    found = text_in(config, name, "")
     if found == "true":
         return Finding(check, Level.OK, f"{name}=true")
     fix = f"set {name}=true on the brokers: without it a late request can leave a transaction open until it is aborted"
@@ -362,7 +360,7 @@ def _transaction_verification(config: Config) -> Finding:
 
 
 def _session(config: Config) -> Finding:
-    low = _number(config, "group.min.session.timeout.ms", SESSION_TIMEOUT_MS)
+    low = number_in(config, "group.min.session.timeout.ms", SESSION_TIMEOUT_MS)
     found = f"group.min.session.timeout.ms={low}"
     if low > SESSION_TIMEOUT_MS:
         return Finding("kafka.session-timeout", Level.FAIL, found, f"lower it to {SESSION_TIMEOUT_MS}")
@@ -372,13 +370,3 @@ def _session(config: Config) -> Finding:
 def _lanes(lanes: list[int]) -> str:
     shown = ", ".join(map(str, lanes[:5]))
     return f"partitions {shown}" + (f" and {len(lanes) - 5} more" if len(lanes) > 5 else "")
-
-
-def _number(config: Config, name: str, default: int) -> int:
-    entry = config.get(name)
-    return int(entry.value) if entry is not None and entry.value else default
-
-
-def _text(config: Config, name: str, default: str) -> str:
-    entry = config.get(name)
-    return entry.value if entry is not None and entry.value else default
