@@ -193,6 +193,11 @@ class QuarantineFull(LaneError):
     pass
 
 
+def first_of(error: BaseException) -> BaseException:
+    """The first of several errors of tasks that ran side by side: the one to be told. A single error is itself."""
+    return first_of(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
 class InvariantBroken(RuntimeError):
     """A mistake of ours, not the user's: the process stops at once."""
 

@@ -152,7 +152,8 @@ def test_while_the_board_does_not_answer_nothing_is_decided(monkeypatch):
 
 
 def test_a_name_that_is_lost_again_and_again_is_given_up(monkeypatch):
-    losing = LosingItsName(times=100)
+    telling, losing = Telling(), LosingItsName(times=100)
     with pytest.raises(NameLost):
-        play(monkeypatch, Telling(), losing, 600.0)
+        play(monkeypatch, telling, losing, 600.0)
     assert losing.runs == 6
+    assert telling.kept.state == STOPPED

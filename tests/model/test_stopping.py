@@ -58,6 +58,9 @@ class Hanging:
     async def obey(self, desired):
         pass
 
+    async def note_owned(self):
+        pass
+
 
 class Member:
     def __init__(self, hanging, error=None):

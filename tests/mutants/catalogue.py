@@ -273,8 +273,8 @@ MUTANTS = [
     Mutant(
         "covered-rows-copied-again",
         "relay/fanout.py",
-        "if ragged and _order(position) <= covered[path]:",
-        "if ragged and _order(position) < covered[path]:",
+        "if ragged and order_of(position) <= covered[path]:",
+        "if ragged and order_of(position) < covered[path]:",
         "tests/model/test_regress.py::test_a_path_that_is_ahead_does_not_go_back",
     ),
     Mutant(

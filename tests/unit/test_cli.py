@@ -219,6 +219,29 @@ def test_help_answers_at_once_and_imports_no_adapter() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.4
 
 
+def test_help_of_the_commands_that_ask_brokers_imports_no_adapter() -> None:
+    code = (
+        "import sys; from crossfade.cli.main import run; "
+        "[run([each, '--help']) for each in ('doctor', 'verify', 'uninstall')]; "
+        "heavy = {'crossfade.wiring', 'confluent_kafka', 'redis'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "first"),
+    [
+        (KeyError("alone"), "alone"),
+        (ExceptionGroup("two", [KeyError("one"), KeyError("two")]), "one"),
+        (BaseExceptionGroup("two", [ExceptionGroup("in", [KeyError("one")]), KeyboardInterrupt("two")]), "one"),
+    ],
+)
+def test_of_several_errors_the_first_is_told(error: BaseException, first: str) -> None:
+    assert errors.first_of(error).args == (first,)
+
+
 def test_ctrl_c_ends_a_waiting_command_with_130_and_no_trace() -> None:
     code = (
         # a test run in the background of a shell inherits an ignored SIGINT; a person's terminal has none

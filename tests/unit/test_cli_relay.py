@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,11 +58,9 @@ class FakeBoard:
     async def desired(self) -> Desired:
         return self.wanted
 
-    async def desired_with_version(self) -> tuple[Desired, int]:
-        return self.wanted, 0
-
-    async def change_desired(self, change: Desired, seen: int) -> None:
-        self.wanted = change
+    async def change_desired(self, change: Callable[[Desired], None]) -> Desired:
+        change(self.wanted)
+        return self.wanted
 
 
 @pytest.fixture
@@ -110,11 +108,11 @@ def test_wait_for_a_route_that_was_never_started_is_refused(
 
 def test_wait_believes_no_look_at_the_source_that_is_older_than_the_command(board: FakeBoard) -> None:
     board.lanes = {0}
-    lane = copied(0)
-    lane.look_age_s = 4.9
-    board.held = [heard(lane, age_s=-5)]
+    board.held = [heard(copied(0), age_s=-5)]
+    board.held[0].look_age_s = 4.9
     assert run(["relay", "wait", "--timeout-s", "0"]) == 1
-    board.held = [heard(lane, age_s=-10)]
+    board.held = [heard(copied(0), age_s=-10)]
+    board.held[0].look_age_s = 4.9
     assert run(["relay", "wait", "--timeout-s", "0"]) == 0
 
 
@@ -311,6 +309,9 @@ def test_alarms_are_shown_below_the_lanes_with_their_numbers(
     told = capsys.readouterr()
     assert json.loads(told.out)["rows"][0]["number"] == 3
     assert "alarm of one: 4 new lanes are copied from their beginning" in told.err
+    report.at_s -= 3600  # whoever told it is gone
+    assert run(["-o", "json", "relay", "status"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("rate", ["inf", "nan", "1e400", "fast"])

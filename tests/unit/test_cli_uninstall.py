@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_cli_brokers import CONFIG, Brokers, FakeBoard, FakeBroker, fake_brokers
 
-from crossfade.cli import uninstall
+from crossfade.cli import relay_alive
 from crossfade.cli.main import run
-from crossfade.cli.uninstall import running_instances
+from crossfade.cli.relay_alive import running_instances
 from crossfade.errors import AccessRefused, Unreachable, UsageError
 from crossfade.relay.documents import Report
 
@@ -155,7 +155,7 @@ def test_uninstall_is_refused_under_a_running_relay(brokers: Brokers, capsys: py
 def test_a_heartbeat_that_goes_on_is_alive_whatever_the_clocks_say(
     brokers: Brokers, ahead_s: float, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uninstall, "_LIFE_PAUSE_S", 0.0)
+    monkeypatch.setattr(relay_alive, "_LIFE_PAUSE_S", 0.0)
     brokers.old.things = {"idforward": ["a"]}
     brokers.board.running = [Report("relay-1", time.time(), state=state)]
     brokers.board.ahead_s, brokers.board.beat_s = ahead_s, 1.0
@@ -167,7 +167,7 @@ def test_a_heartbeat_that_goes_on_is_alive_whatever_the_clocks_say(
 def test_a_heartbeat_that_stands_still_is_gone_whatever_the_clocks_say(
     brokers: Brokers, ahead_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uninstall, "_LIFE_PAUSE_S", 0.0)
+    monkeypatch.setattr(relay_alive, "_LIFE_PAUSE_S", 0.0)
     brokers.old.things = {"idforward": ["a"]}
     brokers.board.running = [Report("relay-1", time.time(), state="running")]
     brokers.board.ahead_s = ahead_s

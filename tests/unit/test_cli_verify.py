@@ -227,9 +227,7 @@ def test_a_file_that_is_no_state_is_refused(world: World, text: str, capsys: pyt
 def test_a_state_is_kept_while_the_audit_runs(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import crossfade.verify.audit as audit_module
-
-    monkeypatch.setattr(audit_module, "PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr("crossfade.verify.progress.PROGRESS_EVERY_S", 0.0)
     monkeypatch.setattr(verify_scope, "SAVE_EVERY_S", 0.0)
     saved: list[str] = []
     real = verify_scope.Store.save
@@ -403,3 +401,13 @@ def test_repair_is_never_applied_without_being_asked(world: World, capsys: pytes
     assert run(["verify", "--repair", "apply"]) == 4
     assert "add --yes" in capsys.readouterr().err
     assert run(["verify", "--repair", "list", "--resume", "state.json"]) == 2
+
+
+@pytest.mark.parametrize("route", ["forward", "back"])
+def test_nothing_is_removed_where_applications_write_too(
+    world: World, capsys: pytest.CaptureFixture[str], route: str
+) -> None:
+    back = "  back: {id: idback, stream: messages, source: new, target: old, reverse_of: forward}\n"
+    Path("crossfade.yaml").write_text(CONFIG + back)
+    assert run(["verify", route, "--repair", "apply", "--yes"]) == 4
+    assert f"route '{route}' is one of a pair" in capsys.readouterr().err

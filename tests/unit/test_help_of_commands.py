@@ -14,8 +14,8 @@ import pytest
 from crossfade import cli, errors
 from crossfade.cli.main import COMMANDS, EXIT_CODES, INTERRUPTED, load_command, run
 
-#: commands that print nothing on stdout in either form: none
-WITHOUT_DATA: set[str] = set()
+#: commands that print nothing on stdout in either form: what `relay run` tells, it logs to stderr
+WITHOUT_DATA = {"relay run"}
 #: how a command prints data in the form that is wanted (see cli/output.py)
 PRINTING = {"table", "document"}
 
@@ -32,7 +32,11 @@ LEAVES = {path: command for name in COMMANDS for path, command in leaves(name, l
 
 
 def functions() -> dict[str, list[FunctionType]]:
-    """The functions of the command modules by name, those of a class under the name of the class."""
+    """The functions of the command modules by name, those of a class under the name of the class.
+
+    Without the commands: none calls another, but an attribute such as `side.topic` has the name of one.
+    """
+    commands = {inspect.unwrap(command.callback) for command in LEAVES.values()}
     found: dict[str, list[FunctionType]] = {}
     for info in pkgutil.iter_modules(cli.__path__):
         module = importlib.import_module(f"crossfade.cli.{info.name}")
@@ -41,7 +45,8 @@ def functions() -> dict[str, list[FunctionType]]:
         for name, member in vars(module).items():
             if getattr(member, "__module__", None) == module.__name__:
                 inner = vars(member).values() if isinstance(member, type) else [member]
-                found.setdefault(name, []).extend(each for each in inner if isinstance(each, FunctionType))
+                own = [each for each in inner if isinstance(each, FunctionType) and each not in commands]
+                found.setdefault(name, []).extend(own)
     return found
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker
-from crossfade.brokers.protocol import From, Start
+from crossfade.brokers.protocol import Document, From, Start, VersionConflict
 from crossfade.errors import UsageError
 from crossfade.relay.documents import AcceptedLoss, Desired, LaneReport, Report, RouteBoard
 
@@ -160,9 +163,49 @@ def loss(at: int, reason: str = "test data, trimmed on purpose") -> AcceptedLoss
     return AcceptedLoss("SourceTrimmed", f"1700000000000-{at}", "somebody@relay-1", "2026-01-01T00:00:00+00:00", reason)
 
 
+def accept(taken: list[AcceptedLoss]) -> Callable[[Desired], None]:
+    def change(desired: Desired) -> None:
+        desired.accepted, desired.journal = {str(n): one for n, one in enumerate(taken)}, taken
+
+    return change
+
+
+@pytest.mark.parametrize("others", [1, 4, 5])
+async def test_what_others_decide_meanwhile_is_seen_and_stays(others: int) -> None:
+    broker = MemoryBroker()
+    board = RouteBoard(MemoryBoard(broker), "r1")
+    seen: list[list[int]] = []
+
+    def pause(desired: Desired) -> None:
+        seen.append(list(desired.paused_lanes))
+        if len(seen) <= others:
+            theirs = Desired(paused_lanes=list(range(len(seen))))
+            broker.documents["desired/r1"] = Document(len(seen), msgspec.json.encode(theirs))
+        desired.paused = True
+
+    if others == 5:
+        with pytest.raises(VersionConflict, match="the route's desired state keeps changing"):
+            await board.change_desired(pause)
+        assert not (await board.desired()).paused
+        return
+    wanted = Desired(paused=True, paused_lanes=list(range(others)))
+    assert await board.change_desired(pause) == wanted == await board.desired()
+    assert seen == [list(range(n)) for n in range(others + 1)]
+
+
+async def test_a_change_that_is_refused_changes_nothing(board: RouteBoard) -> None:
+    def refuse(desired: Desired) -> None:
+        desired.paused = True
+        raise UsageError("no such lane")
+
+    with pytest.raises(UsageError, match="no such lane"):
+        await board.change_desired(refuse)
+    assert await board.desired() == Desired()
+
+
 async def test_all_lanes_of_a_route_are_accepted_at_once(board: RouteBoard, stored: MemoryBoard) -> None:
     taken = [loss(lane) for lane in range(256)]
-    await board.change_desired(Desired(accepted={str(n): one for n, one in enumerate(taken)}, journal=taken), 0)
+    await board.change_desired(accept(taken))
     document = await stored.get("desired/r1")
     assert document is not None
     assert SIZE_BYTES_MAX - 200 < len(document.body) <= SIZE_BYTES_MAX
@@ -172,12 +215,12 @@ async def test_all_lanes_of_a_route_are_accepted_at_once(board: RouteBoard, stor
 
 
 async def test_decisions_can_be_taken_for_ever(board: RouteBoard) -> None:
-    seen = 0
-    for number in range(700):
-        desired, seen = await board.desired_with_version()
+    def take(desired: Desired, number: int) -> None:
         desired.accepted = {"0": loss(number)}
         desired.journal = [*desired.journal, loss(number)][-1000:]
-        await board.change_desired(desired, seen)
+
+    for number in range(700):
+        await board.change_desired(partial(take, number=number))
     found = await board.desired()
     assert found.journal[-1] == found.accepted["0"] == loss(699)
     assert len(found.journal) > 400
@@ -186,5 +229,5 @@ async def test_decisions_can_be_taken_for_ever(board: RouteBoard) -> None:
 async def test_decisions_that_do_not_fit_are_refused_with_what_to_do(board: RouteBoard) -> None:
     taken = [loss(lane) for lane in range(600)]
     with pytest.raises(UsageError, match="accepted losses of 600 lanes do not fit") as told:
-        await board.change_desired(Desired(accepted={str(n): one for n, one in enumerate(taken)}, journal=taken), 0)
+        await board.change_desired(accept(taken))
     assert "fewer lanes at a time, with a short reason" in told.value.hint

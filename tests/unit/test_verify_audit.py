@@ -16,10 +16,11 @@ from crossfade.model.mapping import mapping_named
 from crossfade.model.partitioner import partition_many
 from crossfade.model.position import Place, position_text
 from crossfade.model.record import Batch, Shape, Write
-from crossfade.verify.audit import Progress, audit
+from crossfade.verify.audit import audit
 from crossfade.verify.by_key import audit_by_key
 from crossfade.verify.digests import RangeDigests
 from crossfade.verify.extent import extents_of
+from crossfade.verify.progress import Progress
 from crossfade.verify.reading import Reading
 from crossfade.verify.report import AuditReport
 
@@ -96,7 +97,7 @@ class World:
         return found.committed if self.target.shape is RECORD else found.entries  # type: ignore[union-attr]
 
     async def audit(self, **options: Any) -> AuditReport:
-        options.setdefault("window_records", 40)
+        options.setdefault("window_rows", 40)
         return await audit(self.source, self.target, self.mapping, route_id=ROUTE, lanes=list(range(LANES)), **options)
 
 
@@ -195,7 +196,7 @@ async def test_a_right_copy_is_silent_and_complete(source: Shape, target: Shape)
     report = await world.audit()
     assert report.ok, report.as_dict()
     assert report.is_complete
-    assert report.records == LANES * RECORDS
+    assert report.matched == LANES * RECORDS
     assert not report.as_dict()["differences"]
 
 
@@ -258,7 +259,7 @@ async def test_a_later_audit_goes_on_where_the_last_one_ended(source: Shape, tar
     later = await world.audit(resume=state)
     assert later.ok
     assert later.is_complete
-    assert later.records == LANES * (RECORDS + 50)
+    assert later.matched == LANES * (RECORDS + 50)
     assert sum(reads) < LANES * RECORDS
     assert not (await world.audit()).ok
 
@@ -286,15 +287,15 @@ async def test_an_interrupted_audit_goes_on_and_finds_the_same(source: Shape, ta
         except Interrupted:
             resumed = states[-1]
     assert found(report) == whole
-    assert report.records == LANES * RECORDS - 3
+    assert report.matched == LANES * RECORDS - 3
     assert len(states) > 3
 
 
 async def small_steps(world: World, resume: dict[str, Any] | None, stop: Callable[[Progress], None]) -> AuditReport:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 150)
-        patch.setattr("crossfade.verify.audit.PROGRESS_EVERY_S", 0.0)
-        return await world.audit(resume=resume, on_progress=stop, window_records=20)
+        patch.setattr("crossfade.verify.progress.PROGRESS_EVERY_S", 0.0)
+        return await world.audit(resume=resume, on_progress=stop, window_rows=20)
 
 
 @pytest.mark.parametrize("source", [ENTRY, RECORD])
@@ -306,7 +307,7 @@ async def test_source_trimmed_after_copying_is_not_verifiable(source: Shape) -> 
     assert report.ok, report.as_dict()
     assert not report.is_complete
     assert report.total("source_gone") == (RECORDS - 500) * LANES
-    assert report.records == 500 * LANES
+    assert report.matched == 500 * LANES
 
 
 @pytest.mark.parametrize("source", [ENTRY, RECORD])
@@ -323,10 +324,10 @@ async def test_source_trimmed_during_the_audit_is_not_verifiable(source: Shape) 
     world.source.read = trimming  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 150)
-        report = await world.audit(window_records=20)
+        report = await world.audit(window_rows=20)
     assert report.ok, report.as_dict()
     assert report.total("source_gone") > 0
-    assert report.total("source_gone") + report.records == RECORDS * LANES
+    assert report.total("source_gone") + report.matched == RECORDS * LANES
 
 
 async def test_target_trimmed_by_its_retention_is_not_missing() -> None:
@@ -335,7 +336,7 @@ async def test_target_trimmed_by_its_retention_is_not_missing() -> None:
         world.broker.trim("target", lane, 300)
     report = await world.audit()
     assert report.ok
-    assert report.records == 300 * LANES
+    assert report.matched == 300 * LANES
     assert report.total("before_target") == (RECORDS - 300) * LANES
     assert not report.is_complete
 
@@ -350,7 +351,7 @@ async def test_copy_from_latest_expects_nothing_older() -> None:
     starts = dict.fromkeys(range(LANES), start)
     report = await world.audit(starts=starts)
     assert report.ok, report.as_dict()
-    assert report.records == 50 * LANES
+    assert report.matched == 50 * LANES
     del world.stored(0)[0]
     assert found(await world.audit(starts=starts)) == {"missing": 1}
     assert found(await world.audit()) == {"missing": 100 * LANES + 1}
@@ -403,7 +404,7 @@ async def test_digests_are_of_the_source_and_do_not_depend_on_slices() -> None:
         patch.setattr("crossfade.verify.digests.RANGE_RECORDS", 250)
         whole = await world.audit()
         patch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 130)
-        sliced = await world.audit(window_records=7)
+        sliced = await world.audit(window_rows=7)
         alter(world.stored(1))
         damaged = await world.audit()
     ranges = {lane: [part.digest for part in report.ranges] for lane, report in whole.lanes.items()}
@@ -483,7 +484,7 @@ class KeyedWorld(World):
         return found.committed if self.target.shape is RECORD else found.entries  # type: ignore[union-attr]
 
     async def audit(self, **options: Any) -> AuditReport:
-        options.setdefault("window_records", 40)
+        options.setdefault("window_rows", 40)
         return await audit_by_key(
             self.source, self.target, self.mapping, route_id=ROUTE, partitioner="murmur2", **options
         )
@@ -502,7 +503,7 @@ async def test_a_right_spread_by_key_is_silent(source: Shape, target: Shape) -> 
     report = await world.audit()
     assert report.ok, report.as_dict()
     assert report.is_complete
-    assert report.records == LANES * RECORDS
+    assert report.matched == LANES * RECORDS
 
 
 @pytest.mark.parametrize(("source", "target"), DIRECTIONS)
@@ -544,7 +545,7 @@ async def test_a_spread_by_key_that_is_trimmed_pending_or_late() -> None:
     report = await world.audit()
     assert report.ok, report.as_dict()["differences"]
     assert not report.is_complete
-    assert report.total("before_target") + report.records + report.total("pending") == (RECORDS + 50) * LANES
+    assert report.total("before_target") + report.matched + report.total("pending") == (RECORDS + 50) * LANES
     world.broker.trim("source", 0, 20)
     assert (await world.audit()).ok
 
@@ -568,20 +569,20 @@ async def test_only_the_records_between_two_positions_are_compared(source: Shape
     async def audited(since: Start | None, until: Start | None) -> AuditReport:
         extents = await extents_of(world.source, [1], since, until)
         return await audit(
-            world.source, world.target, world.mapping, route_id=ROUTE, lanes=[1], window_records=40, extents=extents
+            world.source, world.target, world.mapping, route_id=ROUTE, lanes=[1], window_rows=40, extents=extents
         )
 
     report = await audited(since, until)
-    assert (found(report), report.records, report.is_complete) == ({}, 200, True)
+    assert (found(report), report.matched, report.is_complete) == ({}, 200, True)
     report = await audited(None, until)
     # Among entries whose ids are their marks, a stranger may claim a record of the extent: then it is one too many.
     strangers = {"extra": 1} if (source, target) == (RECORD, ENTRY) else {}
-    assert (found(report), report.records) == (strangers, 300)
+    assert (found(report), report.matched) == (strangers, 300)
     report = await audited(since, None)
     assert found(report) == found(await world.audit())
     assert found(report)
     report = await audited(Start(From.POSITION, places[650]), None)
-    assert report.records == 50
+    assert report.matched == 50
     assert "missing" not in found(report)
 
 
@@ -596,7 +597,7 @@ async def test_damage_inside_of_the_extent_is_found(
     grow(world, 1)
     extents = await extents_of(world.source, [1], Start(From.POSITION, places[380]), None)
     report = await audit(
-        world.source, world.target, world.mapping, route_id=ROUTE, lanes=[1], window_records=40, extents=extents
+        world.source, world.target, world.mapping, route_id=ROUTE, lanes=[1], window_rows=40, extents=extents
     )
     assert found(report) == {name: 1}
 
@@ -615,11 +616,11 @@ async def test_a_time_limits_all_lanes_and_an_empty_extent_is_silent(source: Sha
         first = next(at for at, time_ms in enumerate(times) if time_ms >= TIME_MS + 200)
         last = next(at for at, time_ms in enumerate(times) if time_ms >= TIME_MS + 300)
         expected += last - first
-    assert report.records == expected > 0
+    assert report.matched == expected > 0
     assert report.is_complete
     before_all = Start(From.TIME, "5")
     report = await world.audit(extents=await extents_of(world.source, lanes, None, before_all))
-    assert (found(report), report.records) == ({}, 0)
+    assert (found(report), report.matched) == ({}, 0)
 
 
 async def test_a_spread_by_key_within_a_time() -> None:
@@ -629,7 +630,7 @@ async def test_a_spread_by_key_within_a_time() -> None:
     extents = await extents_of(world.source, lanes, since, None)
     report = await world.audit(extents=extents)
     assert report.ok, report.as_dict()["differences"]
-    assert 0 < report.records < LANES * RECORDS
+    assert 0 < report.matched < LANES * RECORDS
     del world.stored(2)[0]  # before the extent
     assert (await world.audit(extents=extents)).ok
     del world.stored(2)[-1]
@@ -646,7 +647,7 @@ async def test_places_of_compared_batches_are_let_go() -> None:
     readings: list[Reading] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 9)
-        patch.setattr("crossfade.verify.audit.PROGRESS_EVERY_S", 0.0)
+        patch.setattr("crossfade.verify.progress.PROGRESS_EVERY_S", 0.0)
         made = Reading.__init__
 
         def remember(self: Reading, *arguments: Any) -> None:
@@ -654,7 +655,7 @@ async def test_places_of_compared_batches_are_let_go() -> None:
             readings.append(self)
 
         patch.setattr(Reading, "__init__", remember)
-        report = await world.audit(on_progress=look, window_records=4)
+        report = await world.audit(on_progress=look, window_rows=4)
     assert report.ok
     assert report.is_complete
     assert len(seen) > 100, "reads were small"

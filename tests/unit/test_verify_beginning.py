@@ -64,12 +64,12 @@ async def test_what_others_wrote_before_the_copy_is_not_its_beginning(
     world = await begun_late(source, target, others=others)
     report = await world.audit(starts=LATEST, is_settled=True)
     assert found(report) == {"extra": others * LANES}
-    assert (report.records, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
+    assert (report.matched, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
     state = json.loads(json.dumps(report.state))
     await world.fill(5, first=BEFORE + COPIED)
     await world.copy()
     later = await world.audit(starts=LATEST, is_settled=True, resume=state)
-    assert (found(later), later.records) == ({"extra": others * LANES}, (COPIED + 5) * LANES)
+    assert (found(later), later.matched) == ({"extra": others * LANES}, (COPIED + 5) * LANES)
     del world.stored(1)[others + 30]
     assert found(await world.audit(starts=LATEST, is_settled=True)) == {"extra": others * LANES, "missing": 1}
 
@@ -81,7 +81,7 @@ async def test_any_number_of_others_records_may_stand_before_the_copy(
     monkeypatch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 60)  # less than that in one go
     world = await begun_late(source, RECORD, others=300)
     report = await world.audit(starts=LATEST, is_settled=True)
-    assert (found(report), report.records) == ({"extra": 300 * LANES}, COPIED * LANES)
+    assert (found(report), report.matched) == ({"extra": 300 * LANES}, COPIED * LANES)
 
 
 @pytest.mark.parametrize(("source", "target"), DIRECTIONS)
@@ -96,7 +96,7 @@ async def test_a_trimmed_target_may_begin_with_what_others_wrote(source: Shape, 
         world.broker.trim("target", lane, COPIED + 1)
     report = await world.audit(is_settled=True)
     assert found(report) == {"extra": LANES}
-    assert (report.records, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
+    assert (report.matched, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
 
 
 async def test_where_nobody_else_writes_the_first_id_is_the_beginning() -> None:
@@ -104,7 +104,7 @@ async def test_where_nobody_else_writes_the_first_id_is_the_beginning() -> None:
     told_by_ids(world)
     report = await world.audit(starts=LATEST, is_settled=True)
     assert found(report) == {}
-    assert (report.records, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
+    assert (report.matched, report.total("before_target")) == (COPIED * LANES, BEFORE * LANES)
     written_by_others(world)  # behind them
     assert found(await world.audit(starts=LATEST, is_settled=True)) == {"extra": LANES}
     del world.stored(1)[20]
@@ -130,7 +130,7 @@ async def test_the_time_that_an_older_hop_carried_is_that_of_the_id() -> None:
     await world.copy()
     told_by_ids(world)
     report = await world.audit(starts=LATEST, is_settled=True)
-    assert (found(report), report.records) == ({}, 9 * LANES)
+    assert (found(report), report.matched) == ({}, 9 * LANES)
 
 
 @pytest.mark.parametrize("gone", [1, 3, 20, COPIED])
@@ -143,7 +143,7 @@ async def test_originals_that_compaction_took_say_nothing_against_their_copies(g
         del kept[BEFORE : BEFORE + gone]
     report = await world.audit(starts=LATEST, is_settled=True)
     assert report.total("missing") == 0
-    assert report.records == (COPIED - gone) * LANES
+    assert report.matched == (COPIED - gone) * LANES
 
 
 @pytest.mark.parametrize(("source", "target"), DIRECTIONS)
@@ -179,7 +179,7 @@ async def test_any_number_of_others_entries_may_stand_before_the_copy(
     if gone:
         first_gone(world, gone)
     report = await world.audit(starts=LATEST, is_settled=True)
-    assert (found(report), report.records) == ({"extra": 300 * LANES}, COPIED * LANES)
+    assert (found(report), report.matched) == ({"extra": 300 * LANES}, COPIED * LANES)
     assert (report.total("before_target"), report.total("source_gone")) == ((BEFORE - gone) * LANES, 0)
 
 
@@ -190,7 +190,7 @@ async def test_more_of_others_entries_than_a_read_of_the_usual_size(source: Shap
     if gone:
         first_gone(world, gone)
     report = await world.audit(starts=LATEST, is_settled=True)
-    assert (found(report), report.records) == ({"extra": 9_000 * LANES}, COPIED * LANES)
+    assert (found(report), report.matched) == ({"extra": 9_000 * LANES}, COPIED * LANES)
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -207,7 +207,7 @@ async def test_others_entries_are_no_beginning_where_the_earliest_ones_were_remo
         first_gone(world, gone)
     first_gone(world, 10, side="target")
     report = await world.audit(is_settled=True)
-    assert (found(report), report.records) == ({"extra": 290 * LANES}, (BEFORE - gone) * LANES)
+    assert (found(report), report.matched) == ({"extra": 290 * LANES}, (BEFORE - gone) * LANES)
     assert report.total("source_gone") == gone * LANES
 
 
@@ -256,7 +256,7 @@ async def test_a_lane_that_nobody_else_writes_to_is_read_once(source: Shape, mon
     (told_by_ids if source is RECORD else without_marks)(world)
     read = rows_read(world, monkeypatch)
     report = await world.audit(starts=LATEST, is_settled=True)
-    assert (found(report), report.records, sum(read)) == ({}, COPIED * LANES, COPIED * LANES)
+    assert (found(report), report.matched, sum(read)) == ({}, COPIED * LANES, COPIED * LANES)
 
 
 async def test_nor_is_it_read_twice_where_the_first_originals_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,7 @@ async def test_nor_is_it_read_twice_where_the_first_originals_are_gone(monkeypat
     first_gone(world, COPIED - 10)
     read = rows_read(world, monkeypatch)
     report = await world.audit(starts=LATEST, is_settled=True)
-    assert (found(report), report.records, sum(read)) == ({}, 10 * LANES, COPIED * LANES)
+    assert (found(report), report.matched, sum(read)) == ({}, 10 * LANES, COPIED * LANES)
 
 
 @pytest.mark.parametrize("gone", [COPIED - 1, COPIED])
@@ -286,7 +286,7 @@ async def test_copies_by_id_stay_copies_where_their_originals_are_gone(
     first_gone(world, BEFORE + gone)
     report = await world.audit(starts=LATEST)
     assert (found(report), report.total("source_gone")) == ({}, gone * LANES)
-    assert (report.records, report.total("pending")) == ((COPIED - gone) * LANES, 5 * LANES)
+    assert (report.matched, report.total("pending")) == ((COPIED - gone) * LANES, 5 * LANES)
 
 
 @pytest.mark.parametrize("source", [ENTRY, RECORD])
@@ -294,7 +294,7 @@ async def test_an_audit_goes_on_from_any_moment_before_the_beginning_was_known(
     source: Shape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_by(monkeypatch, 60)
-    monkeypatch.setattr("crossfade.verify.audit.PROGRESS_EVERY_S", 0)
+    monkeypatch.setattr("crossfade.verify.progress.PROGRESS_EVERY_S", 0)
     world = await begun_late(source, ENTRY, others=100)
     first_gone(world)
     states: list[Any] = []
@@ -302,7 +302,7 @@ async def test_an_audit_goes_on_from_any_moment_before_the_beginning_was_known(
     assert len(states) > 5
     for state in states:
         report = await world.audit(starts=LATEST, is_settled=True, resume=json.loads(json.dumps(state)))
-        assert (found(report), report.records) == ({"extra": 100 * LANES}, COPIED * LANES)
+        assert (found(report), report.matched) == ({"extra": 100 * LANES}, COPIED * LANES)
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -315,7 +315,7 @@ async def test_a_copy_of_everything_may_begin_behind_any_number_of_others_entrie
     if gone:
         first_gone(world)
     report = await world.audit(is_settled=True)
-    assert (found(report), report.records) == ({"extra": 300 * LANES}, (BEFORE - gone) * LANES)
+    assert (found(report), report.matched) == ({"extra": 300 * LANES}, (BEFORE - gone) * LANES)
     del world.stored(1)[300 + 30]
     assert found(await world.audit(is_settled=True)) == {"extra": 300 * LANES, "missing": 1}
 

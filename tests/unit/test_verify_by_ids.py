@@ -64,7 +64,7 @@ class Spread:
         target = MemoryLog(self.broker, "target", TARGETS, Shape.ENTRY)
         mapping = mapping_named("lossless")
         return await audit_by_key(
-            source, target, mapping, route_id=ROUTE, partitioner="murmur2", window_records=40, **options
+            source, target, mapping, route_id=ROUTE, partitioner="murmur2", window_rows=40, **options
         )
 
 
@@ -77,7 +77,7 @@ async def test_ids_stay_marks_of_the_first_lane_when_the_source_has_more(is_sett
     spread.copy_marked(lane, records(0, 20))
     report = await spread.audit(first_lanes=1, is_settled=is_settled)
     assert report.ok, report.as_dict()["differences"]
-    assert (report.is_complete, report.records) == (True, RECORDS + 20)
+    assert (report.is_complete, report.matched) == (True, RECORDS + 20)
     # of a route that always had two lanes every copy carries a mark
     assert found(await spread.audit(first_lanes=2, is_settled=True)) == {"missing": RECORDS, "duplicate": RECORDS}
 
@@ -103,4 +103,4 @@ async def test_an_entry_of_another_writer_is_not_where_the_copy_began(first_lane
     starts = {0: Start(From.LATEST)}
     report = await spread.audit(starts=starts, first_lanes=first_lanes, is_settled=True)
     assert found(report) == {"extra": TARGETS}, report.as_dict()["differences"]
-    assert (report.records, report.total("before_target")) == (RECORDS - 30, 30)
+    assert (report.matched, report.total("before_target")) == (RECORDS - 30, 30)

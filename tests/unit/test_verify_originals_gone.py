@@ -126,7 +126,7 @@ async def test_a_source_that_was_emptied_while_it_was_read(
     monkeypatch.setattr(world.source, "read", emptied_later)
     report = await world.audit(keep=KEEP, is_settled=True)
     assert found(report) == {}
-    assert report.records + report.total("source_gone") == LANES * RECORDS
+    assert report.matched + report.total("source_gone") == LANES * RECORDS
     assert removed_by(report) == 0
 
 
@@ -142,7 +142,7 @@ async def test_originals_that_were_deleted_one_by_one(source: Shape, target: Sha
             world.broker.delete("source", lane, position)
     report = await world.audit(keep=KEEP, is_settled=True)
     assert found(report) == {}
-    assert (report.records, report.total("source_gone")) == (LANES * (RECORDS - count), LANES * count)
+    assert (report.matched, report.total("source_gone")) == (LANES * (RECORDS - count), LANES * count)
     assert removed_by(report) == 0
 
 

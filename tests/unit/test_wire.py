@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crossfade.errors import UsageError
-from crossfade.model.position import Marker, Place, position_order
+from crossfade.model.position import Marker, Place, order_of, position_order
 from crossfade.model.wire import (
     MARKER_UNITS_MAX,
     OWN_TIME_MS_MAX,
@@ -17,7 +17,6 @@ from crossfade.model.wire import (
     decode_origin,
     encode_marker,
     encode_origin,
-    is_after,
     origin_prefix,
     origin_suffix,
 )
@@ -129,12 +128,20 @@ def test_a_newer_marker_is_refused_with_words(text):
 
 @given(left=positions, right=positions)
 def test_order_of_positions_is_numeric(left, right):
-    assert is_after(left, right) == (position_order(left) > position_order(right))
-    assert is_after(left, "")
-    assert not is_after(left, left)
+    def in_numbers(text):
+        head, _, tail = text.partition("-")
+        return int(head), int(tail or 0)
+
+    assert (position_order(left) > position_order(right)) == (in_numbers(left) > in_numbers(right))
+    assert position_order(left) > position_order("")
+    assert order_of(left.encode()) == position_order(left)
+
+
+def test_order_of_offsets_is_that_of_their_texts():
+    assert order_of(10) == position_order("10") > order_of(9)
 
 
 def test_order_of_positions_is_not_the_order_of_texts():
-    assert is_after("10", "9")
-    assert is_after("10-10", "10-9")
-    assert is_after("11-0", "9-99")
+    assert position_order("10") > position_order("9")
+    assert position_order("10-10") > position_order("10-9")
+    assert position_order("11-0") > position_order("9-99")

@@ -9,6 +9,7 @@ import pytest
 from crossfade import wiring
 from crossfade.config import Config, load
 from crossfade.config.circles import refuse_loop
+from crossfade.config.overlap import may_read_of
 from crossfade.errors import GuaranteeRefused, UsageError
 
 _FILE = """
@@ -164,11 +165,27 @@ def test_two_masters_of_the_same_sentinels_get_a_line_each(tmp_path: Path) -> No
         ("redis://127.0.0.1:1/0", "", '{keys: ["msg:2"]}', False),
         ("redis://127.0.0.1:1/1", "", '{keys: ["msg:1"]}', False),
         ("redis://127.0.0.1:2/0", "", '{keys: ["msg:1"]}', False),
+        ("redis://localhost:1/0", "", '{keys: ["msg:1"]}', True),
+        ("redis://127.0.0.1:1/0", "", '{keys: ["msg"]}', False),
+        ("redis://127.0.0.1:1/0", "", '{lanes: "m<lane>", count: discover}', False),
     ],
 )
 def test_which_routes_read_the_same_keys(tmp_path: Path, url: str, more: str, side: str, shares: bool) -> None:
     text = _FILE.replace("streams:", f'  again: {{kind: redis, url: "{url}"{more}}}\nstreams:', 1)
     text = text.replace("routes:", f"  others:\n    again: {side}\n    new: {{topic: others}}\nroutes:")
     text += "  other: {id: oth, stream: others, source: again, target: new}\n"
-    assert wiring.may_read_of(config(tmp_path, text), "other", "forward", "old") == shares
-    assert not wiring.may_read_of(config(tmp_path, text), "back", "forward", "old")
+    assert may_read_of(config(tmp_path, text), "other", "forward", "old") == shares
+    assert not may_read_of(config(tmp_path, text), "back", "forward", "old")
+
+
+@pytest.mark.parametrize(("name", "database", "shares"), [("m", 0, True), ("m", 1, False), ("n", 0, False)])
+def test_a_masters_name_is_enough_to_keep_what_another_route_may_need(
+    tmp_path: Path, name: str, database: int, shares: bool
+) -> None:
+    at = '{{kind: redis, mode: sentinel, url: "redis://{}", sentinel_master: {}}}'
+    text = _FILE.replace('{kind: redis, url: "redis://127.0.0.1:1"}', at.format("one:1/0", "m"))
+    text = text.replace("streams:", f"  again: {at.format(f'two:1/{database}', name)}\nstreams:", 1)
+    side = '    again: {lanes: "msg:<lane>", count: 2}\n'
+    text = text.replace("routes:", f"  others:\n{side}    new: {{topic: messages}}\nroutes:")
+    text += "  other: {id: oth, stream: others, source: again, target: new}\n"
+    assert may_read_of(config(tmp_path, text), "other", "forward", "old") == shares

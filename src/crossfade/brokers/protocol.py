@@ -71,8 +71,6 @@ class Owner:
     token: object | None = None
     #: the source lanes whose paths are claimed, and how many target lanes each has (N to M by key); None = one to one
     paths: tuple[Path, ...] = ()
-    #: set by `relay start` alone: an absent marker is expected and this claim will write the first one
-    starting: bool = False
     #: id of the route that copies the other way: every record must carry its origin in `xf`, so that it can be told
     pair: str = ""
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from ..brokers.protocol import Finding, Level
-from ..errors import BrokerError, CrossfadeError, UsageError
-from .output import Output, complete_routes, output_of
+from ..errors import BrokerError, CrossfadeError
+from .output import Output, output_of
+from .routes import OneRoute, chosen_routes
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -45,10 +46,7 @@ class Examined(NamedTuple):
 @doctor_app.command()
 def doctor(
     context: typer.Context,
-    route: Annotated[
-        str | None,
-        typer.Argument(help="Only this route; by default all of them.", autocompletion=complete_routes),
-    ] = None,
+    route: OneRoute = None,
     print_acls: Annotated[
         bool, typer.Option("--print-acls", help="Print the least rights that Crossfade needs, and ask no broker.")
     ] = False,
@@ -67,7 +65,7 @@ def doctor(
     """
     output = output_of(context)
     config = output.config()
-    names = routes_of(config, route)
+    names = chosen_routes(config, None if route is None else [route])
     if print_acls:
         _print_acls(config, names, output)
         return
@@ -78,17 +76,6 @@ def doctor(
         raise typer.Exit(UNCONNECTION)
     if findings:
         raise typer.Exit(FINDINGS)
-
-
-def routes_of(config: Config, route: str | None) -> list[str]:
-    """The routes a command is about. Raises UsageError for one that is not configured, or when there is none."""
-    from .. import wiring
-
-    if route is not None and route not in config.routes:
-        raise wiring.unknown_route(config, route)
-    if not config.routes:
-        raise UsageError(f"{config.path} has no routes", hint="add one under `routes:`, or run `crossfade init`")
-    return list(config.routes) if route is None else [route]
 
 
 async def _examine(config: Config, names: Sequence[str]) -> list[Examined]:

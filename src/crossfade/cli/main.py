@@ -24,7 +24,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from ..errors import CrossfadeError, UsageError
+from ..errors import CrossfadeError, UsageError, first_of
 from .output import Output, printable
 
 INTERRUPTED = 130
@@ -253,13 +253,8 @@ def run(args: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one place where every error ends
-        return _told(_first(error), output)
+        return _told(first_of(error), output)
     return result if isinstance(result, int) else 0
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first of several errors of tasks that ran side by side: the one to be told."""
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _told(error: BaseException, output: Output) -> int:

@@ -121,20 +121,6 @@ def output_of(context: typer.Context) -> Output:
     return root.obj
 
 
-def complete_routes(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of routes for the shell; the file need not be right, nor its secrets be there."""
-    from ..config.tree import ConfigError, parse
-
-    named = context.find_root().params.get("config")
-    path = Path(named or os.environ.get("CROSSFADE_CONFIG") or "crossfade.yaml")
-    try:
-        root, _ = parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, ConfigError):
-        return []
-    routes = root.entries.get("routes")
-    return [name for name in routes.entries if name.startswith(incomplete)] if routes else []
-
-
 def _rich_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

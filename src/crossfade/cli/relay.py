@@ -22,7 +22,7 @@ import typer
 from .. import wiring
 from ..brokers.protocol import From, Start
 from ..config import Config, RouteSettings
-from ..errors import UsageError
+from ..errors import UsageError, first_of
 from ..relay.beginning import start_lanes
 from ..relay.reporter import HealthServer
 from ..telemetry import setup_logging
@@ -173,7 +173,7 @@ async def _serve(fleet: Fleet, configured_port: int, port: int | None, ending: E
         try:
             await fleet.run()
         except BaseException as error:
-            ending.failed(_first(error) if isinstance(error, BaseExceptionGroup) else error)
+            ending.failed(first_of(error))
             raise
         finally:
             ending.doing = "closing the metrics port"
@@ -217,12 +217,7 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
     try:
         return asyncio.run(work)
     except BaseExceptionGroup as group:
-        raise _first(group) from None
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+        raise first_of(group) from None
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

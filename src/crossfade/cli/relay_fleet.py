@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -17,7 +17,7 @@ import structlog
 from .. import wiring
 from ..brokers.protocol import From, Start
 from ..config import Config
-from ..errors import BrokerError, CrossfadeError, Kind, LaneError, UsageError
+from ..errors import BrokerError, CrossfadeError, Kind, UsageError
 from ..relay.beginning import start_lanes
 from ..relay.copier import Copier
 from ..relay.documents import OPENING, STOPPED, Report
@@ -52,7 +52,7 @@ class Fleet:
     async def open(self) -> None:
         """Open all routes. Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused."""
         for at in range(len(self.names)):
-            service = await self._open_patiently(at, [], _passes_at_first, start_first=self._start_first, waits=False)
+            service = await self._open(at, [], start_first=self._start_first)
             self._services.append(service)
             self.copiers.append(service.copier)
             self.metrics.follow(service.copier)
@@ -82,9 +82,7 @@ class Fleet:
                 return
             structlog.get_logger().info("route opened anew", route=self.names[at], instance=self._instance)
             await self._stacks[at].aclose()
-            # What has no beginning now was forgotten meanwhile (`uninstall`): nothing to start on one's own.
-            opening = self._open_patiently(at, service.copier.alarms, _passes_later, start_first=False, waits=True)
-            again = await self._until_stopped(at, opening)
+            again = await self._until_stopped(at, self._open_again(at, service.copier.alarms))
             if again is None:
                 return
             self._services[at], self.copiers[at] = again, again.copier
@@ -114,18 +112,18 @@ class Fleet:
             if again is None:
                 await self._say_stopped(at)
 
-    async def _open_patiently(
-        self, at: int, alarms: list[str], passes: Callable[[CrossfadeError], bool], *, start_first: bool, waits: bool
-    ) -> RelayService:
-        """Open a route, however long that meets troubles that pass. Raises as `open` what is none."""
+    async def _open_again(self, at: int, alarms: list[str]) -> RelayService:
+        """Open a route whose lanes have changed, however long troubles that pass hinder it. Raises as `open` what is
+        none."""
         pause_s = _PAUSE_S_MIN
         while True:
             self._stacks[at] = contextlib.AsyncExitStack()
             try:
-                return await self._open(at, alarms, start_first=start_first, waits=waits)
+                # What has no beginning now was forgotten meanwhile (`uninstall`): nothing to start on one's own.
+                return await self._open(at, alarms, start_first=False, waits=True)
             except CrossfadeError as error:
                 await self._stacks[at].aclose()
-                if not passes(error):
+                if not _passes(error):
                     raise
                 self._waiting_for[at] = error.message
                 structlog.get_logger().warning(
@@ -187,13 +185,8 @@ class Fleet:
         return RelayService(copier, opened.assignment(), waits=waits)
 
 
-def _passes_at_first(error: CrossfadeError) -> bool:
-    """A target that is full when new lanes are to be started: what is copied there waits as well."""
-    return isinstance(error, LaneError) and error.kind is Kind.RETRY
-
-
-def _passes_later(error: CrossfadeError) -> bool:
-    """Also brokers that are away, and a hole in the source's lanes: many producers create them in any order."""
+def _passes(error: CrossfadeError) -> bool:
+    """Also a hole in the source's lanes: many producers create them in any order."""
     return error.kind is not Kind.HALT or type(error) is UsageError
 
 

@@ -14,7 +14,8 @@ import typer
 from .. import wiring
 from ..config import Config
 from ..errors import UsageError
-from .output import Column, Output, complete_routes, output_of
+from .output import Column, Output, output_of
+from .routes import complete_routes
 
 
 def reshard(

@@ -22,6 +22,7 @@ from ..config import Config, RedisSide
 from ..errors import NotStarted, Unreachable
 from ..relay.documents import OPENING, STOPPED, Desired, LaneReport, Report, RouteBoard
 from .output import Column, Output, output_of
+from .relay_alive import SILENT_S
 from .routes import RouteNames, chosen_routes
 
 _STATUS = [
@@ -44,8 +45,6 @@ _STATUS = [
 _KEYS = (*[column.name for column in _STATUS], "quarantined", "deleted", "error", "lost_records", "hint")
 #: what a relay measures again and again: its last figures say nothing of a source that it no longer looks at
 _MEASURED = ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")
-#: a heartbeat older than this is a process that is gone
-_SILENT_S = 10.0
 #: so much the clocks of two hosts may differ
 _CLOCKS_S = 2.0
 
@@ -127,7 +126,7 @@ async def _look(config: Config, boards: Mapping[str, RouteBoard]) -> tuple[list[
         known = {lane.lane for report in reports for lane in report.lanes}
         rows += found
         rows += [_unreported(name, lane_name(config, name, lane), lane) for lane in sorted(started - known)]
-        below += _hints(found) + _alarms(reports)
+        below += _hints(found) + _alarms(reports, time.time())
         if not started:
             below.append(f"route {name} was never started: crossfade relay start {name}")
     return rows, "\n".join(below)
@@ -147,11 +146,10 @@ def _hints(rows: Sequence[Mapping[str, object]]) -> list[str]:
     return [f"{row['lane']}: {row['hint']}" for row in rows if row["state"] == "halted" and row.get("hint")]
 
 
-def _alarms(reports: Iterable[Report]) -> list[str]:
-    """What the processes told without being asked since they started: the last few of each."""
-    return [
-        f"alarm of {report.instance}: {alarm}" for report in reports if not report.is_stopped for alarm in report.alarms
-    ]
+def _alarms(reports: Iterable[Report], now_s: float) -> list[str]:
+    """What the processes that live told without being asked since they started: the last few of each."""
+    living = [report for report in reports if not report.is_stopped and now_s - report.at_s <= SILENT_S]
+    return [f"alarm of {report.instance}: {alarm}" for report in living for alarm in report.alarms]
 
 
 def lane_name(config: Config, route: str, lane: int) -> str:
@@ -172,7 +170,7 @@ def latest_of_lanes(reports: Sequence[Report], now_s: float) -> dict[int, tuple[
     """
 
     def weight(report: Report) -> tuple[bool, float]:
-        copies = report.epoch > 0 and not report.is_stopped and now_s - report.at_s <= _SILENT_S
+        copies = report.epoch > 0 and not report.is_stopped and now_s - report.at_s <= SILENT_S
         return copies, report.at_s
 
     return {lane.lane: (report, lane) for report in sorted(reports, key=weight) for lane in report.lanes}
@@ -182,7 +180,7 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
     """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such."""
     rows: list[dict[str, object]] = []
     for report in sorted(reports, key=lambda each: each.at_s):
-        if not report.lanes and not report.is_stopped and now_s - report.at_s <= _SILENT_S:
+        if not report.lanes and not report.is_stopped and now_s - report.at_s <= SILENT_S:
             rows.append({"route": route, "owner": report.instance, "state": report.state, "reason": report.reason})
     best = latest_of_lanes(reports, now_s)
     for number in sorted(best):
@@ -190,7 +188,7 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
         state, reason, is_gone = lane.state, lane.reason or report.reason or report.throttle, False
         if report.is_stopped:
             state, reason, is_gone = STOPPED, f"{report.instance} was stopped", True
-        elif now_s - report.at_s > _SILENT_S:
+        elif now_s - report.at_s > SILENT_S:
             state, reason = "silent", f"no heartbeat of {report.instance} for {now_s - report.at_s:.0f} s"
             is_gone = True
         elif report.state == OPENING:
@@ -282,7 +280,7 @@ async def _heard(boards: Mapping[str, RouteBoard], since_s: float) -> tuple[list
         # What was seen before this command could be older than the last write.
         reports, after_s = await board.reports(), since_s + _CLOCKS_S
         latest = latest_of_lanes(reports, time.time())
-        seen = {lane for lane, (report, found) in latest.items() if report.at_s - found.look_age_s > after_s}
+        seen = {lane for lane, (report, found) in latest.items() if report.at_s - report.look_age_s > after_s}
         found = status_rows(name, reports, Desired(), time.time())
         rows += [row for row in found if row.get("number") in seen]
         missing += len(started - seen)

@@ -19,7 +19,6 @@ from typing import Annotated, TypeAlias
 import typer
 
 from .. import wiring
-from ..brokers.protocol import VersionConflict
 from ..config import Config
 from ..errors import RefusedByRail, UsageError
 from ..relay.documents import AcceptedLoss, Desired
@@ -159,8 +158,8 @@ async def _change_desired(config: Config, route: str, change: Change, lanes: Seq
     """What is desired now. Raises UsageError for a lane of `lanes` that the route does not have."""
     async with wiring.open_board(config, route) as board:
         started = await board.started() if lanes else frozenset()
-        for _ in range(5):
-            desired, version = await board.desired_with_version()
+
+        def checked(desired: Desired) -> None:
             unknown = sorted(set(lanes) - started - set(desired.paused_lanes))
             if unknown:
                 raise UsageError(
@@ -168,12 +167,8 @@ async def _change_desired(config: Config, route: str, change: Change, lanes: Seq
                     hint=f"started are: {_ranges(started) or 'none'}; see `crossfade relay status {route}`",
                 )
             change(desired)
-            try:
-                await board.change_desired(desired, version)
-                return desired
-            except VersionConflict:
-                continue
-    raise VersionConflict("the route's desired state keeps changing", hint="run the command again")
+
+        return await board.change_desired(checked)
 
 
 async def _accept(config: Config, route: str, lanes: list[int], reason: str, output: Output) -> None:

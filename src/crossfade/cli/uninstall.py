@@ -8,8 +8,7 @@ keeps nothing from being listed, and removed, on the others; it is told, and the
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -17,20 +16,15 @@ import typer
 from msgspec import structs
 
 from ..errors import BrokerError, CrossfadeError, RefusedByRail, UsageError
-from .doctor import routes_of
-from .output import Column, complete_routes, output_of
+from .output import Column, output_of
+from .relay_alive import refuse_running
+from .routes import OneRoute, chosen_routes
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..relay.documents import Report, RouteBoard
 
 uninstall_app = typer.Typer()
 
-#: a process whose heartbeat is older is gone
-SILENT_S = 10.0
-#: how often, and how far apart, it is looked whether a heartbeat that seems old goes on; relays beat once a second
-_LIFE_LOOKS = 6
-_LIFE_PAUSE_S = 0.5
 #: how often, and how far apart, the brokers are asked whether something is gone
 _LOOKS = 6
 _LOOK_PAUSE_S = 0.5
@@ -98,10 +92,7 @@ class Outcome:
 @uninstall_app.command()
 def uninstall(
     context: typer.Context,
-    route: Annotated[
-        str | None,
-        typer.Argument(help="Only this route; by default all of them.", autocompletion=complete_routes),
-    ] = None,
+    route: OneRoute = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
     route_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="What a route left that is not in this file, by its id.")
@@ -134,7 +125,7 @@ def uninstall(
     """
     output = output_of(context)
     config = output.config()
-    names = routes_of(config, route)
+    names = chosen_routes(config, None if route is None else [route])
     _refuse_no_id(route_id, unseen)
     others = Outcome()
     if route_id is not None:
@@ -331,9 +322,10 @@ def _is_shared(name: str) -> bool:
 async def _others_read(config: Config, name: str, broker: str, leaving: Sequence[str]) -> bool:
     """Whether a route that stays was started on what this one has on `broker`: what they share is needed."""
     from .. import wiring
+    from ..config.overlap import may_read_of
 
     for other in config.routes:
-        if other not in leaving and wiring.may_read_of(config, other, name, broker):
+        if other not in leaving and may_read_of(config, other, name, broker):
             try:
                 async with wiring.open_board(config, other) as board:
                     if await board.started():
@@ -341,42 +333,3 @@ async def _others_read(config: Config, name: str, broker: str, leaving: Sequence
             except CrossfadeError:
                 return True  # it cannot be asked
     return False
-
-
-async def refuse_running(config: Config, name: str) -> None:
-    """Raises RefusedByRail while a relay of the route gives signs of life."""
-    from .. import wiring
-
-    async with wiring.open_board(config, name) as board:
-        running = await _running(board)
-    if running:
-        raise RefusedByRail(
-            f"route {name!r} has running relays: {', '.join(running)}",
-            hint="stop them first (SIGTERM), then run it again",
-        )
-
-
-async def _running(board: RouteBoard) -> list[str]:
-    """Names of the relay processes that live. It takes a few seconds where one may have died without a word."""
-    reports = await board.reports()
-    seen = {report.instance: report.at_s for report in reports}
-    running = running_instances(reports, seen, time.time())
-    for _ in range(_LIFE_LOOKS):
-        if running or all(report.is_stopped for report in reports):
-            break
-        await asyncio.sleep(_LIFE_PAUSE_S)
-        reports = await board.reports()
-        running = running_instances(reports, seen, time.time())
-    return running
-
-
-def running_instances(reports: Sequence[Report], seen: Mapping[str, float], now_s: float) -> list[str]:
-    """Names of the relay processes that did not stop, and whose heartbeat is fresh or another than was `seen`.
-
-    Another heartbeat is a sign of life whatever it says of the time: the clocks of two hosts differ.
-    """
-    return [
-        report.instance
-        for report in reports
-        if not report.is_stopped and (abs(now_s - report.at_s) <= SILENT_S or report.at_s != seen.get(report.instance))
-    ]

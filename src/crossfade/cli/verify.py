@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from .doctor import routes_of
-from .output import complete_routes, output_of
+from .output import output_of
+from .routes import OneRoute, chosen_routes
 from .runtime import keep_freed_memory
 from .verify_repair import Repair, check_choice, repair_routes
 from .verify_run import audit_route
@@ -26,10 +26,7 @@ verify_app = typer.Typer()
 @verify_app.command()
 def verify(
     context: typer.Context,
-    route: Annotated[
-        str | None,
-        typer.Argument(help="Only this route; by default all of them.", autocompletion=complete_routes),
-    ] = None,
+    route: OneRoute = None,
     lanes: Annotated[str | None, typer.Option("--lanes", help="Only these source lanes, such as 0,3-5.")] = None,
     settled: Annotated[
         bool,
@@ -101,7 +98,7 @@ def verify(
     keep_freed_memory(arenas=1)
     output = output_of(context)
     config = output.config()
-    names = routes_of(config, route)
+    names = chosen_routes(config, None if route is None else [route])
     store = Store(resume)
     scope = Scope(lanes, parse_limit("--from", since), parse_limit("--to", until), settled)
     if repair is not None:

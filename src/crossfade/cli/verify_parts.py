@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import CrossfadeError
+from ..errors import CrossfadeError, first_of
 from .runtime import keep_freed_memory
 from .verify_scope import SAVE_EVERY_S, Scope
 
 if TYPE_CHECKING:
-    from ..verify.audit import Progress
+    from ..verify.progress import Progress
     from ..verify.report import AuditReport
     from ..wiring import OpenRoute
 
@@ -74,7 +74,7 @@ async def audit_in_parts(
     started_s = time.monotonic()
 
     def tell_all(now: Progress) -> None:
-        from ..verify.audit import Progress
+        from ..verify.progress import Progress
 
         told[0] = _Told(now.records, now.records_total, now.differences)
         records, total = sum(one.records for one in told), sum(one.records_total for one in told)
@@ -93,13 +93,8 @@ async def audit_in_parts(
             here = group.create_task(audit_opened(opened, mine, scope, state, tell_all, len(told)))
             there = [group.create_task(_audit_there(part, told, at + 1)) for at, part in enumerate(others)]
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+        raise first_of(errors) from None
     return _together([here.result(), *(task.result() for task in there)], time.monotonic() - started_s)
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _audit_there(part: Part, told: list[_Told], at: int) -> AuditReport:
@@ -140,7 +135,7 @@ async def _receive(pipe: asyncio.StreamReader) -> tuple[str, Any]:
 def _together(reports: Sequence[AuditReport], seconds: float) -> AuditReport:
     """One report of all lanes."""
     first, *rest = reports
-    before = sum(report.records - report.records_per_s * report.seconds for report in reports)
+    before = sum(report.matched - report.records_per_s * report.seconds for report in reports)
     for report in rest:
         first.lanes |= report.lanes
         for kept in report.named.values():
@@ -149,7 +144,7 @@ def _together(reports: Sequence[AuditReport], seconds: float) -> AuditReport:
         if first.state:
             first.state["lanes"] |= report.state["lanes"]
     first.seconds = seconds
-    first.records_per_s = (first.records - before) / max(seconds, 1e-9)
+    first.records_per_s = (first.matched - before) / max(seconds, 1e-9)
     return first
 
 

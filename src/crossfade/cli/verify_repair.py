@@ -17,7 +17,7 @@ import typer
 
 from ..errors import RefusedByRail, UsageError
 from .output import Column, Output
-from .uninstall import refuse_running
+from .relay_alive import refuse_running
 from .verify_run import audit_route
 from .verify_scope import Scope, Store
 from .verify_words import exit_code_of, text_of
@@ -79,7 +79,7 @@ async def repair_routes(
             raise RefusedByRail("nothing was removed", hint="the answer was no")
     for name, plan in plans.items():
         outcomes = await _carry_out(config, name, plan)
-        rows = [_with_outcome(row, name, plan, outcomes) for row in rows]
+        rows = [_with_outcome(row, name, outcomes) for row in rows]
     after = {name: await audit_route(config, output, name, replace(scope, keep=None), Store(None)) for name in names}
     _show(output, rows, plans, after)
     return exit_code_of(list(after.values()))
@@ -87,9 +87,7 @@ async def repair_routes(
 
 async def _refuse(config: Config, name: str) -> None:
     """Raises RefusedByRail where removing would be wrong whatever is found."""
-    if getattr(config.routes[name], "reverse_of", "") or any(
-        getattr(other, "reverse_of", "") == name for other in config.routes.values()
-    ):
+    if config.pair_of(name):
         raise RefusedByRail(
             f"route {name!r} is one of a pair: applications write to its target too, and what they wrote must stay",
             hint="use --repair list",
@@ -140,9 +138,7 @@ def _rows(name: str, plan: Plan) -> list[dict[str, Any]]:
     return [{"route": name, **remedy.as_dict(), "outcome": None} for remedy in plan.remedies]
 
 
-def _with_outcome(
-    row: dict[str, Any], name: str, plan: Plan, outcomes: dict[tuple[int, str], Removal]
-) -> dict[str, Any]:
+def _with_outcome(row: dict[str, Any], name: str, outcomes: dict[tuple[int, str], Removal]) -> dict[str, Any]:
     outcome = outcomes.get((row["target_lane"], row["target"])) if row["route"] == name else None
     return row if outcome is None else row | {"outcome": outcome.value}
 

@@ -17,7 +17,7 @@ from .verify_scope import Scope, Store, parse_lanes
 if TYPE_CHECKING:
     from ..brokers.protocol import Start
     from ..config import Config
-    from ..verify.audit import Progress
+    from ..verify.progress import Progress
     from ..verify.report import AuditReport
     from ..wiring import OpenRoute
 

@@ -20,7 +20,7 @@ from ..serving import NOT_FOUND, OK, UNAVAILABLE, HttpServer
 from .output import Output
 from .verify_run import audit_route
 from .verify_scope import Scope, Store
-from .verify_words import exit_code_of, named_lines, verdict_of
+from .verify_words import KINDS, exit_code_of, named_lines, verdict_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..verify.report import AuditReport
 
-_KINDS = ("missing", "extra", "duplicate", "reordered", "altered")
 #: ranges of digests that the state keeps of each lane: a watch must not grow
 _RANGES_KEPT = 8
 
@@ -59,15 +58,15 @@ class Watched:
             return row
         report = self.report
         told = report.as_dict()
-        row |= {key: told[key] for key in ("ok", "complete", "matched", *_KINDS, "pending", "stale_epochs", "seconds")}
+        row |= {key: told[key] for key in ("ok", "complete", "matched", *KINDS, "pending", "stale_epochs", "seconds")}
         row |= {"parity": self.parity, "audited_age_s": round(now_s - self.audited_s, 3)}
         return row | {"differences": told["differences"] if self.error is None else []}
 
 
 def parity_of(report: AuditReport) -> float | None:
     """Matching / settled records: settled is what the source holds and what is not on its way any more."""
-    settled = report.records + sum(report.total(kind) for kind in ("missing", "altered", "reordered"))
-    return report.records / settled if settled else None
+    settled = report.matched + sum(report.total(kind) for kind in ("missing", "altered", "reordered"))
+    return report.matched / settled if settled else None
 
 
 async def watch_routes(
@@ -145,9 +144,9 @@ def _text(one: Watched) -> str:
     if one.error is not None or one.report is None:
         return f"{one.name} round {one.rounds}: {one.error}"
     report, parity = one.report, one.parity
-    counts = "  ".join(f"{kind} {report.total(kind):,}" for kind in _KINDS if report.total(kind))
+    counts = "  ".join(f"{kind} {report.total(kind):,}" for kind in KINDS if report.total(kind))
     share = "-" if parity is None else f"{parity:.6%}"
-    totals = f"matched {report.records:,}  pending {report.total('pending'):,}  {counts}".rstrip()
+    totals = f"matched {report.matched:,}  pending {report.total('pending'):,}  {counts}".rstrip()
     head = f"{one.name} round {one.rounds}: parity {share}  {totals}  {verdict_of(report)}"
     return "\n".join([head, *named_lines(report)])
 
@@ -195,9 +194,9 @@ class Gauges:
                 continue
             if one.parity is not None:
                 parity.add_metric(at, one.parity)
-            matched.add_metric(at, one.report.records)
+            matched.add_metric(at, one.report.matched)
             pending.add_metric(at, one.report.total("pending"))
             age.add_metric(at, time.time() - one.audited_s)
-            for kind in _KINDS:
+            for kind in KINDS:
                 differences.add_metric([*at, kind], one.report.total(kind))
         return iter([parity, matched, pending, differences, age, failed])

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 DIFFERENT = 3
 NO_VERDICT = 1
-_TOTALS = ("missing", "extra", "duplicate", "reordered", "altered")
+#: what differences are called, in the order in which they are told
+KINDS = ("missing", "extra", "duplicate", "reordered", "altered")
 _ASIDE = {
     "pending": "not yet on the target",
     "quarantined": "quarantined or refused by the mapping",
@@ -32,8 +33,8 @@ def exit_code_of(reports: Sequence[AuditReport]) -> int:
 def text_of(route: str, report: AuditReport) -> str:
     """The verdict of one route for people."""
     lines = [f"route {route}: {report.source} -> {report.target}, {len(report.lanes)} lanes"]
-    counts = "  ".join(f"{name} {report.total(name):,}" for name in _TOTALS)
-    lines.append(f"  matched {report.records:,}  {counts}")
+    counts = "  ".join(f"{name} {report.total(name):,}" for name in KINDS)
+    lines.append(f"  matched {report.matched:,}  {counts}")
     lines += [f"  {report.total(name):,} {words}" for name, words in _ASIDE.items() if report.total(name)]
     lines += named_lines(report)
     for lane in report.lanes.values():
@@ -67,6 +68,6 @@ def verdict_of(report: AuditReport) -> str:
         return f"DIFFERENT: {report.differences + report.total('stale_epochs'):,} findings"
     if code == NO_VERDICT:
         return "NO VERDICT: what was compared is equal, but not all could be compared"
-    if not report.records:
+    if not report.matched:
         return "nothing to compare: no record is on both sides"
     return "equal" if report.is_complete else "equal as far as both sides can be compared"

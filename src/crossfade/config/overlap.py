@@ -1,7 +1,7 @@
 """Whether two ends of routes may be one stream under two names, as far as the file tells.
 
 Hides the forms of an address, and which stream keys a pattern can name. Asks no broker: that two addresses lead to one
-server is found when a route is opened, see `wiring.opening`. Called by `circles`.
+server is found when a route is opened, see `wiring.opening`. Called by `circles`, and by `crossfade uninstall`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .addresses import KAFKA_ADDRESSES
 from .secret import Secret
-from .shape import LANE_MARK, Broker, KafkaBroker, KafkaSide, RedisBroker, RedisSide, Side
+from .shape import LANE_MARK, Broker, Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, Side
 
 _SERVER = re.compile(r"(?:\w+://)?(?:\[([^\]]+)\]|([^:/]*))(?::(\d+))?(?:/.*)?")
 _REDIS_PORT, _SENTINEL_PORT, _KAFKA_PORT = 6379, 26379, 9092
@@ -33,6 +33,29 @@ def may_meet(one: End, other: End) -> bool:
         case (KafkaBroker() as kafka, KafkaSide() as topic), (KafkaBroker() as its_kafka, KafkaSide() as its_topic):
             return topic == its_topic and not _kafka_servers(kafka).isdisjoint(_kafka_servers(its_kafka))
     return False
+
+
+def may_read_of(config: Config, reader: str, name: str, broker: str) -> bool:
+    """Whether route `reader` may read what route `name` has on `broker`: what they share stays while one of them does.
+
+    Raises UsageError for a secret that went away.
+    """
+    route = config.routes[reader]
+    one, other = (
+        End(config.brokers[on], config.streams[settings.stream].sides[on])
+        for settings, on in ((config.routes[name], broker), (route, route.source))
+    )
+    if _has_name_of_master(one.at, other.at):
+        # Unlike for circles the name is enough here: what was removed and is needed is worse than what stays.
+        other = End(one.at, other.side)
+    return may_meet(one, other)
+
+
+def _has_name_of_master(one: Broker, other: Broker) -> bool:
+    """Whether both are the same database of a Sentinel's master of one name, wherever its Sentinels are."""
+    if not (isinstance(one, RedisBroker) and isinstance(other, RedisBroker) and _database(one) == _database(other)):
+        return False
+    return one.sentinel_master == other.sentinel_master != ""
 
 
 def _is_one_redis(one: RedisBroker, other: RedisBroker) -> bool:

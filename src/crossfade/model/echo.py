@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .position import Place, position_order, position_text
-from .record import Batch, Row, Shape
-from .wire import XF, XF_FIELD, Origin, decode_origin
+from .position import Place, order_of, position_order, position_text
+from .record import Batch, Row
+from .wire import newest_origin
 
 #: `Place.echo` where the last echo is not known (a loss was accepted, or a marker was rebuilt): the next one tells
 UNKNOWN = -1
@@ -27,21 +27,6 @@ class Parted(NamedTuple):
     passed: list[tuple[tuple[int, int], int, int]]
     #: positions of native records whose marks claim to be later echoes than the next: echoes are missing, or a forgery
     out_of_turn: list[str]
-
-
-def newest_origin(row: Row, shape: Shape) -> Origin | None:
-    """The origin in the last mark of a row."""
-    if shape is Shape.RECORD:
-        for name, content in reversed(row[2] or ()):
-            if name == XF and (origin := decode_origin(content)) is not None:
-                return origin
-        return None
-    fields: list[bytes] = row[0]
-    if XF_FIELD in fields:
-        for at in range(len(fields) // 2 * 2 - 2, -1, -2):
-            if fields[at] == XF_FIELD and (origin := decode_origin(fields[at + 1])) is not None:
-                return origin
-    return None
 
 
 def part_echoes(batch: Batch, before: Place, pair: str, *, has_gaps: bool = False) -> Parted:
@@ -59,7 +44,7 @@ def part_echoes(batch: Batch, before: Place, pair: str, *, has_gaps: bool = Fals
             kept.append(at)
         elif last == UNKNOWN or origin.ordinal == last + 1 or (has_gaps and origin.ordinal > last):
             last, echoes = origin.ordinal, echoes + 1
-            passed.append((_order(batch.positions[at]), last, echoes))
+            passed.append((order_of(batch.positions[at]), last, echoes))
         else:
             kept.append(at)
             if origin.ordinal > last:
@@ -85,7 +70,3 @@ def bare(place: Place) -> Place:
 
 def _replaced(batch: Batch, positions: list[Any], rows: Sequence[Row], place: Place) -> Batch:
     return Batch(batch.lane, batch.shape, positions, rows, place, batch.at_end, batch.size_bytes, batch.deleted)
-
-
-def _order(position: Any) -> tuple[int, int]:
-    return position_order(position_text(position))

@@ -3,7 +3,7 @@
 Hides the hash functions and a bounded memory of keys already seen, so that a batch of keys costs a lookup each.
 Invariant: the same name, key and lane count give the same lane everywhere and for ever; a rule is never guessed.
 A record without a key has no lane of its own: it goes by the number of its source lane, so that a replay puts it
-where it was. Called by the relay (N lanes to M), the auditor (keys on a wrong lane), the client and `doctor`.
+where it was. Called by the relay (N lanes to M), the auditor (keys on a wrong lane) and the lab (payloads).
 """
 
 from __future__ import annotations

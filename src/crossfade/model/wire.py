@@ -13,7 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from ..errors import UsageError
-from .position import Marker, position_order
+from .position import Marker
+from .record import Row, Shape
 
 #: name of the Kafka header, and of the Redis field, that carries the origin
 XF = "xf"
@@ -81,6 +82,21 @@ def decode_origin(text: str | bytes | None) -> Origin | None:
     return Origin(route, int(lane), position, int(ordinal), int(epoch), time_ms)
 
 
+def newest_origin(row: Row, shape: Shape) -> Origin | None:
+    """The origin in the last mark of a row."""
+    if shape is Shape.RECORD:
+        for name, content in reversed(row[2] or ()):
+            if name == XF and (origin := decode_origin(content)) is not None:
+                return origin
+        return None
+    fields: list[bytes] = row[0]
+    if XF_FIELD in fields:
+        for at in range(len(fields) // 2 * 2 - 2, -1, -2):
+            if fields[at] == XF_FIELD and (origin := decode_origin(fields[at + 1])) is not None:
+                return origin
+    return None
+
+
 def encode_marker(marker: Marker) -> str:
     """The marker as text, at most MARKER_UNITS_MAX units (it is ASCII)."""
     return "1;" + msgspec.json.encode(marker).decode()
@@ -98,8 +114,3 @@ def decode_marker(text: str) -> Marker:
             hint="run the release that wrote it, or a newer one",
         )
     return msgspec.json.decode(body, type=Marker)
-
-
-def is_after(left: str, right: str) -> bool:
-    """True where position `left` comes after `right` in one lane."""
-    return position_order(left) > position_order(right)

@@ -2,7 +2,8 @@
 
 An echo is known by its ordinal, so a start must know the ordinal of the last echo before it. The paired route's own
 marker, which lies beside the source, says it where the start is at or behind that marker's record; a start before it
-is counted through from the beginning of the lane, and refused where that beginning is gone. Called by `relay start`.
+is counted through from the beginning of the lane, and refused where that beginning is gone. Called by `relay start`,
+and by `relay run` with `--start` and for lanes that came later.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import structlog
 from ..brokers.protocol import From, Log, Owner, Start
 from ..errors import BrokerError, GuaranteeRefused, Kind, LaneError, Unreachable
 from ..model.echo import bare, part_echoes, with_echoes
-from ..model.position import Marker, Place, position_order
+from ..model.position import Marker, Place, order_of, position_order
 from ..model.record import Lane, Write
 from ..model.route import Route
 from .documents import RouteBoard
@@ -61,7 +62,7 @@ async def _start_once(
 ) -> None:
     """One claim and one append; `places` takes what was tried, as it may have been written."""
     paths = [path for lane in lanes for path in route.paths_of(lane)]
-    owner = Owner(route.id, "start", route.source, paths=tuple(paths), starting=True, pair=route.pair)
+    owner = Owner(route.id, "start", route.source, paths=tuple(paths), pair=route.pair)
     claim = await target.claim(owner, paths)
     for error in claim.errors.values():
         raise error
@@ -168,7 +169,7 @@ async def _count_to(source: Log, pair: str, lane: Lane, start: Place, end: Place
                 raise Unreachable(f"{source.lane_name(lane)} gives nothing between {at.position} and {end.position}")
             continue
         idle_s = 0.0
-        behind = [position for position in outcome.positions if _order(position) > position_order(end.position)]
+        behind = [position for position in outcome.positions if order_of(position) > position_order(end.position)]
         wanted = len(outcome.positions) - len(behind)
         outcome.positions, outcome.rows = outcome.positions[:wanted], outcome.rows[:wanted]
         at = part_echoes(outcome, at, pair).batch.place
@@ -177,7 +178,3 @@ async def _count_to(source: Log, pair: str, lane: Lane, start: Place, end: Place
 
 def _has_reached(at: Place, end: Place) -> bool:
     return position_order(at.position) >= position_order(end.position) or (at.count >= end.count >= 0 <= at.count)
-
-
-def _order(position: bytes | int) -> tuple[int, int]:
-    return position_order(position.decode() if isinstance(position, bytes) else str(position))

@@ -42,6 +42,7 @@ _PAUSE_S = 0.1
 _PAUSE_MAX_S = 1.0
 #: applications that delete do so all the time: told at most once in this time, for each lane
 _DELETED_TOLD_S = 60.0
+_ALARMS_MAX = 100
 
 
 class _Taken(NamedTuple):
@@ -206,11 +207,8 @@ class Copier:
             step("relay.claim.after")
         for alarm in claim.alarms:
             self._log.error("claim found and healed", alarm=alarm)
-            self.alarms = [*self.alarms[-99:], alarm]
+            self.tell_alarm(alarm)
         await self._enter(claim, owned)
-        if self._unowned & owned:
-            await self.board.note_owned(self._unowned & owned)
-            self._unowned -= owned
         self.claim, self.trouble, self.progress_s = claim, "", self._now()
         self._log.info("claimed", epoch=claim.epoch, lanes=len(owned), claim=claim.claim_id)
         await self._copy(claim, generation)
@@ -226,7 +224,7 @@ class Copier:
             known = self.lanes.get(lane)
             if state.error is not None and (known is None or known.error is None):
                 self._log.error("lane halted", **state.error.as_dict())
-                self.alarms = [*self.alarms[-99:], state.error.message]
+                self.tell_alarm(state.error.message)
         self.lanes = lanes | waiting
         for state in self.lanes.values():
             if state.state is not State.HALTED:
@@ -327,8 +325,8 @@ class Copier:
                 continue
             if state.state is not State.COPYING and state.state is not State.IDLE:
                 continue
-            if batch.deleted:
-                self._note_deleted(state, batch.deleted, now_s)
+            if batch.deleted or state.deleted_ahead:
+                state.pass_deleted(after[lane], batch.place, batch.deleted)
             passed = None
             if self.route.pair:
                 batch, passed = self._without_echoes(state, batch)
@@ -343,12 +341,6 @@ class Copier:
             state.retries = 0 if batch.rows else state.retries
             taken.append(_Taken(state, batch, passed))
         return taken
-
-    def _note_deleted(self, state: LaneState, records: int, now_s: float) -> None:
-        state.deleted_total += records
-        if now_s >= state.deleted_told_s:
-            state.deleted_told_s = now_s + _DELETED_TOLD_S
-            self._log.warning("deleted entries passed over", lane=state.name, since_the_start=state.deleted_total)
 
     def _translate(self, taken: list[_Taken]) -> list[Write]:
         """Turn what was read into writes."""
@@ -374,7 +366,7 @@ class Copier:
                 "marks are forged, or records of that route are gone from the source"
             )
             self._log.error("echoes out of turn", alarm=alarm)
-            self.alarms = [*self.alarms[-99:], alarm]
+            self.tell_alarm(alarm)
         return parted.batch, parted.passed
 
     def _marker_due(self, state: LaneState, batch: Batch, now_s: float) -> bool:
@@ -422,6 +414,9 @@ class Copier:
         state.markers[write.path] = marker
         state.jumps.pop(write.path, None)
         state.marker_written_s = now_s
+        if state.settle_deleted() and now_s >= state.deleted_told_s:
+            state.deleted_told_s = now_s + _DELETED_TOLD_S
+            self._log.warning("deleted entries passed over", lane=state.name, since_the_start=state.deleted_total)
         state.records_total += outcome.records
         state.quarantined_total += outcome.quarantined
         if outcome.quarantined:
@@ -438,6 +433,17 @@ class Copier:
         if state.state is not State.HALTED:
             state.fail(error, self._now())
             self._log.error("lane " + state.state.value, **error.as_dict())
+
+    def tell_alarm(self, text: str) -> None:
+        """Keep an alarm for the status; the oldest goes where there are too many."""
+        self.alarms = [*self.alarms[1 - _ALARMS_MAX :], text]
+
+    async def note_owned(self) -> None:
+        """Tell the board of new lanes that this process is the first to own. Raises as `RouteBoard.note_owned`."""
+        owned = self._unowned & self._owned if self.claim is not None else frozenset()
+        if owned:
+            await self.board.note_owned(owned)
+            self._unowned -= owned
 
     # -- the operator's wishes ---------------------------------------------------------------------------------------
 

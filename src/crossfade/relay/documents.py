@@ -86,8 +86,6 @@ class LaneReport(msgspec.Struct, omit_defaults=True):
     #: source entries that were deleted before they were read, seen by this process (`deleted: count`)
     deleted: int = 0
     trimmed_in_s: float | None = None
-    #: before the heartbeat, the source was looked at that `lag_records` tells of
-    look_age_s: float = 0.0
     error: str = ""
     #: source records that are gone uncopied, where the halt can tell
     lost_records: int | None = None
@@ -112,6 +110,8 @@ class Report(msgspec.Struct, omit_defaults=True):
     state: str = ""
     throttle: str = ""
     reason: str = ""
+    #: so long before the heartbeat the source was looked at, of the lane where that is the longest ago
+    look_age_s: float = 0.0
     records: int = 0
     alarms: list[str] = []
     lanes: list[LaneReport] = []
@@ -299,18 +299,26 @@ class RouteBoard:
         raise VersionConflict("the board's list of started lanes keeps changing", hint="run the command again")
 
     async def desired(self) -> Desired:
-        document = await self._board.get(self._desired)
-        return _decode(document.body, Desired, self._desired) if document else Desired()
+        return (await self._get_desired())[0]
 
-    async def change_desired(self, change: Desired, seen: int) -> None:
-        """Raises VersionConflict, UsageError where it does not fit, Unreachable, AccessRefused."""
-        await self._board.put(self._desired, _fitting(change), seen)
+    async def change_desired(self, change: Callable[[Desired], None]) -> Desired:
+        """Change the newest document, or nothing; `change` sees each newest one anew. Returns what is desired now.
 
-    async def desired_with_version(self) -> tuple[Desired, int]:
+        Raises what `change` raises, VersionConflict, UsageError where it does not fit, Unreachable, AccessRefused.
+        """
+        for _ in range(_TRIES):
+            found, document = await self._get_desired()
+            change(found)
+            try:
+                await self._board.put(self._desired, _fitting(found), document.version if document else 0)
+                return found
+            except VersionConflict:
+                continue
+        raise VersionConflict("the route's desired state keeps changing", hint="run the command again")
+
+    async def _get_desired(self) -> tuple[Desired, Document | None]:
         document = await self._board.get(self._desired)
-        if document is None:
-            return Desired(), 0
-        return _decode(document.body, Desired, self._desired), document.version
+        return (_decode(document.body, Desired, self._desired) if document else Desired()), document
 
     async def report(self, report: Report) -> None:
         """Store a heartbeat, shrunk where it would be too large. Raises UsageError, Unreachable, AccessRefused."""
@@ -321,6 +329,3 @@ class RouteBoard:
         return [
             _with_idle_as_lanes(_decode(document.body, Report, name)) for name, document in sorted(documents.items())
         ]
-
-    async def forget_report(self, instance: str) -> None:
-        await self._board.delete(self._status + instance)

@@ -10,7 +10,7 @@ from collections.abc import Mapping as Dict
 
 from ..model.mapping import Mapping
 from ..model.partitioner import partition_many
-from ..model.position import Marker, NativePosition, position_order, position_text
+from ..model.position import Marker, order_of, position_order
 from ..model.record import Batch, Mapped, Path, Row, Shape, Write
 from ..model.route import LaneMap, Route
 from .lanes import reached
@@ -47,15 +47,11 @@ def plan_writes(
     ragged = len(set(covered.values())) > 1
     for position, row, lane in zip(mapped.positions, mapped.rows, lanes, strict=True):
         path = (batch.lane, lane)
-        if ragged and _order(position) <= covered[path]:
+        if ragged and order_of(position) <= covered[path]:
             continue
         writes[path].positions.append(position)
         rows[path].append(row)
     home = writes.get((batch.lane, keyless_lane))
     if home is not None:
-        home.rejects += [r for r in mapped.rejects if not ragged or _order(r.position) > covered[home.path]]
+        home.rejects += [r for r in mapped.rejects if not ragged or order_of(r.position) > covered[home.path]]
     return list(writes.values())
-
-
-def _order(position: NativePosition) -> tuple[int, int]:
-    return position_order(position_text(position))

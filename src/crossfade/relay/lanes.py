@@ -49,6 +49,8 @@ class LaneState:
     quarantined_total: int = 0
     #: source entries that were deleted before they were read, as far as that is no halt
     deleted_total: int = 0
+    #: (place, how many) of those whose place no marker has reached yet
+    deleted_ahead: list[tuple[int, int]] = field(default_factory=list)
     #: loop time from which on more of them are told in the log
     deleted_told_s: float = 0.0
     #: event time of the last relayed record in ms since the epoch, -1 = none yet
@@ -177,6 +179,25 @@ class LaneState:
         if place.count >= 0:
             return max(0, self.bounds.count - place.count)
         return 0 if position_order(place.position) >= position_order(self.bounds.last) else None
+
+    def pass_deleted(self, before: Place, place: Place, records: int) -> None:
+        """What was read from `before` to `place` lacks so many deleted entries.
+
+        What was read behind `before` earlier is forgotten: it was thrown away, and is read again.
+        """
+        self.deleted_ahead = [ahead for ahead in self.deleted_ahead if ahead[0] <= before.count]
+        if records:
+            self.deleted_ahead.append((place.count, records))
+
+    def settle_deleted(self) -> int:
+        """How many deleted entries the markers have passed since the last call."""
+        if not self.deleted_ahead:
+            return 0
+        reached_count = self.settled.count
+        passed = sum(records for count, records in self.deleted_ahead if count <= reached_count)
+        self.deleted_ahead = [ahead for ahead in self.deleted_ahead if ahead[0] > reached_count]
+        self.deleted_total += passed
+        return passed
 
     def look_age_s(self, loop_s: float) -> float:
         """Seconds since the source was looked at, 0 = it never was."""

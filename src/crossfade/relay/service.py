@@ -130,9 +130,9 @@ class RelayService:
                 if (other := await self._other_of_this_name()) is not None:
                     who = other.process or "of an older release"
                     raise Fenced(f"{error.message}: {who}", hint=error.hint) from error
+                self._is_name_in_doubt = False
                 if tries > _NAME_TRIES:
                     raise
-                self._is_name_in_doubt = False
                 taken_s = loop.time()
                 self._log.warning("nobody else has the name: it was an own try to join, whose answer was lost")
             except Unreachable as error:
@@ -194,7 +194,7 @@ class RelayService:
             except (BrokerError, UsageError) as error:
                 if told != error.message:
                     self._log.error("cannot look for new lanes", reason=error.message, hint=error.hint)
-                    copier.alarms = [*copier.alarms[-99:], error.message]
+                    copier.tell_alarm(error.message)
                 told = error.message
 
     async def _has_grown(self) -> bool:
@@ -225,6 +225,7 @@ class RelayService:
 
     async def _look_at_board(self) -> None:
         await self.copier.obey(await self.copier.board.desired())
+        await self.copier.note_owned()
 
     async def _look_at_source(self) -> None:
         lanes = list(self.copier.lanes)

@@ -8,19 +8,18 @@ source by then; what the source holds beyond is *pending*, never a difference. C
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from ..brokers.protocol import From, Log, Start
-from ..errors import LaneError, SourceDeleted, SourceTrimmed, Unreachable, invariant
+from ..brokers.protocol import Log, Start
+from ..errors import LaneError, SourceDeleted, SourceTrimmed, invariant
 from ..model.position import Place
 from ..model.record import Batch, Lane, Shape
 from .extent import Extent
-from .lane import LaneAudit, Translates, cut
+from .lane import LaneAudit
+from .progress import Progress, Watch, collector_calmed
+from .reading import Translates, cut, is_from_earliest
 from .report import AuditReport, Keeping
 from .second_look import second_look
 
@@ -30,24 +29,6 @@ READ_BYTES_MAX = 8 << 20
 READ_WAIT_S = 0.2
 #: rows kept of one side while the other side is read on
 BUFFERED_ROWS_MAX = 16_000
-#: a side that gives nothing for so long, though its bounds say that there is more, is unreachable
-STALL_S_MAX = 60.0
-PROGRESS_EVERY_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an audit is."""
-
-    records: int
-    #: records of the source when the audit began (Kafka: an upper bound)
-    records_total: int
-    differences: int
-    elapsed_s: float
-    records_per_s: float
-    eta_s: float
-    #: call it for a state to resume from; costs a little, so not at every progress
-    state: Callable[[], dict[str, Any]]
 
 
 async def audit(
@@ -58,7 +39,7 @@ async def audit(
     route_id: str,
     lanes: Sequence[Lane],
     on_progress: Callable[[Progress], None] | None = None,
-    window_records: int = 2_000,
+    window_rows: int = 2_000,
     resume: Mapping[str, Any] | None = None,
     starts: Mapping[Lane, Start] | None = None,
     is_settled: bool = False,
@@ -94,7 +75,7 @@ async def audit(
             source_bounds[lane],
             target_bounds[lane],
             route_id=route_id,
-            window_rows=window_records,
+            window_rows=window_rows,
             is_earliest=is_from_earliest(starts, lane),
             quarantined=frozenset((quarantined or {}).get(lane, ())),
             extent=None if extents is None else extents[lane],
@@ -102,8 +83,8 @@ async def audit(
         if str(lane) in known:
             one.restore(known[str(lane)])
         run.lanes[lane] = one
-    before = report.records
-    with calm_collector():
+    before = report.matched
+    with collector_calmed():
         await run.to_the_end()
     for one in run.lanes.values():
         one.finish(is_settled=is_settled)
@@ -120,58 +101,8 @@ async def audit(
         )
     report.state = {} if extents is not None else run.state()
     report.seconds = time.monotonic() - started_s
-    report.records_per_s = (report.records - before) / max(report.seconds, 1e-9)
+    report.records_per_s = (report.matched - before) / max(report.seconds, 1e-9)
     return report
-
-
-def is_from_earliest(starts: Mapping[Lane, Start] | None, lane: Lane) -> bool:
-    """Whether all that the source lane ever held was to be copied."""
-    return (starts or {}).get(lane, Start()).where is From.EARLIEST
-
-
-@contextmanager
-def calm_collector() -> Iterator[None]:
-    """Collect cycles rarely while rows stream by: rows hold none, and every full collection would walk all that are
-    waiting, which doubles the cost of a record."""
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(1_000_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-
-
-class Watch:
-    """Tells of progress, and notices when there is none."""
-
-    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
-        self.records_before = 0
-        self._on_progress = on_progress
-        self._started_s = self._told_s = self._heard_s = time.monotonic()
-
-    def heard(self, is_news: bool) -> None:
-        """After each round of reads. Raises Unreachable when none has brought anything for too long."""
-        now_s = time.monotonic()
-        if is_news:
-            self._heard_s = now_s
-        elif now_s - self._heard_s > STALL_S_MAX:
-            raise Unreachable(
-                f"no records came for {STALL_S_MAX:.0f} s, though the bounds say that there are more",
-                hint="check that the brokers serve reads (leaders, open transactions)",
-            )
-
-    def tell(self, records: int, total: int, differences: int, state: Callable[[], dict[str, Any]]) -> None:
-        """Call back, but not too often."""
-        now_s = time.monotonic()
-        if self._on_progress is None or now_s - self._told_s < PROGRESS_EVERY_S:
-            return
-        self._told_s = now_s
-        elapsed_s = now_s - self._started_s
-        rate = (records - self.records_before) / max(elapsed_s, 1e-9)
-        eta_s = max(0, total - records) / rate if rate else 0.0
-        self._on_progress(Progress(records, total, differences, elapsed_s, rate, eta_s, state))
 
 
 class _Run:
@@ -188,7 +119,7 @@ class _Run:
     async def to_the_end(self) -> None:
         """Raises Unreachable, AccessRefused."""
         lanes = self.lanes.values()
-        self._watch.records_before = sum(one.records for one in lanes)
+        self._watch.records_before = sum(one.matched for one in lanes)
         for one in lanes:
             one.advance()
         while not all(one.is_done for one in lanes):
@@ -201,7 +132,7 @@ class _Run:
                     one.resolve(await self._record_behind(one.lane, one.in_doubt))
                 one.advance()
             self._watch.tell(
-                sum(one.records for one in lanes),
+                sum(one.matched for one in lanes),
                 sum(one.source.bounds.length for one in lanes),
                 sum(one.differences for one in lanes),
                 self.state,

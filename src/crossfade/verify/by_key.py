@@ -18,23 +18,14 @@ from ..errors import LaneError, SourceDeleted, SourceTrimmed
 from ..model.partitioner import partition_many
 from ..model.position import position_order, position_text
 from ..model.record import Batch, Lane, Path, Row, Shape
-from ..model.wire import XF, XF_FIELD, Origin, decode_origin
-from .audit import (
-    BUFFERED_ROWS_MAX,
-    READ_BYTES_MAX,
-    READ_RECORDS_MAX,
-    READ_WAIT_S,
-    Progress,
-    Watch,
-    calm_collector,
-    is_from_earliest,
-)
+from ..model.wire import newest_origin
+from .audit import BUFFERED_ROWS_MAX, READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_S
 from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .extent import Extent
-from .lane import Translates, cut
 from .one_way import leaves_out
 from .origins import Copy, codec_for
-from .reading import Reading, lost_before
+from .progress import Progress, Watch, collector_calmed
+from .reading import Reading, Translates, cut, is_from_earliest, lost_before
 from .report import AuditReport, Keeping, LaneReport
 from .second_look import second_look
 
@@ -53,7 +44,7 @@ async def audit_by_key(
     route_id: str,
     partitioner: str,
     on_progress: Callable[[Progress], None] | None = None,
-    window_records: int = 2_000,
+    window_rows: int = 2_000,
     starts: Mapping[Lane, Start] | None = None,
     first_lanes: int = 0,
     is_settled: bool = False,
@@ -82,8 +73,8 @@ async def audit_by_key(
     run.quarantined = {lane: frozenset(positions) for lane, positions in (quarantined or {}).items()}
     for lane in range(source.lanes):
         report.lanes[lane] = LaneReport(lane, source.lane_name(lane), target.name)
-        run.add_paths(lane, route_id, window_records, is_from_earliest(starts, lane))
-    with calm_collector():
+        run.add_paths(lane, route_id, window_rows, is_from_earliest(starts, lane))
+    with collector_calmed():
         await run.to_the_end()
     run.finish(is_settled=is_settled)
     if report.strays:
@@ -98,7 +89,7 @@ async def audit_by_key(
             ids_may_mark=run.ids_may_mark if run.ids_may_mark or first_lanes else None,
         )
     report.seconds = time.monotonic() - started_s
-    report.records_per_s = report.records / max(report.seconds, 1e-9)
+    report.records_per_s = report.matched / max(report.seconds, 1e-9)
     return report
 
 
@@ -255,7 +246,7 @@ class _Run:
         reading.take(batch)
         sorted_out: dict[Lane, tuple[list[Any], list[Row]]] = {}
         for position, row in zip(kept.positions, kept.rows, strict=True):
-            origin = _origin_of(row)
+            origin = newest_origin(row, kept.shape)
             lane = 0 if origin is None and self.ids_may_mark else -1 if origin is None else origin.lane
             if self.extents and origin is not None and lane in self.extents:
                 self._is_inside[to] = position_order(origin.position) in self.extents[lane]
@@ -295,17 +286,3 @@ class _Run:
             mine.before_target += diff.before
             mine.source_gone += diff.source_gone
             mine.stale_epochs += diff.stale_epochs
-
-
-def _origin_of(row: Row) -> Origin | None:
-    """The last mark of a row; None = it has none."""
-    if len(row) == 4:
-        marks = [content for name, content in row[2] or () if name == XF]
-    else:
-        fields = row[0]
-        marks = [fields[at + 1] for at in range(0, len(fields) - 1, 2) if fields[at] == XF_FIELD]
-    for mark in reversed(marks):
-        origin = decode_origin(mark)
-        if origin is not None:
-            return origin
-    return None

@@ -4,7 +4,7 @@ Both sides come in slices, in lane order, as fast as they are read. Equal slices
 Where they differ, a window of both sides is solved exactly (`window`). Missing rows and rows that came early are
 remembered (bounded), so that a record that moved further than a window is still `reordered`, not missing plus extra.
 
-Called by `audit`, which knows where the sides end; nothing here knows brokers.
+Made by `lane` and `by_key`, which know where the sides end; nothing here knows brokers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from ..errors import invariant
-from ..model.position import position_order, position_text
+from ..model.position import order_of, position_text
 from ..model.record import Row
 from .columns import Columns, columns_of
 from .describe import describe
@@ -104,8 +104,6 @@ class LaneDiff:
         self.matched = 0
         #: source position of the last record found on the target, None = none yet
         self.frontier: SourcePosition | None = None
-        #: target rows without a mark of this route
-        self.unmarked = 0
         #: target rows of an epoch older than one before them: a fenced relay has written
         self.stale_epochs = 0
         #: expected rows behind the last row of the target, too many to remember
@@ -178,7 +176,7 @@ class LaneDiff:
         """Go on behind what an earlier comparison has decided; of rows in doubt only the places are known."""
         self.frontier = self.taken = frontier
         if frontier is not None:
-            self._gone.place(self._order(frontier), -1)
+            self._gone.place(order_of(frontier), -1)
         self.missing = dict.fromkeys(missing)
         self._early = {origin: (target, Copy(origin, None, -1, -1)) for origin, target in early}
 
@@ -190,7 +188,7 @@ class LaneDiff:
         """Source and target position behind which a later comparison goes on; rows that are only pending come again."""
         if self.frontier is None:
             return None, self.taken_target
-        is_tail = self.taken is not None and self._order(self.frontier) < self._order(self.taken)
+        is_tail = self.taken is not None and order_of(self.frontier) < order_of(self.taken)
         return (self.frontier if is_tail and self.actual.is_ended else self.taken), self.taken_target
 
     # ------------------------------------------------------------------------------------------------ comparing
@@ -214,10 +212,10 @@ class LaneDiff:
         for origin, (position, copy) in self._early.items():
             self._too_much(Kind.EXTRA, origin, position, "the source holds no such record", copy)
         self._early.clear()
-        last = None if self.frontier is None else self._order(self.frontier)
+        last = None if self.frontier is None else order_of(self.frontier)
         pending = self.tail
         for position in self.missing:
-            if is_settled or (last is not None and self._order(position) < last):
+            if is_settled or (last is not None and order_of(position) < last):
                 self._report(Difference(Kind.MISSING, position, None, "not on the target"))
             else:
                 pending += 1
@@ -282,7 +280,7 @@ class LaneDiff:
     ) -> None:
         count = len(positions)
         self._equal_last = (positions[-1], targets[-1], last)
-        self._begun = self._begun or self._order(positions[0])
+        self._begun = self._begun or order_of(positions[0])
         self.matched += count
         if self._early:
             for position in self._early.keys() & set(positions):
@@ -325,10 +323,10 @@ class LaneDiff:
         """How many copies at the head have their place before the end of the expected window, or none at all."""
         if not positions:
             return len(copies)
-        end = self._order(positions[-1])
+        end = order_of(positions[-1])
         count = 0
         for copy in copies:
-            if copy.origin is not None and self._order(copy.origin) > end:
+            if copy.origin is not None and order_of(copy.origin) > end:
                 break
             count += 1
         return count
@@ -343,9 +341,9 @@ class LaneDiff:
             late = min(seen, default=take_expected)
             self.before += late
         if late < take_expected:
-            self._begun = self._begun or self._order(positions[late])
+            self._begun = self._begun or order_of(positions[late])
         is_all = self.expected.is_ended and len(positions) == len(self.expected)
-        reach = EVERYTHING if is_all else self._order(positions[-1]) if positions else NOWHERE
+        reach = EVERYTHING if is_all else order_of(positions[-1]) if positions else NOWHERE
         for index in range(late, take_expected):
             if not 0 <= window.seen_at[index] < take_actual:
                 self._not_here(positions[index], rows[index])
@@ -411,10 +409,9 @@ class LaneDiff:
         window."""
         origin = copy.origin
         if origin is None:
-            self.unmarked += 1
             self._too_much(Kind.EXTRA, None, target, NO_MARK, copy)
             return
-        order, is_marked = self._order(origin), copy.ordinal >= 0
+        order, is_marked = order_of(origin), copy.ordinal >= 0
         is_absent = order <= reach and not any(origin in known for known in (window.index, self.missing, self._early))
         if self._extent is not None and self._extent.leaves_out(order, is_marked):
             return
@@ -428,7 +425,7 @@ class LaneDiff:
             self._moved(origin, target, row, copy, "came too late")
         elif origin in self._early:
             self._too_much(Kind.DUPLICATE, origin, target, "came before", copy)
-        elif self.taken is not None and order <= self._order(self.taken):
+        elif self.taken is not None and order <= order_of(self.taken):
             kind, detail = (Kind.DUPLICATE, "came before") if is_marked else (Kind.EXTRA, _CAME_BEFORE)
             self._too_much(kind, origin, target, detail, copy)
         elif len(self._early) < self._remembered_max:
@@ -447,7 +444,7 @@ class LaneDiff:
         """If the source holds this record, it was compared, and has another row as its copy."""
         if self._begun is None or self.taken is None or self._has_forgotten or origin in self._early:
             return False
-        return self._begun <= self._order(origin) <= self._order(self.taken)
+        return self._begun <= order_of(origin) <= order_of(self.taken)
 
     def _place_equal(self) -> None:
         """Take note of where the last equal slice ended."""
@@ -458,7 +455,7 @@ class LaneDiff:
             self._place(position, copy, is_sure=True)
 
     def _place(self, position: SourcePosition, copy: Copy, *, is_sure: bool) -> None:
-        order = self._order(position)
+        order = order_of(position)
         self._gone.place(order, copy.ordinal)
         if is_sure:
             self._sure = max(self._sure, order)
@@ -481,12 +478,8 @@ class LaneDiff:
             self.stale_epochs += rows
         self._epoch = max(self._epoch, epoch)
 
-    @staticmethod
-    def _order(position: SourcePosition) -> tuple[int, int]:
-        return position_order(position_text(position))
-
     def _advance_frontier(self, position: SourcePosition) -> None:
-        if self.frontier is None or self._order(position) > self._order(self.frontier):
+        if self.frontier is None or order_of(position) > order_of(self.frontier):
             self.frontier = position
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..brokers.protocol import Bounds
-from ..model.position import Place, position_order, position_text
+from ..model.position import Place, order_of, position_order, position_text
 from ..model.record import Mapped
 from .origins import Copy
 
@@ -85,7 +85,7 @@ class FirstRows:
     @property
     def may_be_long(self) -> bool:
         """Between two Redis: they may be a long stretch of copies whose originals are gone."""
-        return not self._is_source_numeric and self.first is not None and order_of(self.first.origin) < self._begin
+        return not self._is_source_numeric and self.first is not None and _order(self.first) < self._begin
 
     def are_copies(self, marked: Copy | None) -> bool:
         """Whether they count as copies, now that the first mark is known, or that there is none."""
@@ -96,13 +96,13 @@ class FirstRows:
         if marked is None:
             return self._run_rows > 1 or not (self._has_run_ended or self.first.origin == 0)
         is_alone = self._run_rows == 1 and self._has_run_ended and marked.ordinal != 2
-        return not is_alone and marked.ordinal != 1 and order_of(self.first.origin) < order_of(marked.origin)
+        return not is_alone and marked.ordinal != 1 and _order(self.first) < _order(marked)
 
     def _rising(self, copies: Sequence[Copy]) -> Iterator[Copy]:
         for copy in copies:
             if self._has_run_ended:
                 return
-            order = order_of(copy.origin)
+            order = _order(copy)
             self._has_run_ended = not self._last < order <= self._end
             if not self._has_run_ended:
                 self._last = order
@@ -111,7 +111,7 @@ class FirstRows:
     def _questions(self, run: Sequence[Copy]) -> Iterator[Question]:
         if self._is_source_numeric:
             for copy in run:
-                if order_of(copy.origin) >= self._begin:
+                if _order(copy) >= self._begin:
                     yield Question(copy, Place("", int(copy.origin or 0)))
             return
         for before, copy in pairwise(run):
@@ -119,5 +119,6 @@ class FirstRows:
                 yield Question(copy, Place(position_text(before.origin), -1))
 
 
-def order_of(position: Any) -> tuple[int, int]:
-    return position_order(position_text(position))
+def _order(copy: Copy) -> tuple[int, int]:
+    assert copy.origin is not None  # only entries whose mark or id names one come here
+    return order_of(copy.origin)

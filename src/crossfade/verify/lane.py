@@ -1,40 +1,33 @@
 """One lane of an audit: what was read of either side, where its ends are, and what is expected at all.
 
 Hides where the copy began, the rows that are not to be compared (before the copy began, trimmed, quarantined, newer
-than the audit) and what is kept so that an audit can go on later. Called by `audit`, which does the reading.
+than the audit) and what is kept so that an audit can go on later. Made by `audit`, which does the reading.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ..brokers.protocol import Bounds, Log
 from ..errors import LaneError, SourceReset, invariant
-from ..model.position import Place, position_order, position_text
-from ..model.record import Batch, Lane, Mapped, Row, Shape
+from ..model.position import Place, order_of, position_order, position_text
+from ..model.record import Batch, Lane, Row, Shape
 from .columns import Columns
 from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .digests import RangeDigests
 from .extent import Extent
 from .first_rows import FirstRows, Question
-from .first_rows import order_of as _order
 from .one_way import leaves_out
 from .origins import Copy, codec_for
-from .reading import Reading, lost_before
+from .reading import Reading, Translates, cut, lost_before
 from .report import AuditReport, LaneReport, Range
 
 _BEFORE_ALL = (-2, 0)
 _AFTER_ALL = (1 << 80, 0)
-
-
-class Translates(Protocol):
-    """What is needed of a mapping."""
-
-    def translate(self, batch: Batch, target: Shape) -> Mapped: ...
 
 
 class LaneAudit:
@@ -128,7 +121,7 @@ class LaneAudit:
         return len(self._diff.actual)
 
     @property
-    def records(self) -> int:
+    def matched(self) -> int:
         return self._mine.matched
 
     @property
@@ -179,7 +172,7 @@ class LaneAudit:
 
     def _see(self, batch: Batch) -> None:
         is_before_copy = self._floor is None and bool(batch.rows)
-        last = batch.positions[-1] if is_before_copy else None
+        positions = batch.positions
         if self._extent is not None:
             batch = self._of_extent(batch, self._extent)
         if not is_before_copy:
@@ -188,7 +181,7 @@ class LaneAudit:
         # There may be any number of these: none of them waits for the first copy.
         for position, row in zip(batch.positions, batch.rows, strict=True):
             self._differs(Difference(Kind.EXTRA, None, position, NO_MARK, row))
-        self.target.done_until = _order(last)
+        self.target.done_until = order_of(positions[-1])
 
     @property
     def in_doubt(self) -> Place | None:
@@ -271,7 +264,7 @@ class LaneAudit:
         """What a later audit needs to go on from here."""
         mine, diff = self._mine, self._diff
         after_source, after_target = diff.resume_after()
-        frontier = _BEFORE_ALL if diff.frontier is None else _order(diff.frontier)
+        frontier = _BEFORE_ALL if diff.frontier is None else order_of(diff.frontier)
         return {
             "source": self.source.save(after_source),
             "target": self.target.save(after_target),
@@ -281,7 +274,7 @@ class LaneAudit:
             "before_target": mine.before_target,
             "source_gone": mine.source_gone + (0 if mine.is_done else diff.source_gone),
             "stale_epochs": mine.stale_epochs + (0 if mine.is_done else diff.stale_epochs),
-            "missing": [position_text(place) for place in diff.missing if _order(place) < frontier],
+            "missing": [position_text(place) for place in diff.missing if order_of(place) < frontier],
             "early": [[position_text(origin), position_text(place)] for origin, place in diff.came_early()],
             "frontier": None if diff.frontier is None else position_text(diff.frontier),
             "ids_may_mark": self._codec.ids_may_mark,
@@ -329,13 +322,13 @@ class LaneAudit:
         if not batch.rows:
             return batch
         ends = self._codec.normal([batch.positions[0], batch.positions[-1]], [batch.rows[0], batch.rows[-1]])
-        if all(copy.origin is not None and _order(copy.origin) in extent for copy in ends):
+        if all(copy.origin is not None and order_of(copy.origin) in extent for copy in ends):
             self._is_inside = True
             return batch
         kept = []
         for at, copy in enumerate(self._codec.normal(batch.positions, batch.rows)):
             if copy.origin is not None:
-                order = _order(copy.origin)
+                order = order_of(copy.origin)
                 is_stranger = (
                     self._is_inside and order < extent.first and not extent.leaves_out(order, copy.ordinal >= 0)
                 )
@@ -380,7 +373,8 @@ class LaneAudit:
             self._check_beginning(marked, is_first=first is None and self._codec.ids_may_mark)
 
     def _begin_at(self, first: Copy) -> None:
-        self._floor = _BEFORE_ALL if self._is_whole else _order(first.origin)
+        assert first.origin is not None
+        self._floor = _BEFORE_ALL if self._is_whole else order_of(first.origin)
 
     def _check_beginning(self, copy: Copy, *, is_first: bool) -> None:
         """Nothing was trimmed on the target: then its first record is the first of the copy, and has ordinal 1."""
@@ -391,9 +385,9 @@ class LaneAudit:
 
     def _from_floor(self, positions: Sequence[Any], rows: Sequence[Row]) -> tuple[Sequence[Any], Sequence[Row]]:
         floor = self._floor
-        if floor is None or not positions or _order(positions[0]) >= floor:
+        if floor is None or not positions or order_of(positions[0]) >= floor:
             return positions, rows
-        first = bisect_right(positions, (floor[0], floor[1] - 1), key=_order)
+        first = bisect_right(positions, (floor[0], floor[1] - 1), key=order_of)
         self._mine.before_target += first
         return positions[first:], rows[first:]
 
@@ -417,10 +411,3 @@ class _InDoubt(NamedTuple):
     questions: list[Question]
     marked: Copy | None
     batch: Batch
-
-
-def cut(batch: Batch, rows: slice) -> Batch:
-    """The batch with only these rows; itself where that is all."""
-    if rows.start == 0 and rows.stop == len(batch.rows):
-        return batch
-    return Batch(batch.lane, batch.shape, batch.positions[rows], batch.rows[rows], batch.place, batch.at_end)

@@ -15,9 +15,10 @@ from typing import Any, cast
 
 from ..brokers.protocol import Bounds, Log
 from ..errors import LaneError
-from ..model.echo import UNKNOWN, bare, newest_origin, part_echoes, with_echoes
+from ..model.echo import UNKNOWN, bare, part_echoes, with_echoes
 from ..model.position import Place
 from ..model.record import Batch, Lane
+from ..model.wire import newest_origin
 
 
 class _Side(ABC):

@@ -1,7 +1,7 @@
 """Where the reading of one side of a lane stands: which rows are new, and what is kept so that it can go on later.
 
 Hides places of batches that are not compared yet, and what an extent or an earlier audit lets a reader pass over.
-Called by `lane` and `by_key`.
+Beside it stands what all who read a side need. Called by `audit`, `lane`, `by_key` and `second_look`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from ..brokers.protocol import Bounds
-from ..model.position import Place, position_order, position_text
-from ..model.record import Batch, Shape
+from ..brokers.protocol import Bounds, From, Start
+from ..model.position import Place, order_of, position_order
+from ..model.record import Batch, Lane, Mapped, Shape
 from .extent import Extent
 
 #: places of batches that are remembered before those that are dealt with are let go
 _PLACES_MAX = 64
+
+
+class Translates(Protocol):
+    """What is needed of a mapping."""
+
+    def translate(self, batch: Batch, target: Shape) -> Mapped: ...
 
 
 class Reading:
@@ -47,7 +53,7 @@ class Reading:
 
     def take(self, batch: Batch) -> None:
         if batch.positions:
-            self._batches.append((self.place, _order(batch.positions[-1])))
+            self._batches.append((self.place, order_of(batch.positions[-1])))
         self.place = msgspec.structs.replace(batch.place, incarnation="")
         place, end = self.place, self.bounds
         is_behind = position_order(place.position) >= position_order(end.last)
@@ -57,11 +63,11 @@ class Reading:
         """Which rows of a batch were not dealt with before and are not newer than the bounds."""
         positions = batch.positions
         first, last = 0, len(positions)
-        if self.done_until is not None and positions and _order(positions[0]) <= self.done_until:
-            first = bisect_right(positions, self.done_until, key=_order)
+        if self.done_until is not None and positions and order_of(positions[0]) <= self.done_until:
+            first = bisect_right(positions, self.done_until, key=order_of)
         end = position_order(self.bounds.last)
-        if positions and _order(positions[-1]) > end:
-            last = bisect_right(positions, end, key=_order)
+        if positions and order_of(positions[-1]) > end:
+            last = bisect_right(positions, end, key=order_of)
         return slice(first, last)
 
     def join(self) -> None:
@@ -85,7 +91,7 @@ class Reading:
 
     def forget(self, after: Any) -> tuple[int, int] | None:
         """Let go of the places of batches that are compared whole; `after`: the last row that is. Gives its order."""
-        done = self.done_until if after is None else _order(after)
+        done = self.done_until if after is None else order_of(after)
         while self._batches and done is not None and self._batches[0][1] <= done:
             self._batches.popleft()
         return done
@@ -121,5 +127,13 @@ def lost_before(source: Bounds, shape: Shape) -> tuple[str, bool]:
     return source.first, source.count > source.length or not source.first
 
 
-def _order(position: Any) -> tuple[int, int]:
-    return position_order(position_text(position))
+def cut(batch: Batch, rows: slice) -> Batch:
+    """The batch with only these rows; itself where that is all."""
+    if rows.start == 0 and rows.stop == len(batch.rows):
+        return batch
+    return Batch(batch.lane, batch.shape, batch.positions[rows], batch.rows[rows], batch.place, batch.at_end)
+
+
+def is_from_earliest(starts: Mapping[Lane, Start] | None, lane: Lane) -> bool:
+    """Whether all that the source lane ever held was to be copied."""
+    return (starts or {}).get(lane, Start()).where is From.EARLIEST

@@ -150,7 +150,7 @@ class AuditReport:
             kept.append(Named(named.lane, difference, named.target_lane, named.is_surplus))
 
     @property
-    def records(self) -> int:
+    def matched(self) -> int:
         return sum(lane.matched for lane in self.lanes.values())
 
     @property

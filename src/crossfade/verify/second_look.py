@@ -16,7 +16,7 @@ from ..errors import LaneError
 from ..model.position import Place, position_order, position_text
 from ..model.record import Lane, Row, Shape
 from .diff import Kind
-from .lane import Translates
+from .reading import Translates
 from .report import AuditReport, Named
 from .surplus import Surplus
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ..model.position import position_order, position_text
+from ..model.position import order_of, position_text
 from ..model.record import Lane, Row, Shape
 from ..model.wire import XF_FIELD, decode_origin
 from .diff import Claim, Kind
@@ -76,9 +76,9 @@ class Surplus:
         # Before the first copy of what the source has stands perhaps what was copied before it was made anew.
         if origin is None or target is None or claim is None or claim.after < (0, 0):
             return False
-        order = position_order(position_text(origin))
+        order = order_of(origin)
         original = self.originals.get((named.lane, origin))
-        time_ms, _ = position_order(position_text(target))
+        time_ms, _ = order_of(target)
         if original is not None and not (self.is_source_numeric and original[-1] != time_ms):
             return False  # the id of a copy has the time of its original
         # Copies rise. An id that the source does not have, or has no more, proves nothing: a failover forgets entries.

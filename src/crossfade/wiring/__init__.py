@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from .inspectors import open_inspectors
 from .opening import OpenRoute, fit_lanes, open_board, open_route, remover_of
-from .overlap import may_read_of
 from .rights import Rights, least_rights
 from .settings import route_settings, unknown_route
 from .split import Split, open_split
@@ -20,7 +19,6 @@ __all__ = [
     "Split",
     "fit_lanes",
     "least_rights",
-    "may_read_of",
     "open_board",
     "open_inspectors",
     "open_route",

@@ -26,7 +26,7 @@ from ...errors import (
     Unreachable,
     invariant,
 )
-from ...model.position import Marker, Place, position_order, position_text
+from ...model.position import Marker, Place, order_of, position_order, position_text
 from ...model.record import Batch, Lane, Path, Reject, Shape, Write
 from ...model.wire import XF, XF_FIELD, Origin, decode_origin, origin_prefix, origin_suffix
 from ..protocol import Appended, Bounds, Claim, Owner, Start
@@ -463,7 +463,7 @@ class MemoryLog:
             sentence = f"{len(rejects)} records were refused, {write.quarantine_left} may be: {rejects[0].reason}"
             position = position_text(rejects[0].position)
             return QuarantineFull(lane, sentence, hint="raise the budget, or mend the records", position=position)
-        rejects.sort(key=lambda reject: position_order(position_text(reject.position)))
+        rejects.sort(key=lambda reject: order_of(reject.position))
         return taken, [self._quarantined(write.path, reject) for reject in rejects]
 
     def _quarantined(self, path: Path, reject: Reject) -> Quarantined:

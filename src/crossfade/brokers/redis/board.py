@@ -10,14 +10,13 @@ from typing import Any
 
 from ...errors import Indeterminate, UsageError
 from ..protocol import DOCUMENT_BYTES_MAX, Document, VersionConflict
-from .keys import BOARD_KEY
+from .keys import BOARD_KEY, VERSIONS_FIELD
 from .link import Command, LinkLost
 from .nodes import Nodes, call_key
 from .replies import check, code_of, is_error
 from .scripts import script
 from .settings import RedisSettings
 
-_VERSIONS_FIELD = b"\0versions"
 _SCAN_COUNT = 200
 
 
@@ -43,7 +42,7 @@ class RedisBoard:
             (reply,) = await call_key(self._nodes, BOARD_KEY, [scan], "listing the board")
             cursor, flat = check(reply, "listing the board")
             for name, value in zip(flat[::2], flat[1::2], strict=True):
-                if name != _VERSIONS_FIELD:
+                if name != VERSIONS_FIELD:
                     found[name.decode()] = _document(value)
             if int(cursor) == 0:
                 return dict(sorted(found.items()))

@@ -1,7 +1,8 @@
 """Claims on target lanes: fence what is older, and find the markers beside the data.
 
 Hides the claim scripts and what their verdicts mean. Invariant: after `claim` returns, no script call of an older claim
-writes to these paths any more, and the markers are the ones that the next append must find. Called by `target`.
+writes to these paths any more, and the markers are the ones that the next append must find. Called by `log`; `target`
+and its parts share the claim and its limits.
 """
 
 from __future__ import annotations

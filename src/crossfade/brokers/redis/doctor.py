@@ -15,9 +15,8 @@ from ..protocol import Finding, Level, route_of_document
 from .footprint import Footprint
 from .keys import BOARD_KEY, check_slots, is_birth, route_of_birth, state_key
 from .link import Command, Link
-from .log import VERSION_MIN
 from .nodes import Nodes, call_all, call_key
-from .replies import check, code_of, info_fields, is_error, pairs
+from .replies import VERSION_MIN, check, code_of, info_fields, is_error, pairs, version_in
 from .rights import Right, rights_of
 from .settings import RedisSettings
 
@@ -188,16 +187,15 @@ def _rights_unknown(why: str) -> Finding:
 
 
 def _version(info: dict[str, str]) -> Finding:
-    valkey = info.get("valkey_version", "")
-    name, number = ("Valkey", valkey) if valkey else ("Redis", info.get("redis_version", ""))
-    parts = number.split(".")[:2]
-    if not all(part.isdecimal() for part in parts):
+    words, numbers = version_in(info)
+    if numbers is None:
         fix = "Redis 7.0 or any Valkey is needed; ask the provider"
-        return Finding("redis.version", Level.UNKNOWN, f"INFO tells no version ({number or 'nothing'})", fix)
-    if tuple(map(int, parts)) < VERSION_MIN:
+        told = words.partition(" ")[2] or "nothing"
+        return Finding("redis.version", Level.UNKNOWN, f"INFO tells no version ({told})", fix)
+    if numbers < VERSION_MIN:
         fix = "upgrade to Redis 7.0 or any Valkey: older servers do not count the entries ever added"
-        return Finding("redis.version", Level.FAIL, f"{name} {number}", fix)
-    return Finding("redis.version", Level.OK, f"{name} {number}")
+        return Finding("redis.version", Level.FAIL, words, fix)
+    return Finding("redis.version", Level.OK, words)
 
 
 def _eviction(info: dict[str, str]) -> Finding:

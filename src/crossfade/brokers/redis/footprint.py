@@ -12,12 +12,10 @@ from typing import Any
 
 from ...errors import UsageError
 from ..protocol import route_of_document
-from .keys import BOARD_KEY, is_birth, lease_key, quarantine_key, route_of_birth, state_key
+from .keys import BOARD_KEY, VERSIONS_FIELD, is_birth, lease_key, quarantine_key, route_of_birth, state_key
 from .link import Command
 from .nodes import Nodes, call_key
 from .replies import check, is_error, pairs
-
-_VERSIONS_FIELD = b"\0versions"
 
 
 class Footprint:
@@ -69,7 +67,7 @@ class Footprint:
 
     async def _erase_document(self, name: bytes) -> None:
         await self._ask(BOARD_KEY, ("HDEL", BOARD_KEY, name))
-        if set(await self._ask(BOARD_KEY, ("HKEYS", BOARD_KEY))) <= {_VERSIONS_FIELD}:
+        if set(await self._ask(BOARD_KEY, ("HKEYS", BOARD_KEY))) <= {VERSIONS_FIELD}:
             # nothing of any route is left, so nobody compares versions any more
             await self._ask(BOARD_KEY, ("DEL", BOARD_KEY))
 

@@ -59,6 +59,8 @@ class Job:
         rejects: list[Reject],
     ) -> None:
         self.key, self.claim, self.path, self.write = key, claim, path, write
+        # A marker alone takes no more than the one before it: lanes can be started where there is no room for records.
+        self.script = script("append", over_memory=not taken.positions and not rejects)
         self.is_done = False
         self.error: LaneError | None = None
         self.redirect: Address | None = None
@@ -110,7 +112,7 @@ class Job:
         if chunk.rejects:
             # named only when needed: a key that does not exist makes a Cluster refuse the call while it moves the slot
             keys.append(quarantine_key(self.key, claim.owner.route))
-        packed = pack_call(script("append").digest, keys, msgspec.msgpack.encode(ask), layout, chunk)
+        packed = pack_call(self.script.digest, keys, msgspec.msgpack.encode(ask), layout, chunk)
         return Call(marker, text, packed)
 
     def take(self, call: Call, reply: Any, link: Link, nodes: Nodes, name: str) -> None:
@@ -144,7 +146,7 @@ class Job:
             )
             self.is_done = True
         elif code == "NOSCRIPT":
-            link.scripts.discard(script("append").digest)
+            link.scripts.discard(self.script.digest)
             self.again = str(reply)
         elif code in ("MOVED", "TRYAGAIN"):
             nodes.distrust()

@@ -16,6 +16,8 @@ from ...errors import UsageError
 SLOTS = 16384
 #: documents of the board
 BOARD_KEY = b"crossfade:board"
+#: the field of the board that is no document: the highest version that a removed one ever had
+VERSIONS_FIELD = b"\0versions"
 #: names of the empty consumer groups that tell a stream key from a re-created one: `crossfade.<route>.<random>`
 BIRTH_PREFIX = "crossfade."
 _BIRTH_DIGITS = 12

@@ -17,16 +17,12 @@ from .claims import Claims, RedisClaim
 from .discover import BEYOND_LATER, count_keys
 from .keys import check_slots
 from .link import LinkLost
-from .looking import too_old
 from .nodes import Nodes
 from .pieces import append_in_pieces
-from .replies import check, code_of, info_fields, is_error
+from .replies import VERSION_MIN, check, code_of, info_fields, is_error, too_old, version_in
 from .settings import RedisSettings
 from .source import Source
 from .target import Target
-
-#: older servers lack entries-added, without which losses cannot be counted
-VERSION_MIN = (7, 0)
 
 
 class RedisLog:
@@ -61,7 +57,6 @@ class RedisLog:
         self.name = name
         self.lanes: int = len(self.stream_keys)
         self.identity: str = f"{settings.identity}/{name}"
-        self.version = ""
         self._key_of = key_of
         self.nodes = Nodes(settings)
         self.source = Source(self.nodes, self.stream_keys, route=route, deleted=deleted, read=read)
@@ -83,14 +78,10 @@ class RedisLog:
             raise Unreachable(f"Redis at {link.address}: {error}") from error
         if is_error(text) and code_of(text) == "NOPERM":
             return  # doctor says what this costs
-        found = info_fields(check(text, "reading the version"))
-        valkey = found.get("valkey_version", "")
-        self.version = f"Valkey {valkey}" if valkey else f"Redis {found.get('redis_version', '')}"
-        number = (valkey or found.get("redis_version", "")).split(".")[:2]
-        if not all(part.isdecimal() for part in number):
-            return  # some services tell none; doctor says what this costs
-        if tuple(map(int, number)) < VERSION_MIN:
-            raise too_old(f"{self.version} at {link.address}")
+        words, numbers = version_in(info_fields(check(text, "reading the version")))
+        # some services tell no numbers; doctor says what this costs
+        if numbers is not None and numbers < VERSION_MIN:
+            raise too_old(f"{words} at {link.address}")
 
     async def count_lanes(self) -> int:
         """See `Log.count_lanes`. Raises UsageError, Unreachable, AccessRefused."""
@@ -128,10 +119,6 @@ class RedisLog:
         if claim.owner.pair:
             return await append_in_pieces(self.target, claim, writes, on_sent)
         return await self.target.append(claim, writes, on_sent)
-
-    async def markers(self, paths: Sequence[Path]) -> dict[Path, Marker]:
-        """The markers as they stand, without claiming anything. Raises Unreachable, AccessRefused."""
-        return await self.claims.markers(paths)
 
     async def markers_of(self, route: str, paths: Sequence[Path]) -> dict[Path, Marker]:
         """See `Log.markers_of`. Raises GuaranteeRefused, Unreachable, AccessRefused."""

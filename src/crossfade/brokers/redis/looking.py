@@ -12,24 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import Unreachable, UsageError
+from ...errors import Unreachable
 from ...model.record import Lane
 from .keys import is_birth
 from .link import Command, Link, LinkLost, Replies, pack_one
 from .nodes import Nodes, unreachable
 from .reckoning import Look
-from .replies import as_error, check, code_of, info_fields, is_error, pairs
+from .replies import as_error, check, code_of, info_fields, is_error, pairs, too_old
 
 #: what a look is made of; before Redis 7.0 some are missing
 _TOLD = {b"entries-added", b"length", b"last-generated-id", b"max-deleted-entry-id", b"first-entry"}
-
-
-def too_old(what: str) -> UsageError:
-    """What is said of a server that does not count the entries ever added."""
-    return UsageError(
-        f"{what} is too old: Redis 7.0 or any Valkey is needed",
-        hint="older servers do not count the entries ever added, so a loss could not be seen; upgrade it",
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 import hiredis
 import msgspec
 
-from ...model.position import Place, position_order, position_text
+from ...model.position import Place, order_of, position_text
 from ...model.record import EntryColumns, Reject, Row, Shape, portable
 
 #: names and values of one record: Lua's `unpack` fails a little below 8,000, and `xf` takes two
@@ -143,7 +143,7 @@ def chunks(
     `counted_from` is `place.count` of the marker before the write, see `between`; `size_bytes` is what is known of the
     whole write (0 = nothing): one that fits into a call needs no look at every value.
     """
-    rejects = sorted(rejects, key=_order_of)
+    rejects = sorted(rejects, key=lambda reject: order_of(reject.position))
     total = left = len(taken.times) + len(rejects)
     is_linear = counted_from >= 0 and place.count - counted_from == total
     first, records_max = 0, CALL_RECORDS_MAX
@@ -270,10 +270,6 @@ def between(place: Place, position: Any, uncounted: int | None) -> Place:
     return Place(position_text(position), count, place.incarnation, dot + history)
 
 
-def _order_of(reject: Reject) -> tuple[int, int]:
-    return position_order(position_text(reject.position))
-
-
 def _until(rejects: list[Reject], position: Any) -> list[Reject]:
-    order = position_order(position_text(position))
-    return [reject for reject in rejects if _order_of(reject) <= order]
+    order = order_of(position)
+    return [reject for reject in rejects if order_of(reject.position) <= order]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from ...errors import Indeterminate, LaneError
 from ...model.echo import with_echoes
-from ...model.position import Place, position_order, position_text
+from ...model.position import Place, order_of
 from ...model.record import Path, Reject, Write
 from ..protocol import Appended
 from .claims import RedisClaim
@@ -65,14 +65,14 @@ async def append_in_pieces(
 def pieces_of(write: Write) -> list[Write]:
     """The write as writes of one call each; the last one ends at the write's own place."""
     pieces: list[Write] = []
-    rejects = sorted(write.rejects, key=lambda reject: position_order(position_text(reject.position)))
+    rejects = sorted(write.rejects, key=lambda reject: order_of(reject.position))
     first = 0
     for stop in _stops(write):
         if stop == len(write.rows):
             pieces.append(_piece(write, first, stop, rejects, write.place))
             break
-        end = position_order(position_text(write.positions[stop - 1]))
-        mine = [reject for reject in rejects if position_order(position_text(reject.position)) <= end]
+        end = order_of(write.positions[stop - 1])
+        mine = [reject for reject in rejects if order_of(reject.position) <= end]
         rejects = rejects[len(mine) :]
         pieces.append(_piece(write, first, stop, mine, _place_at(write, stop - 1)))
         first = stop
@@ -98,7 +98,7 @@ def _stops(write: Write) -> list[int]:
 def _place_at(write: Write, at: int) -> Place:
     place = between(write.place, write.positions[at], None)
     passed = write.passed or []
-    order = position_order(position_text(write.positions[at]))
+    order = order_of(write.positions[at])
     found = bisect_right(passed, order, key=lambda step: step[0]) - 1
     return with_echoes(place, *passed[found][1:]) if found >= 0 else place
 

@@ -1,4 +1,4 @@
-"""What an error reply means: which of our errors it becomes, and with which hint.
+"""What a reply means: which of our errors it becomes, and with which hint; and how old the server is that it tells of.
 
 Hides the texts of Redis and Valkey. The one decision kept here: is it about a right (AccessRefused), about the server's
 state (Unreachable: waiting may help), a redirection (Moved), or a mistake of ours (BrokerError)?
@@ -11,7 +11,7 @@ from typing import Any
 
 import hiredis
 
-from ...errors import AccessRefused, BrokerError, CrossfadeError, Unreachable
+from ...errors import AccessRefused, BrokerError, CrossfadeError, Unreachable, UsageError
 
 #: first words of replies that pass: the server is starting, failing over, out of disk, or a script runs too long
 _PASSING = {
@@ -28,7 +28,8 @@ _PASSING = {
     "ASK": "the hash slot is being moved",
     "UNKILLABLE": "a script has been running for too long",
 }
-_DENIED = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "EXECABORT")
+#: older servers lack entries-added, without which losses cannot be counted
+VERSION_MIN = (7, 0)
 _COMMAND = re.compile(r"'([^']+)' command")
 
 
@@ -92,3 +93,20 @@ def info_fields(text: bytes) -> dict[str, str]:
     """The lines of INFO as a dict."""
     lines = (line.partition(":") for line in text.decode(errors="replace").splitlines() if line and line[0] != "#")
     return {name: value for name, _, value in lines}
+
+
+def version_in(info: dict[str, str]) -> tuple[str, tuple[int, ...] | None]:
+    """What INFO tells of the server: its words (`Valkey 8.1.0`), and major and minor number, None = it tells none."""
+    valkey = info.get("valkey_version", "")
+    name, number = ("Valkey", valkey) if valkey else ("Redis", info.get("redis_version", ""))
+    parts = number.split(".")[:2]
+    numbers = tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else None
+    return f"{name} {number}", numbers
+
+
+def too_old(what: str) -> UsageError:
+    """What is said of a server that does not count the entries ever added."""
+    return UsageError(
+        f"{what} is too old: Redis 7.0 or any Valkey is needed",
+        hint="older servers do not count the entries ever added, so a loss could not be seen; upgrade it",
+    )

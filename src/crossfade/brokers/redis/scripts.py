@@ -35,7 +35,9 @@ class Script:
 
 
 @cache
-def script(name: str) -> Script:
-    """The script `<name>.lua`."""
+def script(name: str, *, over_memory: bool = False) -> Script:
+    """The script `<name>.lua`; `over_memory`: as one that may also write above maxmemory."""
     text = (files(__package__) / f"{name}.lua").read_bytes()
+    if over_memory:
+        text = text.replace(b"#!lua\n", b"#!lua flags=allow-oom\n", 1)
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())

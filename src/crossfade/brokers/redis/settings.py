@@ -148,11 +148,6 @@ class RedisSettings:
             place = ",".join(sorted(str(address) for address in self.addresses))
         return f"redis:{place}/{self.db}"
 
-    def may_be(self, other: RedisSettings) -> bool:
-        """Whether both reach the same database of one service, as far as names tell."""
-        at_once = self.sentinel_name == other.sentinel_name and not set(self.addresses).isdisjoint(other.addresses)
-        return self.identity == other.identity or (self.db == other.db and at_once)
-
 
 @dataclass(frozen=True, slots=True)
 class _Parsed:

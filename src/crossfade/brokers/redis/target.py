@@ -32,7 +32,6 @@ from .link import Link, LinkLost, Replies, pack
 from .nodes import Nodes, unreachable
 from .packing import refuse
 from .replies import as_error, check, info_fields, is_error
-from .scripts import script
 
 
 class Target:
@@ -73,7 +72,7 @@ class Target:
         path = claim.paths.get(write.path)
         if path is None:
             raise InvariantBroken(f"path {write.path} belongs to the claim")
-        if full:
+        if full and (write.rows or write.rejects):  # a marker alone takes no more than the one before it
             return TargetFull(write.path[0], full, hint="trim the target, or raise memory_bytes_max of the broker")
         taken, refused = refuse(write.positions, write.rows)
         rejects = [*write.rejects, *refused]
@@ -121,9 +120,9 @@ class Target:
         is_sent = False
         try:
             for link, mine in links.items():
-                load = script("append").ensure(link)
-                if load:
-                    flights.append(_Flight(link, None, None, link.send(pack(load), len(load))))
+                for needed in {job.script for job in mine}:
+                    if load := needed.ensure(link):
+                        flights.append(_Flight(link, None, None, link.send(pack(load), len(load))))
                 for job, call in in_turn(mine):
                     asking = pack([("ASKING",)]) if job.redirect else b""
                     flights.append(_Flight(link, job, call, link.send(asking + call.packed, 2 if asking else 1)))
