@@ -1,22 +1,11 @@
 """The backends that the contract suite runs on: memory in both shapes, Valkey, Redis 7.0, Kafka."""
 
-import os
-
 import pytest
 from backends import MemoryBackend
+from kafka_fixture import KafkaBackend
+from redis_fixture import RedisBackend
 
 from crossfade.model.record import Shape
-
-
-def _real(module, factory, *arguments):
-    """A backend over a real server, or a skip (in CI a failure) where its fixture module is not there."""
-    try:
-        found = __import__(module)
-    except ModuleNotFoundError as error:
-        if error.name != module or os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"tests/contract/{module}.py is not there")
-    return getattr(found, factory)(*arguments)
 
 
 @pytest.fixture(
@@ -34,10 +23,10 @@ async def backend(request):
     elif request.param == "memory-entry":
         made = MemoryBackend(Shape.ENTRY)
     elif request.param == "valkey":
-        made = _real("redis_fixture", "RedisBackend", request.getfixturevalue("valkey_lab"))
+        made = RedisBackend(request.getfixturevalue("valkey_lab"))
     elif request.param == "redis7":
-        made = _real("redis_fixture", "RedisBackend", request.getfixturevalue("redis7_lab"))
+        made = RedisBackend(request.getfixturevalue("redis7_lab"))
     else:
-        made = _real("kafka_fixture", "KafkaBackend", request.getfixturevalue("lab"))
+        made = KafkaBackend(request.getfixturevalue("lab"))
     yield made
     await made.close()

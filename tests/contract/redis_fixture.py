@@ -13,9 +13,7 @@ _numbers = itertools.count()
 
 
 def redis_settings(lab):
-    """How to reach a lab's Redis, whatever its shape; a text is taken as the url of a single server."""
-    if isinstance(lab, str):
-        return RedisSettings.from_urls(lab)
+    """How to reach a lab's Redis, whatever its shape."""
     env = lab.env()
     if "REDIS_SENTINELS" in env:
         return RedisSettings.from_urls(
@@ -46,8 +44,6 @@ def application(settings):
 
 async def make_redis_log(settings, lanes, prefix, **options):
     """An open log over `lanes` stream keys that start with `prefix`."""
-    if isinstance(settings, str):
-        settings = RedisSettings.from_urls(settings)
     made = RedisLog(settings, [f"{prefix}:{lane}" for lane in range(lanes)], name=prefix, **options)
     await made.open()
     return made

@@ -19,11 +19,15 @@ pytestmark = pytest.mark.lab
 @pytest.fixture
 async def server(valkey_lab):
     made = RedisBackend(valkey_lab)
-    if made.settings.mode != "standalone":
-        await made.close()
-        pytest.skip("the line in between leads to one server")
     yield made
     await made.close()
+
+
+@pytest.fixture
+def one_server(server):
+    if server.settings.mode != "standalone":
+        pytest.skip("the line in between leads to one server")
+    return server
 
 
 @contextlib.asynccontextmanager
@@ -106,8 +110,10 @@ async def read_all(log, place, records):
     return reads
 
 
-async def test_entries_of_megabytes_come_over_a_slow_line_though_a_read_takes_longer_than_a_request_may(server, make):
-    async with line(server.settings.addresses[0], 10e6) as url:
+async def test_entries_of_megabytes_come_over_a_slow_line_though_a_read_takes_longer_than_a_request_may(
+    one_server, make
+):
+    async with line(one_server.settings.addresses[0], 10e6) as url:
         log = await make(url, *[2 << 20] * 24, request_timeout_s=0.5)
         place = (await log.begin([0], Start()))[0]
         reads = await read_all(log, place, 24)
@@ -117,8 +123,8 @@ async def test_entries_of_megabytes_come_over_a_slow_line_though_a_read_takes_lo
     assert max(reads[1:]) <= 10
 
 
-async def test_a_lane_whose_entries_become_large_is_read_on(server, make):
-    async with line(server.settings.addresses[0], 1e9, answer_bytes_max=30 << 20) as url:
+async def test_a_lane_whose_entries_become_large_is_read_on(one_server, make):
+    async with line(one_server.settings.addresses[0], 1e9, answer_bytes_max=30 << 20) as url:
         log = await make(url, *[500] * 4_000, *[1 << 20] * 100, 10, request_timeout_s=0.5)
         place = (await log.begin([0], Start()))[0]
         reads = await read_all(log, place, 4_101)
@@ -126,7 +132,7 @@ async def test_a_lane_whose_entries_become_large_is_read_on(server, make):
     assert max(filter(None, reads)) >= 1_024
 
 
-async def test_a_line_that_ends_in_an_answer_is_noticed_in_time(server, make):
+async def test_a_line_that_ends_in_an_answer_is_noticed_in_time(make):
     log = await make("", *[500] * 10)
     place = (await log.begin([0], Start()))[0]
     link = await log.nodes.of_key(log.stream_keys[0])
@@ -140,7 +146,7 @@ async def test_a_line_that_ends_in_an_answer_is_noticed_in_time(server, make):
     assert len((await log.read({0: place}, 100, 1 << 20, 1.0))[0].rows) > 0
 
 
-async def test_entries_of_megabytes_come_in_reads_that_fit_into_what_was_asked(server, make):
+async def test_entries_of_megabytes_come_in_reads_that_fit_into_what_was_asked(make):
     log = await make("", *[5 << 20] * 60)
     place = (await log.begin([0], Start()))[0]
     reads = await read_all(log, place, 60)

@@ -1,6 +1,7 @@
 """What only a real Redis can show: entry ids, rights, refusals, leases, and what doctor and uninstall say of it."""
 
 import asyncio
+import dataclasses
 import secrets
 import time
 
@@ -40,9 +41,25 @@ DIGEST = "digest-1"
 
 @pytest.fixture(params=["valkey", "redis7"])
 async def server(request):
-    made = RedisBackend(request.getfixturevalue("lab" if request.param == "valkey" else "redis7_lab"))
+    made = RedisBackend(request.getfixturevalue(f"{request.param}_lab"))
     yield made
     await made.close()
+
+
+@pytest.fixture
+def one_server(server):
+    """The same, and a skip where Sentinels or a Cluster with replicas stand in for it."""
+    if server.settings.mode != "standalone":
+        pytest.skip("only one server is without replicas, and becomes one itself on command")
+    return server
+
+
+async def on_every_node(server, *command):
+    """What holds for a server alone, such as users and limits, is said to each primary and replica of a Cluster."""
+    client, where = server.application, {}
+    if server.settings.mode == "cluster":
+        where["target_nodes"] = (await client.initialize()).get_nodes()
+    await client.execute_command(*command, **where)
 
 
 async def claim(log, *paths, route="route-1"):
@@ -207,17 +224,21 @@ async def test_out_of_memory_is_the_lanes_trouble_and_writes_nothing(server):
     log = await server.log(1)
     taken = await claim(log)
     await log.append(taken, [write([1], [PAST])])
-    await server.application.config_set("maxmemory", "1mb")
+    await on_every_node(server, "CONFIG", "SET", "maxmemory", "1mb")
     try:
         outcome = (await log.append(taken, [write(range(2, 2002), [PAST] * 2000)]))[0, 0]
         assert isinstance(outcome, TargetFull)
         assert len(await there(server, log)) == 1
+        other = await server.log(1)
+        outcome = (await other.append(await claim(other), [write([], [])]))[0, 0]
+        assert isinstance(outcome, Appended)  # a lane can be started all the same: its marker takes a few bytes
+        assert await there(server, other) == []
         taken = await claim(log)  # a full lane waits; claims of the others go on
         board = await server.board()
         assert await board.put(f"test/{secrets.token_hex(4)}", b"1") >= 1
         await board.close()
     finally:
-        await server.application.config_set("maxmemory", "0")
+        await on_every_node(server, "CONFIG", "SET", "maxmemory", "0")
     outcome = (await log.append(taken, [write(range(2, 2002), [PAST] * 2000)]))[0, 0]
     assert outcome.records == 2000
 
@@ -228,6 +249,7 @@ async def test_a_memory_budget_stops_before_the_server_does(server):
     outcome = (await bounded.append(await claim(bounded), [write([1], [PAST])]))[0, 0]
     assert isinstance(outcome, TargetFull)
     assert "budget" in outcome.message
+    assert isinstance((await bounded.append(await claim(bounded), [write([], [])]))[0, 0], Appended)
     assert await there(server, log) == []
     await bounded.close()
 
@@ -305,7 +327,7 @@ async def test_markers_can_be_read_without_a_claim(server):
     log = await server.log(2)
     taken = await claim(log, (0, 0), (1, 1))
     outcome = (await log.append(taken, [write([4], [PAST])]))[0, 0]
-    assert await log.markers([(0, 0), (1, 1)]) == {(0, 0): outcome.marker}
+    assert await log.claims.markers([(0, 0), (1, 1)]) == {(0, 0): outcome.marker}
     assert isinstance((await log.append(taken, [write([5], [PAST])]))[0, 0], Appended)
 
 
@@ -380,7 +402,8 @@ async def test_a_reader_wakes_up_within_milliseconds(server):
     assert sorted(waits)[5] < 0.2
 
 
-async def test_reading_what_replicas_have_needs_a_replica(server):
+async def test_reading_what_replicas_have_needs_a_replica(one_server):
+    server = one_server
     log = await server.log(1)
     impatient = RedisSettings(server.settings.addresses, request_timeout_s=0.5)
     careful = RedisLog(impatient, log.stream_keys, name=log.name, read="replicated")
@@ -402,12 +425,12 @@ async def users(server):
     made = {}
     for role in ("source", "target"):
         name = f"{role}-{secrets.token_hex(4)}"
-        made[role] = RedisSettings(server.settings.addresses, username=name, password=lambda: "secret")
+        made[role] = dataclasses.replace(server.settings, username=name, password=lambda: "secret")
         line = acl_line(made[role], {role: key_patterns([key.encode() for key in keys])})
-        await server.application.execute_command(*line.split(), ">secret")
+        await on_every_node(server, *line.split(), ">secret")
     yield keys, made
     for settings in made.values():
-        await server.application.acl_deluser(settings.username)
+        await on_every_node(server, "ACL", "DELUSER", settings.username)
 
 
 async def test_the_printed_rights_are_enough(server, users):
@@ -489,7 +512,7 @@ async def test_a_missing_right_is_named(server, users):
 
     target = RedisLog(settings["target"], keys, name="acl")
     taken = await claim(target)
-    await server.application.execute_command("ACL", "SETUSER", settings["target"].username, "-xadd")
+    await on_every_node(server, "ACL", "SETUSER", settings["target"].username, "-xadd")
     with pytest.raises(AccessRefused, match="XADD"):
         await target.append(taken, [write([1], [PAST])])
     assert await there(server, target) == []
@@ -499,13 +522,13 @@ async def test_a_missing_right_is_named(server, users):
 async def test_without_the_right_to_make_groups_the_birth_is_empty(server, users):
     keys, settings = users
     user = settings["source"].username
-    await server.application.execute_command("ACL", "SETUSER", user, "-xgroup")
+    await on_every_node(server, "ACL", "SETUSER", user, "-xgroup")
     await server.application.xadd(keys[0], {"n": 1})
     source = RedisLog(settings["source"], keys, name="acl")
     place = (await source.begin([0], Start()))[0]
     assert place == Place("", 0, "")
     assert len((await source.read({0: place}, 10, 1 << 20, 0.1))[0].rows) == 1
-    await server.application.execute_command("ACL", "SETUSER", user, "+acl")
+    await on_every_node(server, "ACL", "SETUSER", user, "+acl")
     findings = {found.check: found for found in await RedisInspector(settings["source"], keys).inspect("source", 0)}
     assert findings["redis.acl"].level is Level.WARN
     assert "xgroup|create" in findings["redis.acl"].found
@@ -524,12 +547,12 @@ async def test_doctor_names_what_is_wrong(server):
     await server.application.xtrim(keys[0], maxlen=5, approximate=False)
     await server.application.execute_command("XADD", keys[1], f"{old_ms * 2}-0", "n", 1)
     await server.application.set(keys[2], "text")
-    await server.application.config_set("maxmemory-policy", "allkeys-lru")
+    await on_every_node(server, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     try:
         inspector = RedisInspector(server.settings, keys)
         findings = await inspector.inspect("source", 3600.0)
     finally:
-        await server.application.config_set("maxmemory-policy", "noeviction")
+        await on_every_node(server, "CONFIG", "SET", "maxmemory-policy", "noeviction")
     assert inspector.oldest_s == pytest.approx(60, abs=30)
     levels = {found.check: found.level for found in findings}
     assert levels["redis.version"] is Level.OK
@@ -549,7 +572,7 @@ async def test_what_may_not_be_asked_is_unknown(server, users):
     levels = {found.check: found.level for found in findings}
     assert levels["redis.acl"] is Level.UNKNOWN
     assert levels["redis.version"] is Level.OK
-    await server.application.execute_command("ACL", "SETUSER", settings["target"].username, "-info", "-time")
+    await on_every_node(server, "ACL", "SETUSER", settings["target"].username, "-info", "-time")
     findings = await RedisInspector(settings["target"], keys).inspect("target", 0.0)
     levels = {found.check: found.level for found in findings}
     assert (levels["redis.version"], levels["redis.clock"]) == (Level.UNKNOWN, Level.UNKNOWN)
@@ -568,8 +591,9 @@ async def test_everything_that_was_left_is_listed_and_goes(server):
     await board.put(f"started/{route}", b"1")
     await board.put(f"status/{route}/one", b"1")
     await board.put("started/other-route", b"1")
-    leases = asyncio.create_task(RedisLease(server.settings, route=route, lanes=2, instance="one").run(_Owned()))
-    await asyncio.sleep(0.3)
+    listener = _Owned()
+    leases = asyncio.create_task(RedisLease(server.settings, route=route, lanes=2, instance="one").run(listener))
+    await until(lambda: len(listener.lanes) == 2)
 
     sides = [RedisInspector(server.settings, log.stream_keys) for log in (source, target)]
     named = [name for side in sides for name in await side.footprint(route)]
@@ -680,7 +704,8 @@ async def test_a_lease_from_before_the_clock_went_back_runs_out_too(server):
     await living._nodes.close()
 
 
-async def test_a_replica_is_not_taken_for_the_primary(server):
+async def test_a_replica_is_not_taken_for_the_primary(one_server):
+    server = one_server
     nodes = Nodes(server.settings)
     log = await server.log(1)
     await server.application.execute_command("REPLICAOF", "127.0.0.1", "1")

@@ -206,7 +206,7 @@ def test_nothing_goes_round_and_nothing_native_is_lost(direction):
 @pytest.mark.parametrize("direction", SHAPES)
 def test_without_the_rule_records_go_round(direction):
     """The test above can fail: two routes that do not know of each other copy for ever."""
-    with pytest.raises(Violated):
+    with pytest.raises(Violated, match=r"^I1 I2 I3: "):
         replay(direction, {}, paired=False)
 
 

@@ -9,8 +9,6 @@ import asyncio
 import collections
 import contextlib
 
-import structlog
-
 from crossfade.brokers.memory import Crash, MemoryBoard, MemoryBroker, MemoryLog, Outcome
 from crossfade.brokers.protocol import Start
 from crossfade.errors import CrossfadeError, Kind
@@ -25,8 +23,6 @@ from crossfade.relay.beginning import start_lanes
 from crossfade.relay.copier import Copier
 from crossfade.relay.documents import RouteBoard
 from crossfade.relay.pace import Limits
-
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 
 ROUTE = "r1"
 RECORD, ENTRY = Shape.RECORD, Shape.ENTRY

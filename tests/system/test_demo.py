@@ -126,6 +126,9 @@ def test_sabotage_is_found_and_named(demo: Any, kind: str) -> None:
         assert verdict[CALLED[kind]] >= 1, f"{judge} calls it something else: {verdict}"
         assert verdict["named"], f"{judge} names no record"
         assert all(line in words.replace("\n", "") or line[:40] in words for line in verdict["named"])
+        if kind in ("drop", "alter"):  # what is damaged is the chosen record and no other
+            names = {f"id {int(damaged)}", f"source {document['sabotage']['position']}"}
+            assert any(names & set(line.partition(": ")[2].split(", ")) for line in verdict["named"]), verdict["named"]
     # The faults are not what made it fail.
     assert all(fault["fired"] and fault["recovered_s"] > 0 for fault in half["faults"])
 

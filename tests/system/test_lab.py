@@ -145,14 +145,13 @@ def lab_connect(lab: Lab) -> None:
 def test_held_replies_arrive_after_the_heal(lab: Lab) -> None:
     with lab.client_of_redis(direct=False) as client, lab.client_of_redis() as past:
         client.ping()
-        fault = lab.faults.hold_replies("redis-0", heal_after_s=2)
+        fault = lab.faults.hold_replies("redis-0", heal_after_s=3)
         answers: list[bytes] = []
         asker = threading.Thread(target=lambda: answers.append(client.xadd("held", {"a": "1"})))
         asker.start()
-        time.sleep(0.7)
-        assert past.xlen("held") == 1  # applied, but unknown to who asked
+        assert wait_until(lambda: past.xlen("held") == 1, 10)  # applied, but unknown to who asked
+        assert wait_until(lambda: fault.observe()["bytes_held"] > 0, 10)
         assert answers == []
-        assert fault.observe()["bytes_held"] > 0
         asker.join(10)
         assert answers == [past.xrange("held")[0][0]]
         assert fault.observe()["bytes_held"] == 0

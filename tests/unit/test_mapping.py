@@ -1,7 +1,7 @@
 """Mappings: `lossless` is proven a bijection, the others are exact in what they take and loud in what they do not."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from crossfade.errors import UsageError
@@ -321,6 +321,7 @@ def test_what_a_mapping_takes_it_gives_back_and_it_never_fails_on_records(name, 
 
 @pytest.mark.parametrize("name", MAPPINGS)
 @given(rows=st.lists(st.tuples(entries, times), max_size=3), others=st.sampled_from(["reject", "drop"]))
+@example(rows=[([b"b", b" 1 ", b"a", "ü".encode(), b"xf", b"mine", b"", b""], 5)], others="reject")
 def test_no_entry_makes_a_mapping_fail(name, rows, others):
     options = {} if name == "lossless" else {"others": others}
     mapping = mapping_named(name, key_field="id", **options)
