@@ -414,8 +414,9 @@ class Copier:
         state.markers[write.path] = marker
         state.jumps.pop(write.path, None)
         state.marker_written_s = now_s
-        if state.settle_deleted() and now_s >= state.deleted_told_s:
-            state.deleted_told_s = now_s + _DELETED_TOLD_S
+        state.settle_deleted()
+        if state.deleted_total > state.deleted_told and now_s >= state.deleted_told_s:
+            state.deleted_told, state.deleted_told_s = state.deleted_total, now_s + _DELETED_TOLD_S
             self._log.warning("deleted entries passed over", lane=state.name, since_the_start=state.deleted_total)
         state.records_total += outcome.records
         state.quarantined_total += outcome.quarantined

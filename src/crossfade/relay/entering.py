@@ -46,13 +46,15 @@ async def claimed_lanes(
         if before is not None:  # rates and totals of this process go on
             state.records_total, state.looks, state.bounds = before.records_total, before.looks, before.bounds
             state.relayed_time_ms, state.quarantined_total = before.relayed_time_ms, before.quarantined_total
-            state.deleted_total, state.deleted_told_s = before.deleted_total, before.deleted_told_s
+            state.deleted_total, state.deleted_ahead = before.deleted_total, before.deleted_ahead
+            state.deleted_told, state.deleted_told_s = before.deleted_told, before.deleted_told_s
             state.level_at_s, state.still_since_s = before.level_at_s, before.still_since_s
         state.marker_written_s = now_s
         if errors:
             state.error, state.state = errors[0], State.HALTED
         else:
             state.place = state.settled
+            state.settle_deleted()  # an append whose answer was lost may have arrived
         lanes[lane] = state
     split = [lane for lane, state in lanes.items() if state.is_split]
     for lane, bounds in (await source.bounds(split)).items() if split else ():

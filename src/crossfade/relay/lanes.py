@@ -51,7 +51,8 @@ class LaneState:
     deleted_total: int = 0
     #: (place, how many) of those whose place no marker has reached yet
     deleted_ahead: list[tuple[int, int]] = field(default_factory=list)
-    #: loop time from which on more of them are told in the log
+    #: how many of them the log has told, and the loop time from which on it tells more
+    deleted_told: int = 0
     deleted_told_s: float = 0.0
     #: event time of the last relayed record in ms since the epoch, -1 = none yet
     relayed_time_ms: int = -1
@@ -189,15 +190,15 @@ class LaneState:
         if records:
             self.deleted_ahead.append((place.count, records))
 
-    def settle_deleted(self) -> int:
-        """How many deleted entries the markers have passed since the last call."""
+    def settle_deleted(self) -> None:
+        """Count the deleted entries that the markers have passed."""
         if not self.deleted_ahead:
-            return 0
+            return
         reached_count = self.settled.count
-        passed = sum(records for count, records in self.deleted_ahead if count <= reached_count)
+        if reached_count < 0:  # from there on nothing tells any more what was deleted: it is not counted again
+            reached_count = self.deleted_ahead[-1][0]
+        self.deleted_total += sum(records for count, records in self.deleted_ahead if count <= reached_count)
         self.deleted_ahead = [ahead for ahead in self.deleted_ahead if ahead[0] > reached_count]
-        self.deleted_total += passed
-        return passed
 
     def look_age_s(self, loop_s: float) -> float:
         """Seconds since the source was looked at, 0 = it never was."""
