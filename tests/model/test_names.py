@@ -153,7 +153,7 @@ def test_while_the_board_does_not_answer_nothing_is_decided(monkeypatch):
 
 def test_a_name_that_is_lost_again_and_again_is_given_up(monkeypatch):
     telling, losing = Telling(), LosingItsName(times=100)
-    with pytest.raises(NameLost):
+    with pytest.raises(NameLost, match="6 times; no heartbeat of it was seen"):
         play(monkeypatch, telling, losing, 600.0)
     assert losing.runs == 6
     assert telling.kept.state == STOPPED

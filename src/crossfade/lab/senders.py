@@ -210,7 +210,7 @@ class RedisSender:
             if self._tls is not None:
                 link = self._tls.wrap_socket(link, server_hostname=host)
             self._greet(link)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nobody else knows of the socket yet
             link.close()
             raise
         return link

@@ -128,11 +128,15 @@ class RelayService:
                 self._log.warning("name lost", reason=error.message, looking_s=_NAME_LOOK_S)
                 self._is_name_in_doubt = True
                 if (other := await self._other_of_this_name()) is not None:
-                    who = other.process or "of an older release"
+                    who = other.process or "of an older version"
                     raise Fenced(f"{error.message}: {who}", hint=error.hint) from error
                 self._is_name_in_doubt = False
                 if tries > _NAME_TRIES:
-                    raise
+                    raise NameLost(
+                        f"{error.message}, or so the group says, {tries} times; no heartbeat of it was seen",
+                        hint="look for a process of this name that cannot write to the board (`crossfade doctor` from "
+                        "its host), and for brokers whose answers get lost",
+                    ) from error
                 taken_s = loop.time()
                 self._log.warning("nobody else has the name: it was an own try to join, whose answer was lost")
             except Unreachable as error:
