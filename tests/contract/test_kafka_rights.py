@@ -202,12 +202,13 @@ async def test_a_wrong_password_is_named(user):
 
 async def test_new_credentials_are_used_by_live_handles(user, monkeypatch):
     monkeypatch.setattr(failures, "_EXPLAINS_S", 0.5)  # so long the old refusal explains whatever fails
-    settings = KafkaSettings(user | {"sasl.password": "old"})
+    password = ["old"]
+    settings = KafkaSettings(user | {"sasl.password": lambda: password[0]})
     log = KafkaLog(settings, "t")
     with pytest.raises(AccessRefused, match="credentials"):
         await log.open()
     handle = log.cluster.admin
-    settings.set_sasl_credentials(user["sasl.username"], user["sasl.password"])
+    password[0] = user["sasl.password"]
     told = "credentials"
     async with asyncio.timeout(30):
         while "credentials" in told:

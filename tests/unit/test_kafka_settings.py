@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -211,54 +213,100 @@ def test_a_token_callback_passes_through_uncalled():
     assert made.producer(HandleHealth("test"))["oauth_cb"] is pytest.fail
 
 
-def test_new_credentials_reach_live_and_later_handles():
-    class Handle:
-        def __init__(self):
-            self.got = []
+class Handle:
+    """A live handle, and the logins that it was given."""
 
-        def set_sasl_credentials(self, username, password):
-            self.got.append((username, password))
+    def __init__(self):
+        self.got = []
 
-    made = KafkaSettings(AT)
-    live, gone = Handle(), Handle()
-    made.track(live)
-    made.track(gone)
-    made.untrack(gone)
-    made.set_sasl_credentials("user", "new")
-    assert live.got == [("user", "new")]
-    assert gone.got == []
-    assert made.producer(HandleHealth("test"))["sasl.password"] == "new"
-    assert made.principal == "User:user"
+    def set_sasl_credentials(self, username, password):
+        self.got.append((username, password))
+
+
+class ClosedHandle:
+    def set_sasl_credentials(self, username, password):
+        raise RuntimeError("Handle has been closed")
+
+
+def _wait(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_refused_password_is_read_anew_and_given_to_every_handle():
-    class Handle:
-        def __init__(self):
-            self.got = []
-
-        def set_sasl_credentials(self, username, password):
-            self.got.append((username, password))
-
     password = ["old"]
     made = KafkaSettings(AT | {"sasl.username": "relay", "sasl.password": lambda: password[0]})
     health = HandleHealth("test")
     made.consumer(health)
-    live = Handle()
-    made.track(live)
+    live, gone = Handle(), Handle()
+    for handle in (ClosedHandle(), live, gone):
+        made.track(handle)
+    made.untrack(gone)
     refused = KafkaError(KafkaError._AUTHENTICATION, "bad password")
     health.on_error(refused)
     assert health.refusal() is refused
-    assert live.got == []
     # Changed meanwhile: the refusal was of the old one.
     second = HandleHealth("test")
     made.producer(second)
     password[0] = "new"
     second.on_error(refused)
     assert second.refusal() is None
-    assert live.got == [("relay", "new")]
-    second.on_error(refused)  # of another connection that still used the old one
+    _wait(lambda: live.got)
+    late = Handle()  # it was made with the old one, and is there only now
+    made.track(late)
+    second.on_error(refused)  # of a connection that still used the old one
     assert second.refusal() is None
-    assert live.got == [("relay", "new")]
+    _wait(lambda: late.got)
+    assert set(live.got) == set(late.got) == {("relay", "new")}
+    assert gone.got == []
+    assert made.producer(HandleHealth("test"))["sasl.password"] == "new"
+
+
+_REFUSED_AT_EACH_CALLBACK = """
+import itertools, sys, time
+from confluent_kafka import Consumer, Producer
+from crossfade.brokers.kafka.failures import HandleHealth
+from crossfade.brokers.kafka.settings import KafkaSettings
+
+number = itertools.count()
+settings = KafkaSettings({
+    "bootstrap.servers": "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3",
+    "security.protocol": "SASL_PLAINTEXT",
+    "sasl.mechanism": "PLAIN",
+    "sasl.username": "relay",
+    "sasl.password": lambda: str(next(number)),
+})
+heard = []
+
+def told(error):
+    heard.append(error)
+    settings.renew_login()
+
+health = HandleHealth("test")
+handles = [
+    Producer(settings.producer(health) | {"error_cb": told}),
+    Consumer(settings.consumer(health, group_id="g") | {"error_cb": told}),
+]
+for handle in handles:
+    settings.track(handle)
+deadline = time.monotonic() + 60
+while len(heard) < 8 and time.monotonic() < deadline:
+    time.sleep(0.3)  # several callbacks for one poll
+    for handle in handles:
+        handle.poll(0.05)
+print(len(heard))
+"""
+
+
+def test_a_login_may_change_in_a_callback():
+    """Real handles, in a process of their own: called from within its callback, a handle's next callback crashes it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _REFUSED_AT_EACH_CALLBACK], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) >= 8
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import structlog
+from confluent_kafka import KafkaException
 
 from ...errors import UsageError
 from .failures import HandleHealth
@@ -184,6 +185,7 @@ class KafkaSettings:
         self._login: tuple[str, str] | None = None
         self._login_at = -_LOGIN_TAKES_S
         self._login_lock = threading.Lock()
+        self._is_handing_out = False
         self._logger = _client_logger()
 
     @property
@@ -218,19 +220,12 @@ class KafkaSettings:
         return self._build(_PRODUCER_ONLY | _CONSUMER_ONLY, health, {})
 
     def track(self, handle: _Rotatable) -> None:
-        """Keep a handle in mind for `set_sasl_credentials`, until `untrack`."""
+        """Give this handle every new login, until `untrack`."""
         self._handles[id(handle)] = handle
 
     def untrack(self, handle: _Rotatable) -> None:
         """Forget a handle that is closed."""
         self._handles.pop(id(handle), None)
-
-    def set_sasl_credentials(self, username: str, password: str) -> None:
-        """Use new credentials for every connection from now on, on live handles too."""
-        self._properties["sasl.username"] = username
-        self._properties["sasl.password"] = password
-        for handle in list(self._handles.values()):
-            handle.set_sasl_credentials(username, password)
 
     def renew_login(self) -> bool:
         """Read user and password anew and give them to all handles; called when a broker has refused them.
@@ -240,20 +235,46 @@ class KafkaSettings:
         if not callable(self._properties.get("sasl.password")):
             return False
         try:
-            self._use_login(self._text("sasl.username"), self._text("sasl.password"))
+            return self._use_login(self._text("sasl.username"), self._text("sasl.password"))
         except UsageError:  # the file is just being replaced: the next refusal looks again
             return False
-        return time.monotonic() - self._login_at < _LOGIN_TAKES_S
 
-    def _use_login(self, username: str, password: str) -> None:
+    def _use_login(self, username: str, password: str) -> bool:
+        """Give them to all handles where they have changed a moment ago; False where they have not."""
         with self._login_lock:
             known, self._login = self._login, (username, password)
-            if known is None or known == self._login:
-                return
-            self._login_at = time.monotonic()
-            handles = list(self._handles.values())
-        for handle in handles:
-            handle.set_sasl_credentials(username, password)
+            if known is not None and known != self._login:
+                self._login_at = time.monotonic()
+            if time.monotonic() - self._login_at >= _LOGIN_TAKES_S:
+                return False
+            # Again at each refusal: a handle that was just being made had the old ones.
+            if not self._is_handing_out:
+                self._is_handing_out = True
+                threading.Thread(target=self._hand_out_login, name="kafka-login", daemon=True).start()
+        return True
+
+    def _hand_out_login(self) -> None:
+        """Give the present login to every handle.
+
+        In a thread of its own, because what calls for it is a handle's error callback. A call of a handle from within
+        its own callback makes the next callback of the same poll crash the process (confluent-kafka 2.16), and one of
+        a consumer waits for that consumer's poll to end, which may be waiting for us.
+        """
+        given = None
+        while True:
+            with self._login_lock:
+                login = self._login
+                if login is None or login == given:
+                    self._is_handing_out = False
+                    return
+            for key in list(self._handles):
+                if (handle := self._handles.get(key)) is None:
+                    continue
+                try:
+                    handle.set_sasl_credentials(*login)
+                except (RuntimeError, KafkaException) as failure:  # it was closed meanwhile
+                    structlog.get_logger("kafka.client").debug("no new login for a handle", error=str(failure))
+            handle, given = None, login
 
     def _build(self, unwanted: frozenset[str], health: HandleHealth, overrides: Mapping[str, Any]) -> dict[str, Any]:
         built: dict[str, Any] = dict(_EVERYWHERE)
