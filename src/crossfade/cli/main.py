@@ -25,6 +25,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import CrossfadeError, UsageError, first_of
+from .leaving import have_threads_ended
 from .output import Output, printable
 
 INTERRUPTED = 130
@@ -225,7 +226,10 @@ def options(
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
     _replace_closed_streams()
-    sys.exit(run(sys.argv[1:] if args is None else list(args)))
+    code = run(sys.argv[1:] if args is None else list(args))
+    if not have_threads_ended():
+        os._exit(code)
+    sys.exit(code)
 
 
 def _replace_closed_streams() -> None:

@@ -7,9 +7,7 @@ call to a broker. Cutting off is safe: it is one more crash, and the next relay 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,11 +15,10 @@ from collections.abc import Callable
 import structlog
 
 from ..errors import CrossfadeError
+from .leaving import flush_output, have_threads_ended
 
 #: from the signal to the end of the process; five seconds are promised
 STOP_S = 4.5
-#: what threads that let go of their brokers are waited for when all else has ended
-_THREADS_S = 0.3
 #: a log that nobody reads must not hold up the end
 _TELL_S = 0.2
 
@@ -50,13 +47,7 @@ class Ending:
         if not self._is_begun:
             return
         self.doing = "ending threads"
-        deadline = time.monotonic() + _THREADS_S
-        others = [each for each in threading.enumerate() if each.name.startswith("kafka-")]
-        for thread in others:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        if any(thread.is_alive() for thread in others):
-            # The interpreter's own end would take their handles apart under them, and wait for brokers that are away.
-            self._flush()
+        if not have_threads_ended():
             self._leave(0)
 
     def _watch(self) -> None:
@@ -81,9 +72,4 @@ class Ending:
             log.error("relay failed", **self._error.as_dict())
         elif self._error is not None:
             log.error("relay failed", error=type(self._error).__name__, reason=str(self._error))
-        self._flush()
-
-    def _flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        flush_output()

@@ -20,7 +20,7 @@ from . import names
 from .cluster import LATEST, Cluster
 from .failures import HandleHealth, translate
 from .settings import RETRY_BACKOFF_MS, KafkaSettings
-from .threads import HandleThread
+from .threads import HandleThread, breathe, throw_away
 from .writer import Note, Writer
 
 _TRIES = 12
@@ -192,8 +192,11 @@ class _Reader:
             while self._next < end:
                 if time.monotonic() > deadline:
                     raise Unreachable(f"the board could not be read within {_READ_S:.0f} s")
-                for message in self._consumer.consume(1, 0.1) + self._consumer.consume(1000, 0):
+                messages = self._consumer.consume(1, 0.1) + self._consumer.consume(1000, 0)
+                for message in messages:
                     self._note(message)
+                if not messages:
+                    breathe()
         except KafkaException as failure:
             raise translate(failure, "reading the board", self.health) from failure
         finally:
@@ -265,6 +268,6 @@ class _PlainWriter:
 
     def _destroy(self) -> None:
         if self._producer is not None:
-            self._settings.untrack(self._producer)
-            self._producer.purge(in_queue=True, in_flight=True, blocking=False)
-            self._producer = None
+            producer, self._producer = self._producer, None
+            self._settings.untrack(producer)
+            throw_away(producer)

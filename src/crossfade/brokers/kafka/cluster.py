@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -116,9 +117,10 @@ class Cluster:
 
     def close(self) -> None:
         """Let go of the handle."""
-        if self._admin is not None:
-            self.settings.untrack(self._admin)
-            self._admin = None
+        handle, self._admin = self._admin, None
+        if handle is not None:
+            self.settings.untrack(handle)
+            _end_aside([handle])
 
     # --- topics ---------------------------------------------------------------------------------------------------
 
@@ -417,10 +419,21 @@ class Cluster:
     async def _wait(self, future: Future[Any]) -> Any:
         """The result of an admin call. What is wrong with the connection is told to a handle only while it polls."""
         answer = asyncio.wrap_future(future)
-        handle = self.admin  # the request ends with its handle
-        while not (await asyncio.wait({answer}, timeout=_LISTEN_S))[0]:
-            handle.poll(0)
-            if (refusal := self.health.refusal()) is not None:
-                answer.cancel()
-                raise KafkaException(refusal)
-        return answer.result()
+        handles = [self.admin]  # the request ends with its handle
+        try:
+            while not (await asyncio.wait({answer}, timeout=_LISTEN_S))[0]:
+                handles[0].poll(0)
+                if (refusal := self.health.refusal()) is not None:
+                    answer.cancel()
+                    raise KafkaException(refusal)
+            return answer.result()
+        finally:
+            if handles[0] is not self._admin:  # a new one was made meanwhile, and this may be the last to know the old
+                _end_aside(handles)
+            # An error is held by both, and holds this frame: the handle would live until a collection of cycles.
+            del answer, future, handles
+
+
+def _end_aside(handles: list[AdminClient]) -> None:
+    """Drop the only reference to a handle in a thread: its end joins threads, one of which may be resolving a name."""
+    threading.Thread(target=handles.clear, name="kafka-admin-end", daemon=True).start()

@@ -15,7 +15,7 @@ from ...errors import Unreachable
 from ...model.record import Lane
 from .failures import HandleHealth, translate
 from .settings import KafkaSettings
-from .threads import HandleThread
+from .threads import HandleThread, breathe
 
 #: called with lane and message; True = seen enough of this lane
 Look = Callable[[Lane, Any], bool]
@@ -70,8 +70,11 @@ class EdgeReader:
             while left:
                 if time.monotonic() > deadline:
                     raise Unreachable(f"records of {self._topic} could not be read within {wait_s:.0f} s")
-                for message in consumer.consume(1, 0.1) + consumer.consume(2000, 0):
+                messages = consumer.consume(1, 0.1) + consumer.consume(2000, 0)
+                for message in messages:
                     self._note(message, left, look, is_lenient)
+                if not messages:
+                    breathe()
                 if left and (refusal := self.health.refusal()) is not None:
                     raise translate(refusal, f"reading {self._topic}", self.health)
         except KafkaException as failure:

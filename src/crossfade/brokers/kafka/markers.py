@@ -21,6 +21,7 @@ from ...model.wire import MARKER_UNITS_MAX, decode_marker, encode_marker
 from . import names
 from .failures import HandleHealth, error_of, translate
 from .settings import KafkaSettings
+from .threads import breathe
 
 #: offsets of a source lane with several target lanes: shared fields once, then one row per target lane
 _MANY = "1;["
@@ -181,9 +182,12 @@ class MarkerReader:
                 found = consumer.committed([TopicPartition(topic, lane) for lane in lanes], 2.0)
                 break
             except KafkaException as failure:
-                if time.monotonic() < deadline and error_of(failure).code() in _WAIT:
+                consumer.poll(0)  # nothing is subscribed: it only lets the client tell what is wrong
+                is_refused = self.health.refusal() is not None
+                if time.monotonic() < deadline and error_of(failure).code() in _WAIT and not is_refused:
+                    breathe()
                     continue
-                if error_of(failure).code() == KafkaError._TIMED_OUT and self.health.refusal() is None:
+                if error_of(failure).code() == KafkaError._TIMED_OUT and not is_refused:
                     raise Indeterminate(
                         f"the markers of route {self._route} stay behind an open transaction",
                         hint="it ends by itself after the transaction timeout",

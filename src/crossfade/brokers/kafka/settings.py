@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import structlog
-from confluent_kafka import KafkaException
 
 from ...errors import UsageError
 from .failures import HandleHealth
@@ -141,6 +140,12 @@ class _ToStructlog(logging.Handler):
         self._left_out = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._tell(record)
+        except Exception:  # noqa: BLE001 - else it would come out of whatever call the client tells it in
+            self.handleError(record)
+
+    def _tell(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         kind, now = text.split(" ", 1)[0], time.monotonic()
         if now - self._seen.get(kind, -_QUIET_S) < _QUIET_S:
@@ -185,7 +190,8 @@ class KafkaSettings:
         self._login: tuple[str, str] | None = None
         self._login_at = -_LOGIN_TAKES_S
         self._login_lock = threading.Lock()
-        self._is_handing_out = False
+        #: handles that are being given a new one
+        self._given_to: set[int] = set()
         self._logger = _client_logger()
 
     @property
@@ -248,33 +254,36 @@ class KafkaSettings:
             if time.monotonic() - self._login_at >= _LOGIN_TAKES_S:
                 return False
             # Again at each refusal: a handle that was just being made had the old ones.
-            if not self._is_handing_out:
-                self._is_handing_out = True
-                threading.Thread(target=self._hand_out_login, name="kafka-login", daemon=True).start()
+            keys = [key for key in list(self._handles) if key not in self._given_to]
+            self._given_to.update(keys)
+        for key in keys:
+            try:
+                threading.Thread(target=self._give_login, args=(key,), name="kafka-login", daemon=True).start()
+            except RuntimeError as failure:  # no more threads: the next refusal tries again
+                structlog.get_logger("kafka.client").warning("a handle gets no new login", error=str(failure))
+                self._given_to.discard(key)
         return True
 
-    def _hand_out_login(self) -> None:
-        """Give the present login to every handle.
+    def _give_login(self, key: int) -> None:
+        """Give the present login to one handle.
 
         In a thread of its own, because what calls for it is a handle's error callback. A call of a handle from within
         its own callback makes the next callback of the same poll crash the process (confluent-kafka 2.16), and one of
         a consumer waits for that consumer's poll to end, which may be waiting for us.
         """
         given = None
-        while True:
-            with self._login_lock:
-                login = self._login
-                if login is None or login == given:
-                    self._is_handing_out = False
-                    return
-            for key in list(self._handles):
-                if (handle := self._handles.get(key)) is None:
-                    continue
-                try:
-                    handle.set_sasl_credentials(*login)
-                except (RuntimeError, KafkaException) as failure:  # it was closed meanwhile
-                    structlog.get_logger("kafka.client").debug("no new login for a handle", error=str(failure))
-            handle, given = None, login
+        try:
+            while True:
+                with self._login_lock:
+                    handle, login = self._handles.get(key), self._login
+                    if handle is None or login is None or login == given:
+                        self._given_to.discard(key)
+                        return
+                handle.set_sasl_credentials(*login)
+                given = login
+        except Exception as failure:  # noqa: BLE001 - it was closed meanwhile, or the client takes no such text
+            structlog.get_logger("kafka.client").debug("no new login for a handle", error=str(failure))
+            self._given_to.discard(key)
 
     def _build(self, unwanted: frozenset[str], health: HandleHealth, overrides: Mapping[str, Any]) -> dict[str, Any]:
         built: dict[str, Any] = dict(_EVERYWHERE)

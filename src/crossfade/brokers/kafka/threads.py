@@ -9,15 +9,24 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
+from confluent_kafka import KafkaException
 
 from ...errors import Unreachable
+from .failures import error_of, is_fenced
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+#: another thread looks every millisecond whether a consumer is free
+_BREATH_S = 0.003
+#: the client tells of records that are dropped within this time, unless a broker's thread is busy elsewhere
+_PURGE_S = 1.0
 
 _Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop | None, "asyncio.Future[Any] | None"]
 
@@ -38,7 +47,10 @@ class HandleThread:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._jobs.put((lambda: function(*args, **kwargs), loop, future))
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # it holds the error whose traceback holds this frame
 
     def post(self, function: Callable[[], Any]) -> None:
         """Run `function` in the thread, after what is queued, and forget it."""
@@ -63,6 +75,7 @@ class HandleThread:
                 result = function()
             except BaseException as error:  # noqa: BLE001 - it is raised again at the caller
                 failure = error
+                _forget_locals(error)
             del function, job  # a handle must not stay alive until the next job comes
             if failure is not None and future is None:
                 structlog.get_logger("kafka").warning("a background step failed", error=str(failure))
@@ -72,6 +85,44 @@ class HandleThread:
                 except RuntimeError:  # the loop is closed: nobody waits any more
                     continue
             result = failure = future = None
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Let go of what the frames of an error hold: whoever keeps the error would keep a handle alive, with its threads
+    and connections."""
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        one = chain.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            chain += [one.__cause__, one.__context__]
+
+
+def throw_away(producer: Any) -> None:
+    """Drop what a producer has queued and in flight; the caller then drops its last reference.
+
+    Records that are still queued when a handle ends are never freed.
+    """
+    try:
+        # confluent-kafka 2.16 takes `blocking` for its opposite: False waits for the thread of each broker, as long as
+        # a name takes to resolve, and all of Python with it.
+        producer.purge(in_queue=True, in_flight=True, blocking=True)
+        deadline = time.monotonic() + _PURGE_S
+        while len(producer) and time.monotonic() < deadline:
+            producer.poll(0.05)
+    except KafkaException as failure:
+        if not is_fenced(error_of(failure)) and not error_of(failure).fatal():
+            raise
+
+
+def breathe() -> None:
+    """Let another thread use a consumer, to give it a new login: for loops over one, while nothing comes.
+
+    Such a call waits until the consumer is free while it has the interpreter; between two calls in a row it never is.
+    """
+    time.sleep(_BREATH_S)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:

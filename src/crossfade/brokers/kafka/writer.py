@@ -22,9 +22,9 @@ from ...errors import Indeterminate, invariant
 from ...model.record import Lane, Path, Row
 from ...model.wire import XF
 from ...telemetry import step
-from .failures import HandleHealth, doubt, error_of, is_fenced, translate
+from .failures import HandleHealth, doubt, error_of, translate
 from .settings import DOUBT_S, RETRY_BACKOFF_MS, TRANSACTION_TIMEOUT_MS, KafkaSettings
-from .threads import HandleThread
+from .threads import HandleThread, throw_away
 
 #: init_transactions waits for an open transaction of the predecessor to be aborted
 _INIT_S = 30.0
@@ -194,6 +194,8 @@ class Writer:
             self.discard()
             call.cancel()
             raise
+        finally:
+            del call  # it holds the error whose traceback holds this frame, and the records
 
     def discard(self) -> None:
         """Throw the producer away: nothing more is sent, an open transaction stays open. Returns at once."""
@@ -415,15 +417,9 @@ class Writer:
     def _destroy(self) -> None:
         """Drop the handle without waiting for anything that is still queued or in flight."""
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        self._settings.untrack(producer)
-        try:
-            producer.purge(in_queue=True, in_flight=True, blocking=False)
-            producer.poll(0)
-        except KafkaException as failure:
-            if not is_fenced(error_of(failure)) and not error_of(failure).fatal():
-                raise
+        if producer is not None:
+            self._settings.untrack(producer)
+            throw_away(producer)
 
 
 def _delivery(token: Any, delivered: dict[Any, int], failed: list[KafkaError]) -> Callable[[Any, Any], None]:
