@@ -214,3 +214,27 @@ def test_a_lane_is_not_idle_while_its_append_is_under_way():
         await stopped(copier, task)
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_the_markers_of_idle_lanes_are_kept_alive(shapes):
+    """Kafka forgets the offsets of a group without members, and a lane may rest for longer than that."""
+    limits = Limits(batch_records_max=3, idle_wait_s=0.2, marker_keepalive_s=100)
+    world = World(*shapes, lanes=2, limits=limits)
+
+    async def main():
+        copier, task = await copying(world, 3)
+        written = {lane: state.marker_written_s for lane, state in copier.lanes.items()}
+        markers = {lane: dict(state.markers) for lane, state in copier.lanes.items()}
+        for _ in range(3):
+            await asyncio.sleep(60)
+            world.write(1, 1)  # another lane that is busy changes nothing
+        await asyncio.sleep(60)
+        state = copier.lanes[0]
+        assert state.state is State.IDLE
+        assert state.marker_written_s >= written[0] + 200
+        assert [marker.place for marker in state.markers.values()] == [m.place for m in markers[0].values()]
+        assert world.copied() == 9
+        await stopped(copier, task)
+
+    run_virtual(main())

@@ -43,6 +43,8 @@ _PAUSE_MAX_S = 1.0
 #: applications that delete do so all the time: told at most once in this time, for each lane
 _DELETED_TOLD_S = 60.0
 _ALARMS_MAX = 100
+#: between two looks for idle lanes whose markers are due
+_MARKERS_LOOK_S = 1.0
 
 
 class _Taken(NamedTuple):
@@ -111,6 +113,7 @@ class Copier:
         self._in_flight: dict[Lane, bool] = {}
         #: an append or a look at the end of the source went well since the start
         self._has_copied = False
+        self._markers_looked_s = 0.0
         self._stop = asyncio.Event()
         self._log = structlog.get_logger().bind(route=route.name, instance=instance)
 
@@ -301,9 +304,27 @@ class Copier:
         """What is to be appended next. Often the append before it is still under way: see `_still_due`."""
         known = {lane: bare(place) for lane, place in after.items()} if self.route.pair else after
         batches = await self.source.read(known, records_max, self._batch.size_bytes, self.limits.idle_wait_s)
-        taken = self._take(batches, after)
+        taken = self._take(self._idle_markers(after) | batches, after)
         self._rate.spend(sum(len(one.batch.rows) for one in taken))
         return self._translate(taken)
+
+    def _idle_markers(self, after: dict[Lane, Place]) -> dict[Lane, Batch | LaneError]:
+        """Now and then, a batch without rows for each idle lane whose marker is due.
+
+        A source tells the end of a lane once, when its marker is seldom due yet, and then nothing until it has more.
+        """
+        now_s = self._now()
+        if now_s < self._markers_looked_s + _MARKERS_LOOK_S:
+            return {}
+        self._markers_looked_s = now_s
+        found: dict[Lane, Batch | LaneError] = {}
+        for lane, place in after.items():
+            state = self.lanes[lane]
+            if state.state is State.IDLE and state.place is place:
+                batch = Batch(lane, self.source.shape, [], [], place, at_end=True)
+                if self._marker_due(state, batch, now_s):
+                    found[lane] = batch
+        return found
 
     def _still_due(self, planned: list[Write]) -> list[Write]:
         """What of the planned still continues its lane, now that the append before it has ended."""
