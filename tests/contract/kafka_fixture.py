@@ -7,7 +7,7 @@ import secrets
 import time
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from crossfade.brokers.kafka import KafkaBoard, KafkaLog, KafkaSettings
@@ -55,6 +55,22 @@ def _create(properties, topic, lanes, config, wait_s=20.0):
             return
         assert time.monotonic() < until, f"{topic} got no leaders"
         time.sleep(0.05)
+
+
+def _wait_known(properties, topic, old_id, wait_s=20.0):
+    """Wait until no broker takes the topic for the old one of that name any more."""
+    until = time.monotonic() + wait_s
+    for address in properties["bootstrap.servers"].split(","):
+        while True:  # a fresh client knows this broker alone
+            admin = AdminClient(properties | {"bootstrap.servers": address})
+            try:
+                if str(admin.describe_topics(TopicCollection([topic]))[topic].result().topic_id) != old_id:
+                    break
+            except KafkaException as failure:
+                if failure.args[0].code() not in (*_PASSING, KafkaError.UNKNOWN_TOPIC_OR_PART):
+                    raise
+            assert time.monotonic() < until, f"{address} still shows the old {topic}"
+            time.sleep(0.05)
 
 
 def read_committed(properties, topic, lane, wait_s=20.0):
@@ -155,8 +171,10 @@ class KafkaBackend:
 
     async def recreate(self, log, lane):
         config = {"min.insync.replicas": "2", "retention.ms": "-1", "max.message.bytes": str(_MESSAGE_BYTES_MAX)}
+        old_id = await log.cluster.topic_id(log.name)
         await log.cluster.delete_topics([log.name])
         await asyncio.to_thread(_create, self.properties, log.name, log.lanes, config)
+        await asyncio.to_thread(_wait_known, self.properties, log.name, old_id)
         # the application's producer must not hold the old topic's sequence numbers
         self.application = Producer(self.properties | {"acks": "all", "enable.idempotence": True, "linger.ms": 0})
 

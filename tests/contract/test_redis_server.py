@@ -149,6 +149,18 @@ async def test_entries_from_another_redis_keep_their_time_and_carry_xf(server):
     assert [origin.time_ms for origin in origins] == [None, None, None]
 
 
+@pytest.mark.parametrize("times", [[-1], [-1, -1], [-1, PAST + 2]])
+async def test_entries_from_another_redis_that_have_no_time_stay_without(server, times):
+    """Their first source was a Kafka, whose records may have none (-1): only `xf` told that, and tells it on."""
+    log = await server.log(1)
+    await log.append(await claim(log), [write(range(1, 1 + len(times)), times, entries=True)])
+    entries = await there(server, log)
+    assert len(entries) == len(times)
+    for (entry_id, fields), time_ms in zip(entries, times, strict=True):
+        origin = origin_of(fields)
+        assert time_ms == (int(entry_id.partition(b"-")[0]) if origin.time_ms is None else origin.time_ms)
+
+
 async def test_a_lane_with_records_of_others_gets_ids_of_now_and_xf(server):
     log = await server.log(1)
     await server.application.execute_command("XADD", log.stream_keys[0], "*", "native", "1")
@@ -265,6 +277,72 @@ async def test_a_target_key_that_was_deleted_is_reset(server):
     # made anew and grown past the marker: fewer entries were ever added than we added
     await server.application.execute_command("XADD", log.stream_keys[0], "*", "other", "1")
     assert isinstance((await claim(log)).errors[0, 0], TargetReset)
+
+
+@pytest.mark.parametrize("way", ["deleted", "renamed", "deleted and trimmed"])
+async def test_a_target_key_that_others_have_filled_anew_is_reset(server, way):
+    """More was added to it than the marker covers, and it ends behind the marker: as beside other writers."""
+    log = await server.log(1)
+    key = log.stream_keys[0]
+    taken = await claim(log)
+    await log.append(taken, [write([1, 2, 3], [PAST] * 3)])
+    filled = key if way != "renamed" else b"{%b}:new" % key
+    await server.application.delete(filled)
+    for number in range(5):
+        await server.application.xadd(filled, {"other": number})
+    if way == "renamed":
+        await server.application.execute_command("RENAME", filled, key)
+    if way == "deleted and trimmed":
+        await server.application.xtrim(key, maxlen=3, approximate=False)
+    assert isinstance((await log.append(taken, [write([4], [PAST])]))[0, 0], TargetReset)
+    again = await claim(log)
+    assert isinstance(again.errors[0, 0], TargetReset)
+    assert again.alarms == []
+    assert all(fields[0] == b"other" for _, fields in await there(server, log))
+
+
+async def test_beside_other_writers_whatever_is_removed_is_no_reset(server):
+    """What others add, trim and delete around our records: the key is the same one, and the counters say so."""
+    log = await server.log(1)
+    key, client = log.stream_keys[0], server.application
+
+    async def others(number):
+        for _ in range(number):
+            await client.xadd(key, {"other": 1})
+
+    async def delete_all():
+        await client.xdel(key, *[entry_id for entry_id, _ in await there(server, log)])
+
+    async def restore():
+        dump = await client.dump(key)
+        await client.delete(key)
+        await client.restore(key, 0, dump)
+
+    async def skip_ids():
+        ms, _, number = (await client.xinfo_stream(key))["last-generated-id"].partition(b"-")
+        await client.execute_command("XSETID", key, b"%b-%d" % (ms, int(number) + 1))
+
+    removals = [
+        lambda: client.xtrim(key, maxlen=2, approximate=False),
+        lambda: client.xtrim(key, maxlen=0, approximate=False),
+        lambda: client.xadd(key, {"other": 2}, maxlen=1, approximate=False),
+        lambda: client.xadd(key, {"other": 2}, maxlen=0, approximate=False),
+        delete_all,
+        restore,
+        skip_ids,
+    ]
+    offset = 0
+    for behind in (0, 1, 4):  # what others write behind the removal
+        for remove in removals:
+            taken = await claim(log)
+            for again in (False, True):
+                offset += 3
+                outcome = (await log.append(taken, [write(range(offset, offset + 3), [PAST] * 3)]))[0, 0]
+                assert isinstance(outcome, Appended), (behind, again)
+                await others(3)
+                await remove()
+                await others(behind)
+            assert (await claim(log)).errors == {}
 
 
 async def test_a_marker_ahead_of_its_stream_is_torn(server):

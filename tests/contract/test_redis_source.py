@@ -5,12 +5,13 @@ import secrets
 import pytest
 from redis_fixture import RedisBackend, make_redis_log
 
-from crossfade.brokers.protocol import From, Start
+from crossfade.brokers.protocol import From, Owner, Start
 from crossfade.brokers.redis import RedisInspector
-from crossfade.errors import SourceDeleted, SourceReset
+from crossfade.errors import SourceDeleted, SourceRegressed, SourceReset
 from crossfade.model.mapping import mapping_named
-from crossfade.model.record import Batch
+from crossfade.model.record import Batch, Write
 from crossfade.verify.audit import audit
+from crossfade.verify.diff import Kind
 
 pytestmark = pytest.mark.lab
 
@@ -138,6 +139,27 @@ async def test_from_a_start_inside_a_stream_deletions_are_seen_before_its_end(se
     rest = await read(log, again)
     assert rest.positions == [b"8-0", b"10-0"]
     assert rest.place.count == 10
+
+
+async def test_what_an_accepted_loss_passes_over_behind_a_failover_is_named_by_verify(server, routes):
+    log, _ = routes
+    await add(server, log, 1, 2, 3, 4, 5)
+    batch = await read(log, (await log.begin([0], Start()))[0])
+    target = await server.log(1)
+    taken = await target.claim(Owner("one", "me", "digest", paths=((0, 0),)), ((0, 0),))
+    await target.append(taken, [Write((0, 0), batch.positions, batch.rows, batch.place)])
+    await server.regress(log, 0, 2)
+    await server.application.xadd(log.stream_keys[0], {"new": 1}, id="4-0")  # as one that is copied
+    await server.application.xadd(log.stream_keys[0], {"new": 2}, id="4-1")
+    error = await read(log, batch.place)
+    assert isinstance(error, SourceRegressed)
+    assert f"with ids up to {batch.place.position}" in error.message
+    await add(server, log, 6)
+    batch = await read(log, (await log.begin([0], Start(From.POSITION, error.position)))[0])
+    assert batch.positions == [b"6-0"]
+    await target.append(taken, [Write((0, 0), batch.positions, batch.rows, batch.place)])
+    report = await audit(log, target, mapping_named("lossless"), route_id="one", lanes=[0])
+    assert report.lanes[0].counts == {Kind.ALTERED: 1, Kind.MISSING: 1, Kind.EXTRA: 1}  # 4-0, 4-1; 5-0 was lost
 
 
 async def test_a_source_key_of_another_type_takes_its_lane_out_alone(server):

@@ -195,9 +195,16 @@ MUTANTS = [
     Mutant(
         "resumes-from-memory-instead-of-the-marker",
         "relay/entering.py",
-        "            state.place = state.settled\n        lanes[lane] = state",
-        "            state.place = before.place if before else state.settled\n        lanes[lane] = state",
+        "            state.place = state.settled\n            state.settle_deleted()",
+        "            state.place = before.place if before else state.settled\n            state.settle_deleted()",
         f"{ENUMERATION}[redis-to-kafka-1-append]",
+    ),
+    Mutant(
+        "markers-of-idle-lanes-never-written-again",
+        "relay/copier.py",
+        "self._take(self._idle_markers(after) | batches, after)",
+        "self._take(batches, after)",
+        "tests/model/test_lane_halts.py::test_the_markers_of_idle_lanes_are_kept_alive",
     ),
     Mutant(
         "lane-revived-under-its-own-append",
@@ -482,6 +489,20 @@ MUTANTS = [
         "tests/unit/test_redis_packing.py",
     ),
     Mutant(
+        "no-time-taken-for-the-time-of-the-id",
+        "brokers/redis/packing.py",
+        "    known: int | None = None\n",
+        "    known: int | None = -1\n",
+        "tests/unit/test_redis_packing.py",
+    ),
+    Mutant(
+        "birth-group-moved-ahead-of-a-failed-append",
+        "brokers/redis/births.py",
+        "if position_order(place.position) < position_order(earlier.position):",
+        "if False:",
+        "tests/unit/test_redis_births.py",
+    ),
+    Mutant(
         "record-without-value-packed-as-a-column",
         "model/mapping.py",
         "if any(rows.headers) or None in values or",
@@ -553,6 +574,22 @@ MUTANTS = [
         "  if not exists or added < tonumber(known[7]) then return {'GONE'} end\n",
         "",
         f"{REDIS_SERVER}::test_a_target_key_that_was_deleted_is_reset[redis7]",
+        lab=True,
+    ),
+    Mutant(
+        "append-to-a-stream-that-others-filled-anew",
+        "brokers/redis/append.lua",
+        "        if added - length < tonumber(known[7]) then return {'GONE'} end\n",
+        "",
+        f"{REDIS_SERVER}::test_a_target_key_that_others_have_filled_anew_is_reset[redis7-deleted]",
+        lab=True,
+    ),
+    Mutant(
+        "claim-of-a-stream-that-others-filled-anew",
+        "brokers/redis/claims.py",
+        " or (is_all_new and added - length < seen)",
+        "",
+        f"{REDIS_SERVER}::test_a_target_key_that_others_have_filled_anew_is_reset[redis7-deleted]",
         lab=True,
     ),
     Mutant(

@@ -88,6 +88,26 @@ def test_times_that_the_ids_do_not_tell_travel_beside_them():
     assert unpack(chunk) == ([8, 9], [([b"a", b"1"], 5), ([b"a", b"2"], -1)])
 
 
+@pytest.mark.parametrize("times", [[-1], [-1, -1], [-1, 1701], [1700, -1], [-1, 1700, 1701], [0, 1700]])
+def test_an_own_time_that_the_id_does_not_tell_is_told(times):
+    rows = [([b"a", b"b"], time_ms) for time_ms in times]
+    ids = [b"%d-0" % (1700 + number) for number in range(len(times))]
+    (chunk,) = cut(ids, rows)
+    assert lay_out(chunk).top_ms == -1
+    assert unpack(chunk, number=False) == (ids, rows)
+
+
+_OWN_TIMES = st.none() | st.integers(-3, 12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), _OWN_TIMES), min_size=1))
+def test_any_own_times_of_entries_arrive(pairs):
+    ids = [b"%d-%d" % (time_ms, number) for number, (time_ms, _) in enumerate(pairs)]
+    rows = [([b"a", b"b"], time_ms if own_ms is None else own_ms) for time_ms, own_ms in pairs]
+    (chunk,) = cut(ids, rows)
+    assert unpack(chunk, number=False) == (ids, rows)
+
+
 _SMALL = st.integers(0, 12)
 
 

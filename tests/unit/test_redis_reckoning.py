@@ -340,6 +340,31 @@ def test_verdicts(place, look, fault, lost):
     assert bool(verdict.why) == (fault is not None)
 
 
+@pytest.mark.parametrize(
+    ("place", "look", "names"),
+    [
+        (place_at(10, 10), look_at(1, 8, 8, rows=0), True),
+        (place_at(10, 10), look_at(11, 20, 15, rows=10), True),
+        # such a lane goes on from its beginning
+        (Place("", 10, "crossfade.1"), look_at(1, 8, 8, rows=8), False),
+    ],
+)
+def test_a_server_that_went_back_names_what_an_accepted_loss_passes_over(place, look, names):
+    verdict = judge(place, look, counts_deleted=False)
+    assert verdict.fault is Fault.REGRESSED
+    assert ("written since with ids up to 10-0" in verdict.why) is names
+
+
+def test_trimmed_beside_a_deletion_is_counted_as_deleted():
+    """No counter says how much of what is gone was deleted, and how much trimmed."""
+    look = look_at(901, 1000, 1000, rows=100, max_deleted=id_text(990))
+    verdict = judge(place_at(100, 100), look, counts_deleted=True)
+    assert (verdict.fault, verdict.forgiven_records, verdict.count) == (None, 800, 1000)
+    halted = judge(place_at(100, 100), look, counts_deleted=False)
+    assert (halted.fault, halted.lost_records) == (Fault.DELETED, 800)
+    assert "deleted or trimmed" in halted.why
+
+
 def test_an_unknown_count_becomes_known_at_the_end():
     start = Place(id_text(10), -1, "crossfade.1", "10.h0")
     midway = judge(start, look_at(1, 20, 25, has_own=True, witness="10", rows=3, at_end=False), counts_deleted=False)

@@ -188,7 +188,10 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True, rename={"from_":
     ] = Beginning()
     deleted: Annotated[
         Literal["halt", "count"],
-        says("a source record that was deleted before it was copied: halt its lane, or count it and go on"),
+        says(
+            "a source record that was deleted before it was copied: halt its lane, or count it and go on (records that "
+            "were trimmed beside deleted ones are counted with them)"
+        ),
     ] = "halt"
     retention_s: Annotated[float, Duration(), says("how long the source must keep records for the copy to be safe")] = (
         86_400.0

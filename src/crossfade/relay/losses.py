@@ -1,8 +1,9 @@
 """Behind a loss of the source: which decision of an operator answers it, and where the lane goes on then.
 
 Hides what each kind of loss leaves in the source that is new. Invariant: what the target has is not copied again, what
-is new is not passed over, and behind an error that is no loss of the source nothing goes on. Called by `relay.copier`;
-how the paths of the lane move there is `lanes.LaneState.jump`. What is still to be answered is asked by `cli`.
+is new is not passed over (but for ids that a Redis gave out again, see `_start_behind`), and behind an error that is no
+loss of the source nothing goes on. Called by `relay.copier`; how the paths of the lane move there is
+`lanes.LaneState.jump`. What is still to be answered is asked by `cli`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def _start_behind(state: LaneState) -> Start | None:
         if not settled.position or state.error.ends_at == 0:
             return Start(From.EARLIEST)
         if state.error.ends_at < 0:
-            return Start(From.POSITION, settled.position)  # ids come from clocks: what is new lies behind
+            # Ids come from clocks: what is new lies behind, but for what got such an id again (its writer's clock is
+            # behind, or the ids ran ahead of it). Nothing tells that from what was copied; the halt has named the ids.
+            return Start(From.POSITION, settled.position)
         # Offsets are given out again: what lies behind the cut is new, whatever its number is.
         return Start(From.POSITION, str(min(int(settled.position), state.error.ends_at - 1)))
     return None

@@ -43,7 +43,7 @@ if marker ~= ask.expect then
 end
 
 -- Check the stream against what we left there.
-local exists, last_id, added = false, '0-0', 0
+local exists, last_id, added, length, first = false, '0-0', 0, 0, false
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then
   if not string.find(info.err, 'no such key', 1, true) then return {'TYPE', info.err} end
@@ -51,7 +51,9 @@ else
   exists = true
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then last_id = info[i + 1]
-    elseif info[i] == 'entries-added' then added = info[i + 1] end
+    elseif info[i] == 'entries-added' then added = info[i + 1]
+    elseif info[i] == 'length' then length = info[i + 1]
+    elseif info[i] == 'first-entry' then first = info[i + 1] end
   end
 end
 local function split(id)
@@ -68,6 +70,14 @@ else
   if last ~= last_id then
     local ms, seq = split(last)
     if last_ms < ms or (last_ms == ms and last_seq < seq) then return {'BEHIND', last_id, last} end
+    if first then
+      -- What stood there behind our last append is gone, all of it: where less was ever removed, this is another stream,
+      -- which others have filled.
+      local first_ms, first_seq = split(first[1])
+      if first_ms > ms or (first_ms == ms and first_seq > seq) then
+        if added - length < tonumber(known[7]) then return {'GONE'} end
+      end
+    end
     form = 'mixed'
   end
 end

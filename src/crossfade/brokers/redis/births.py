@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from ...model.position import Place
+from ...model.position import Place, position_order
 from ...model.record import Lane
 from .keys import new_birth, route_of_birth
 from .link import Command
@@ -80,7 +80,8 @@ class Births:
         return births
 
     async def follow(self, after: Mapping[Lane, Place]) -> None:
-        """Move the groups to the places, one round behind: what was read then is surely on the target by now.
+        """Move the groups to the places, one round behind: what was read then is on the target by now, unless its
+        append failed; then the lane was read from before it in between.
 
         Raises Unreachable, AccessRefused.
         """
@@ -88,6 +89,9 @@ class Births:
         commands: dict[Lane, list[Command]] = {}
         for lane, place in after.items():
             since_s, earlier = self._vouching.setdefault(lane, (now_s, place))
+            if position_order(place.position) < position_order(earlier.position):
+                self._vouching[lane] = (now_s, place)
+                continue
             if now_s - since_s < VOUCH_EVERY_S:
                 continue
             self._vouching[lane] = (now_s, place)

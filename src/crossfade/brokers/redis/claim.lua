@@ -18,7 +18,9 @@
 -- ARGV[1]  msgpack: {route, claim, source, lanes}
 --
 -- Returns {"ROUTE", other} | {"SOURCE", lane, digest} | {"VERSION", v}
---   | {"OK", epoch, exists, last-generated-id, entries-added, last, added, own, form, wrong, lane, marker, target, lane, ...}
+--   | {"OK", epoch, exists, last-generated-id, entries-added, length, first, last, added, own, form, wrong,
+--      lane, marker, target, lane, ...}
+--            first  id of the oldest entry, "" = there is none
 --            wrong  why the key is no stream, "" = it is one or there is none; claimed is it all the same
 local stream, state = KEYS[1], KEYS[2]
 local ask = cmsgpack.unpack(ARGV[1])
@@ -30,7 +32,7 @@ if known[1] and known[1] ~= '1' then return {'VERSION', known[1]} end
 if known[2] and known[2] ~= ask.route then return {'ROUTE', known[2]} end
 
 -- Look at the stream; a missing key is an empty lane.
-local exists, last_id, added, length, wrong = 0, '0-0', 0, 0, ''
+local exists, last_id, added, length, first, wrong = 0, '0-0', 0, 0, '', ''
 local info = redis.pcall('XINFO', 'STREAM', stream)
 if info.err then
   if not string.find(info.err, 'no such key', 1, true) then wrong = info.err end
@@ -39,7 +41,8 @@ else
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then last_id = info[i + 1]
     elseif info[i] == 'entries-added' then added = info[i + 1]
-    elseif info[i] == 'length' then length = info[i + 1] end
+    elseif info[i] == 'length' then length = info[i + 1]
+    elseif info[i] == 'first-entry' and info[i + 1] then first = info[i + 1][1] end
   end
 end
 
@@ -75,7 +78,7 @@ for _, field in ipairs(redis.call('HKEYS', state)) do
 end
 redis.call('HSET', state, 'sources', sources)
 
-local reply = {'OK', epoch, exists, last_id, added, last, seen, own, form, wrong}
+local reply = {'OK', epoch, exists, last_id, added, length, first, last, seen, own, form, wrong}
 for i, lane in ipairs(ask.lanes) do
   reply[#reply + 1] = lane
   reply[#reply + 1] = paths[i][3] or ''

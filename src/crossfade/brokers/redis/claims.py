@@ -169,15 +169,17 @@ class Claims:
                 "reads version 1",
                 hint="run the release that wrote it, or a newer one",
             )
-        epoch, exists, last_id, added, last, seen, own, form, wrong = reply[1:10]
-        is_reset = own and (not exists or added < seen)
+        epoch, exists, last_id, added, length, first, last, seen, own, form, wrong = reply[1:12]
+        # What stood there behind our last append is gone, all of it: where less was ever removed, it is another stream.
+        is_all_new = first and position_order(first.decode()) > position_order(last.decode())
+        is_reset = own and (not exists or added < seen or (is_all_new and added - length < seen))
         is_torn = own and position_order(last_id.decode()) < position_order(last.decode())
         if own and last_id != last and form == b"exclusive" and not is_reset and not is_torn:
             claim.alarms.append(
                 f"lane {self._name(lane)}: {added - seen} records by other writers since our last append; "
                 "entry ids carry the source position no longer, an `xf` field does"
             )
-        for source, text, target in zip(reply[10::3], reply[11::3], reply[12::3], strict=True):
+        for source, text, target in zip(reply[12::3], reply[13::3], reply[14::3], strict=True):
             path = (int(source), lane)
             known = Marker(Place())
             if text:

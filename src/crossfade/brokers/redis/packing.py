@@ -200,11 +200,12 @@ def _tag_offsets(offsets: list[int], times: list[int]) -> Layout:
 
 def _tag_ids(ids: list[bytes], times: list[int]) -> Layout:
     """Entry ids of the source. They tell the time, unless an older hop carried another one."""
-    known, prefix, sequence = -1, b"", b""
+    known: int | None = None
+    prefix = sequence = b""
     rises = True
     for entry_id, time_ms in zip(ids, times, strict=True):
         if time_ms != known:
-            rises = rises and time_ms > known
+            rises = rises and (known is None or time_ms > known)
             known, prefix, sequence = time_ms, b"%d-" % time_ms, b""
         if not entry_id.startswith(prefix):
             return Layout(ids, _pack(times))

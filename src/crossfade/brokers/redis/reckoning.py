@@ -76,7 +76,7 @@ class Verdict:
     lost_records: int = _UNKNOWN
     #: `Place.count` behind the rows that were read, -1 = not known
     count: int = _UNKNOWN
-    #: records that were deleted uncopied and are counted, not halted on (policy `count`)
+    #: records that were deleted uncopied and are counted, not halted on (policy `count`), and trimmed ones among them
     forgiven_records: int = 0
 
 
@@ -121,7 +121,7 @@ def judge(place: Place, look: Look, *, counts_deleted: bool) -> Verdict:
         return _judge_orphan(place, look)
     regressed = _regressed(place, look, counts_deleted)
     if regressed:
-        return Verdict(Fault.REGRESSED, regressed)
+        return Verdict(Fault.REGRESSED, regressed + _passed_over(place))
     if place.count == _UNKNOWN:
         return _judge_uncounted(place, look, counts_deleted)
     return _judge_counted(place, look, counts_deleted)
@@ -175,6 +175,16 @@ def _has_older(place: Place, look: Look) -> bool:
     return bool(look.first) and position_order(look.first) < position_order(place.position)
 
 
+def _passed_over(place: Place) -> str:
+    """What an accepted loss may leave behind: a server that went back may have given out ids anew."""
+    if not place.position:
+        return ""  # then the lane is read from its beginning
+    return (
+        f"; an accepted loss passes over what was written since with ids up to {place.position}, which "
+        "`crossfade verify` names"
+    )
+
+
 def _judge_uncounted(place: Place, look: Look, counts_deleted: bool) -> Verdict:
     """The count is not known yet (a start from a time or position): the place's own entry proves that nothing behind it
     was trimmed, and the highest deleted id that nothing was deleted since the place was made."""
@@ -201,12 +211,13 @@ def _judge_counted(place: Place, look: Look, counts_deleted: bool) -> Verdict:
         return Verdict(
             Fault.REGRESSED,
             f"{expected} entries were added since the last one that was read, but {expected - missing} are there: "
-            "the server's counters went back (failover, XSETID)",
+            "the server's counters went back (failover, XSETID)" + _passed_over(place),
         )
     may_be_deleted = position_order(look.max_deleted) > max(position_order(place.position), (0, 0))
     only_deleted = look.has_own or _has_older(place, look)
     if may_be_deleted or only_deleted:
         if counts_deleted:
+            # What was trimmed beside a deletion is forgiven with it: no counter tells the two apart.
             count = look.added if look.at_end else place.count + missing + look.rows
             return Verdict(None, count=count, forgiven_records=missing)
         how = "deleted" if only_deleted else "deleted or trimmed"
