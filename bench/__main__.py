@@ -46,6 +46,8 @@ class Bench:
     def run(self) -> None:
         """Measure everything that was asked for into `rows`. Raises what the lab raises; a tool's trouble is a row."""
         self._throughput()
+        if self._is_wanted("verify"):
+            self._verify()
         self._live()
         if self._options.full:
             self._large()
@@ -96,11 +98,14 @@ class Bench:
         except Trouble as trouble:
             self._say(f"{when:7}  {name:40} TROUBLE: {trouble}")
             return None
+        self._say_run(when, name, run)
+        return run
+
+    def _say_run(self, when: str, name: str, run: Run) -> None:
         self._say(
             f"{when:7}  {name:40} {run.records_per_s:>9,.0f} records/s  {run.cpu_s_per_million:5.2f} s/M"
             f"  servers {run.server_cpu_s_per_million:5.2f} s/M  {run.memory_peak_mib:4.0f} MiB  {run.seconds:5.1f} s"
         )
-        return run
 
     def _tool(self, name: str) -> Callable[[], Run]:
         """How to run a tool: its function, bound to the data that it is measured on (filled in when it is not yet)."""
@@ -131,6 +136,28 @@ class Bench:
 
     def _fill(self, kind: str, data: Data) -> None:
         _fill(self._stage, kind, data)
+
+    # -- two sides that are compared
+
+    def _verify(self) -> None:
+        data = Data(_VERIFY_TIMES * self._options.records)
+        self._fill("redis", data)
+        rounds: list[dict[str, Run]] = []
+        try:
+            copy = tools.copied(self._stage, data)
+            for number in range(1, 1 + self._options.rounds):
+                found: dict[str, Run] = {}
+                for name, measured in (
+                    (cases.VERIFY.tool, partial(tools.verify, self._stage, copy)),
+                    (cases.VERIFY.reference, partial(tools.compare_by_hand, self._stage, copy, _BY_HAND_LANES)),
+                ):
+                    found[name] = measured()
+                    self._say_run(f"round {number}", name, found[name])
+                rounds.append(found)
+        except Trouble as trouble:
+            self._say(f"verify: TROUBLE: {trouble}")
+        self._stage.forget_source(data)
+        self.rows += [cases.comparison_row(cases.VERIFY, rounds), cases.budget_row(cases.VERIFY_SPEED, rounds)]
 
     # -- live
 
@@ -190,6 +217,10 @@ class Bench:
             self._stage.forget_source(Data(10_000_000))
 
 
+#: how many times as many records as in a throughput run: an audit also has to start and to end
+_VERIFY_TIMES = 3
+#: the script by hand takes its time, and is as quick for few lanes as for many
+_BY_HAND_LANES = 4
 _WARM_UP = 0
 #: words in the names of tools that are measured on other data than the plain
 _OTHER_DATA = ("one lane", "256 lanes", "2 KiB", "10 M")

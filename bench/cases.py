@@ -130,6 +130,10 @@ BUDGETS_FULL = [
     Budget("memory", "crossfade kafka-redis 10 M", _memory, "MiB", _MEMORY),
 ]
 
+#: of several million records that stay in both places
+VERIFY = Comparison("verify", "crossfade verify", "comparison by hand")
+VERIFY_SPEED = Budget("verify", "crossfade verify", lambda run: run.records_per_s / 1000, "1000/s", Promise(300, 300))
+
 #: (case, source, target) -> promise in ms of the p95, or in s of the time without copying
 LATENCIES = {
     ("redis", "kafka"): Promise(250, 150, at_least=False),

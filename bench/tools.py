@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .stage import Data, Stage
 from .watch import Counter, KafkaCounter, RedisCounter, Run, measure
 
 HAND_BATCH = 2000
+_COMPARING_S = 300.0
 _CROSSFADE = str(Path(sys.executable).parent / "crossfade")
 
 _CONFIG = """\
@@ -135,6 +137,44 @@ def _hand(stage: Stage, data: Data, module: str, places: list[str], counter: Cou
             return measure(stage, [child], counter, data.records)
     finally:
         stage.clean()
+
+
+# ------------------------------------------------------------------------------------------------------ two sides
+
+
+def copied(stage: Stage, data: Data) -> Relay:
+    """A copy of the Redis source in a topic, by Crossfade; it stays until the next run cleans up."""
+    relay = Relay(stage, data, "redis", "kafka")
+    with relay.start() as child:
+        measure(stage, [child], relay.counter(), data.records)
+    return relay
+
+
+def verify(stage: Stage, copy: Relay) -> Run:
+    """`crossfade verify` of that copy, from its start to its end as a process. Raises Trouble for any difference."""
+    argv = [_CROSSFADE, "verify", "copy", "-c", str(copy.config), "--settled", "-o", "json"]
+    return _comparing(stage, "verify", argv, copy.data.records, f'"matched": {copy.data.records},')
+
+
+def compare_by_hand(stage: Stage, copy: Relay, lanes: int) -> Run:
+    """The script by hand over the first `lanes` of that copy, from its start to its end as a process."""
+    records = sum(stage.redis.xlen(copy.data.pattern.replace("<lane>", str(lane))) for lane in range(lanes))
+    places = [str(stage.redis_port), copy.data.pattern, stage.bootstrap, copy.target, str(lanes), str(HAND_BATCH)]
+    argv = [sys.executable, "-m", "bench.peers.compare", *places]
+    return _comparing(stage, "compare", argv, records, f"{records} records, 0 differences")
+
+
+def _comparing(stage: Stage, name: str, argv: list[str], records: int, expected: str) -> Run:
+    before, servers_before, began = _children_cpu_s(), sum(stage.server_cpu_s().values()), time.monotonic()
+    with Child(stage.fresh_name(name), argv, logs=stage.logs, tag=stage.tag) as child:
+        code = child.wait(_COMPARING_S)
+        seconds = time.monotonic() - began
+        if code or expected not in child.output():
+            raise Trouble(f"{name} found the sides unequal, or ended early\n{child.tail()}")
+    cpu_s, servers_s = _children_cpu_s() - before, sum(stage.server_cpu_s().values()) - servers_before
+    return Run(
+        records / seconds, cpu_s / records * 1e6, seconds=seconds, server_cpu_s_per_million=servers_s / records * 1e6
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- public tools
