@@ -1,9 +1,11 @@
 """How birth groups follow the places of a route: never beyond what is on the target."""
 
 import pytest
+from hiredis import ReplyError
 
 from crossfade.brokers.redis import births as births_module
 from crossfade.brokers.redis.births import VOUCH_EVERY_S, Births
+from crossfade.errors import Unreachable
 from crossfade.model.position import Place
 
 KEY, GROUP = b"orders:0", "crossfade.route-1.1"
@@ -73,3 +75,19 @@ async def test_a_retry_that_reads_more_than_before_vouches_for_nothing_early(rea
     assert await reading("10-0", VOUCH_EVERY_S) == ["5-0"]
     await reading("5-0", 1)
     assert await reading("20-0", VOUCH_EVERY_S - 1) == ["5-0"]
+
+
+@pytest.mark.parametrize(("refusal", "birth"), [("NOPERM no", ""), ("READONLY no", None)])
+async def test_a_lane_starts_without_a_birth_only_where_the_right_is_missing(monkeypatch, refusal, birth):
+    """A server that has just become a replica refuses too: the lane is begun on the new primary, with one."""
+
+    async def call_key(nodes, key, commands, doing):
+        return [ReplyError(refusal)]
+
+    monkeypatch.setattr(births_module, "call_key", call_key)
+    births = Births(None, Looker(), [KEY], "route-1")
+    if birth is None:
+        with pytest.raises(Unreachable):
+            await births._create(0, GROUP)
+    else:
+        assert await births._create(0, GROUP) == birth

@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import itertools
+import socket
+import ssl
 
 import hiredis
 import pytest
 
-from crossfade.brokers.redis.link import LinkLost, connect, pack
+from crossfade.brokers.redis.link import Link, LinkLost, connect, pack
 from crossfade.brokers.redis.nodes import Nodes
-from crossfade.brokers.redis.settings import Address, RedisSettings
-from crossfade.errors import AccessRefused, Unreachable
+from crossfade.brokers.redis.settings import Address, RedisSettings, TlsSettings
+from crossfade.errors import AccessRefused, InvariantBroken, Unreachable
+from crossfade.lab import pki
 
 
 @contextlib.asynccontextmanager
@@ -142,6 +146,143 @@ async def test_what_comes_for_another_caller_keeps_the_link_alive():
         replies, took_s = await dripping(address, (b"$9000\r\n" + b"x" * 9000 + b"\r\n") * 4, 1_000, commands=4)
     assert replies == [b"x" * 9000] * 4
     assert took_s > 0.6
+
+
+@contextlib.asynccontextmanager
+async def slow_server(bytes_per_s, taken_max=1 << 40, tls=None):
+    """It takes in commands at this rate, and no more than so much after the first moment; then it answers."""
+    tasks = set()
+
+    async def serve(reader, writer):
+        tasks.add(asyncio.current_task())
+        parser, taken = hiredis.Reader(), 0
+        while taken < taken_max and (data := await reader.read(1 << 14)):
+            parser.feed(data)
+            taken += len(data)
+            await asyncio.sleep(len(data) / bytes_per_s)
+            while (command := parser.gets()) is not False:
+                writer.write(polite(command))
+        await asyncio.Event().wait()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    served = await asyncio.start_server(serve, sock=listening, ssl=tls)
+    try:
+        yield Address("127.0.0.1", listening.getsockname()[1])
+    finally:
+        served.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pki")
+    pki.make(folder, [])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "server.crt", folder / "server.key")
+    return context, TlsSettings(ca_file=str(folder / "ca.pem"))
+
+
+async def send_large(address, size_bytes, *, held_back_bytes=0, **options):
+    """How long it took until a large command was taken and answered, or why it was not, though it may take 0.5 s.
+
+    `held_back_bytes`: what the system takes in before it went out, 0 = as it likes.
+    """
+    loop = asyncio.get_running_loop()
+    link = await connect(settings_for(address, **options), address)
+    link.timeout_s = 0.5
+    if held_back_bytes:
+        link._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, held_back_bytes)
+    began_s = loop.time()
+    answer = link.send(pack([("SET", "k", bytes(size_bytes))]), 1)
+    try:
+        await link.drain()
+        drained_s = loop.time() - began_s
+        assert await link.wait(answer) == [b"OK"]
+        return drained_s, loop.time() - began_s
+    except LinkLost as error:
+        return str(error), loop.time() - began_s
+    finally:
+        link.abort("done")
+
+
+async def test_a_large_command_is_sent_however_long_it_takes():
+    async with slow_server(12e6) as address:
+        drained_s, took_s = await send_large(address, 12 << 20, held_back_bytes=1 << 16)
+    assert drained_s > 0.7
+    assert took_s > 0.9
+
+
+async def test_what_the_system_holds_back_is_waited_for():
+    """Nothing waits in the process any more, but on the way out."""
+    async with slow_server(1e6) as address:
+        drained_s, took_s = await send_large(address, 1 << 20)
+    assert drained_s < 0.1
+    assert took_s > 0.9
+
+
+async def test_a_large_command_under_tls_too(certificates):
+    context, tls = certificates
+    async with slow_server(6e6, tls=context) as address:
+        _, took_s = await send_large(address, 6 << 20, tls=tls)
+    assert took_s > 0.9
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "why"), [(32 << 20, "took no data for"), (1 << 20, "did not answer within")], ids=["drain", "wait"]
+)
+async def test_who_takes_nothing_any_more_is_given_up(size_bytes, why):
+    async with slow_server(1e9, taken_max=1 << 16) as address:
+        said, took_s = await send_large(address, size_bytes)
+    assert why in said
+    assert took_s < 1.5
+
+
+async def test_what_goes_out_in_drips_for_ever_is_given_up():
+    async with server(silent) as (address, _):
+        link = await connect(settings_for(address), address)
+        link._sent_bytes = itertools.count().__next__
+        async with asyncio.timeout(1):
+            with pytest.raises(LinkLost, match="did not answer within"):
+                await link.call([("SLOW",)])
+
+
+async def test_an_answer_that_nobody_asked_for_does_not_become_the_next_ones():
+    async with server(lambda command: b"+A\r\n+B\r\n" if command[0] == b"X" else polite(command)) as (address, _):
+        link = await connect(settings_for(address), address)
+        assert await link.call([("X",)]) == [b"A"]
+        with pytest.raises(LinkLost, match="more answers than were asked for"):
+            await link.call([("PING",)])
+
+
+async def test_why_a_server_does_not_talk_is_heard_though_nothing_was_asked_yet():
+    async with server(polite) as (address, _):
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_connection(lambda: Link(address, 0.3), address.host, address.port)
+        link.data_received(b"-DENIED protected mode\r\n")
+        (reply,) = await link.call([("PING",)])
+        assert str(reply) == "DENIED protected mode"
+        link.abort("done")
+
+
+async def test_whoever_sends_is_answered():
+    async with server(polite) as (address, _):
+        link = await connect(settings_for(address), address)
+        with pytest.raises(InvariantBroken):
+            link.send(b"", 0)
+        link.abort("done")
+
+
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [(b"MISCONF Errors writing to the AOF file: No space left on device", None), (b"LOADING it loads", Unreachable)],
+)
+async def test_a_server_whose_disk_is_full_can_be_read(says, kind):
+    async with server(lambda command: b"-%s\r\n" % says if command[0] == b"PING" else polite(command)) as (address, _):
+        with pytest.raises(kind) if kind else contextlib.nullcontext():
+            (await connect(settings_for(address), address)).abort("done")
 
 
 async def test_an_answer_far_larger_than_was_asked_for_is_given_up():

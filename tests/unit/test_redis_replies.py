@@ -18,6 +18,13 @@ from crossfade.errors import AccessRefused, BrokerError, Kind, Unreachable
         ("NOREPLICAS Not enough good replicas to write.", Unreachable, ""),
         ("BUSY Redis is busy running a script.", Unreachable, ""),
         ("ERR max number of clients reached", Unreachable, "maxclients"),
+        (
+            "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+            Unreachable,
+            "state changed",
+        ),
+        ("ERR WAIT cannot be used with replica instances. Please also note that writes", Unreachable, "WAIT"),
+        ("ERR Script killed by user with SCRIPT KILL. script: f0, on @user_script:1.", Unreachable, "SCRIPT KILL"),
         ("MOVED 3999 127.0.0.1:6381", Moved, ""),
         ("ASK 3999 127.0.0.1:6381", Moved, ""),
         ("NOAUTH Authentication required.", AccessRefused, "password"),

@@ -8,6 +8,8 @@ Invariant: after any doubt (timeout, parse error, cancellation of a handshake) t
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +17,8 @@ from typing import Any, TypeAlias
 
 import hiredis
 
-from ...errors import AccessRefused, CrossfadeError, Unreachable
-from .replies import as_error, is_error
+from ...errors import AccessRefused, CrossfadeError, Unreachable, invariant
+from .replies import as_error, code_of, is_error
 from .settings import Address, RedisSettings, Secret
 
 Argument: TypeAlias = bytes | str | int | float
@@ -26,8 +28,12 @@ Command: TypeAlias = tuple[Argument, ...]
 _UNSENT_BYTES_MAX = 1 << 20
 #: room for unparsed replies that is kept; at the default of 16 KiB it would be made anew for every reply
 _KEPT_BYTES = 4 << 20
-#: an answer that comes in slower than this for longer than `timeout_s` will never end
+#: what comes in, or goes out, slower than this for longer than `timeout_s` will never end
 _SLOWEST_BYTES_S = 4 << 10
+#: so often within `timeout_s` whoever waits looks whether what was sent still goes out
+_LOOKS = 4
+#: where Linux tells in its `tcp_info` how many bytes the other side has taken
+_TCP_ACKED = slice(120, 128)
 _NOT_YET = object()
 
 
@@ -81,6 +87,8 @@ class Link(asyncio.Protocol):
         #: how much ever came, and when the last of it: `time()` of the loop
         self._heard_bytes = 0
         self._heard_s = 0.0
+        #: how much was ever handed over to be sent
+        self._written_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._can_send = asyncio.Event()
         self._can_send.set()
@@ -96,12 +104,14 @@ class Link(asyncio.Protocol):
 
         The link is given up where more than `bytes_max` bytes come for them (0 = any number).
         """
+        invariant(replies > 0, "whoever sends is answered")
         future: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
         if not self.is_open or self._transport is None:
             future.set_exception(LinkLost(self._lost or "not connected"))
             future.exception()  # a caller may give up before it looks
             return future
         self._waiting.append(_Waiting(future, replies, bytes_max))
+        self._written_bytes += len(packed)
         self._transport.write(packed)
         return future
 
@@ -109,36 +119,63 @@ class Link(asyncio.Protocol):
         """Wait while too much is unsent. Raises LinkLost when the server takes nothing for `timeout_s`."""
         if self._can_send.is_set():
             return
+        room = asyncio.ensure_future(self._can_send.wait())
         try:
-            async with asyncio.timeout(self.timeout_s):
-                await self._can_send.wait()
-        except TimeoutError:
-            self.abort(f"{self.address} took no data for {self.timeout_s:g} s")
-            raise LinkLost(self._lost) from None
+            if not await self._comes(room):
+                self.abort(f"{self.address} took no data for {self.timeout_s:g} s")
+                raise LinkLost(self._lost)
+        finally:
+            room.cancel()
 
     async def wait(self, future: asyncio.Future[Replies]) -> Replies:
-        """The replies of `send`. Raises LinkLost, also when nothing comes for `timeout_s`.
+        """The replies of `send`. Raises LinkLost, also when nothing moves either way for `timeout_s`."""
+        before_bytes = self._heard_bytes
+        if not future.done() and not await self._comes(future):
+            if self._heard_bytes > before_bytes:
+                self.abort(f"{self.address} stopped in an answer: too little came for {self.timeout_s:g} s")
+            else:
+                self.abort(f"{self.address} did not answer within {self.timeout_s:g} s")
+            raise LinkLost(self._lost)
+        return future.result()
+
+    async def _comes(self, future: asyncio.Future[Any]) -> bool:
+        """Wait for it as long as anything moves on this connection; False when nothing did for `timeout_s`.
 
         Whatever comes counts, however long the whole takes: a large answer over a slow line is no silence, and as
-        answers keep their order, what comes for another caller brings ours nearer.
+        answers keep their order, what comes for another caller brings ours nearer. So does what still goes out.
         """
-        if future.done():
-            return future.result()
         loop = asyncio.get_running_loop()
         began_s, before_bytes = loop.time(), self._heard_bytes
-        heard_bytes, until_s = 0, began_s + self.timeout_s
+        until_s = began_s + self.timeout_s
+        looked_s, sent_bytes = began_s, -1
         while (left_s := until_s - loop.time()) > 0:
-            await asyncio.wait((future,), timeout=left_s)
+            await asyncio.wait((future,), timeout=min(left_s, self.timeout_s / _LOOKS))
             if future.done():
-                return future.result()
+                return True
+            now_s, now_bytes = loop.time(), self._sent_bytes()
+            if 0 <= sent_bytes < now_bytes - _SLOWEST_BYTES_S * (now_s - looked_s):
+                # some of it went out since the last look: the silence began then at the earliest
+                began_s, before_bytes = looked_s, self._heard_bytes
+            looked_s, sent_bytes = now_s, now_bytes
             heard_bytes = self._heard_bytes - before_bytes
             alive_s = min(max(began_s, self._heard_s), began_s + heard_bytes / _SLOWEST_BYTES_S)
             until_s = alive_s + self.timeout_s
-        if heard_bytes:
-            self.abort(f"{self.address} stopped in an answer: too little came for {self.timeout_s:g} s")
-        else:
-            self.abort(f"{self.address} did not answer within {self.timeout_s:g} s")
-        raise LinkLost(self._lost)
+        return False
+
+    def _sent_bytes(self) -> int:
+        """A number that rises while what was sent goes out: out of this process, and to the other side.
+
+        The second is needed: between the two lie megabytes at times, and with TLS the first tells nothing.
+        """
+        if self._transport is None or not self.is_open:
+            return 0
+        sent_bytes = self._written_bytes - self._transport.get_write_buffer_size()
+        if sys.platform == "linux":
+            over: socket.socket = self._transport.get_extra_info("socket")
+            if over.family in (socket.AF_INET, socket.AF_INET6):
+                told = over.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_ACKED.stop)
+                sent_bytes += int.from_bytes(told[_TCP_ACKED], sys.byteorder)
+        return sent_bytes
 
     async def call(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands and wait for their replies. Raises LinkLost."""
@@ -181,6 +218,10 @@ class Link(asyncio.Protocol):
                     waiting.popleft()
                     if not asked.future.done():
                         asked.future.set_result(got)
+            if self._written_bytes and reader.has_data():
+                # It would become the answer to whatever is asked next. Before the first question it is no answer, but
+                # why the server does not talk to us.
+                self.abort(f"{self.address} sent more answers than were asked for")
         except hiredis.ProtocolError as error:
             self.abort(f"{self.address} does not speak the Redis protocol: {error}")
 
@@ -246,8 +287,10 @@ async def _handshake(link: Link, settings: RedisSettings, sentinel: bool) -> Non
         login: Command = ("AUTH", username, password) if username else ("AUTH", password)
         _require(await link.call([login]), f"logging in at {link.address}")
     replies = await link.call([("PING",), ("CLIENT", "SETNAME", "crossfade")])
-    # a name is a courtesy to operators: its refusal (old ACLs) is no reason to stop
-    _require(replies[:1], f"talking to {link.address}")
+    # A name is a courtesy to operators: its refusal (old ACLs) is no reason to stop. Nor is a full disk, which servers
+    # tell in answer to PING, though they can be read; they refuse writes by themselves.
+    if not (is_error(replies[0]) and code_of(replies[0]) == "MISCONF"):
+        _require(replies[:1], f"talking to {link.address}")
     if settings.db and not sentinel:
         _require(await link.call([("SELECT", settings.db)]), f"selecting database {settings.db}")
 

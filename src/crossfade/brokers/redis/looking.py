@@ -67,7 +67,7 @@ class Looker:
 
     def _parse(self, lane: Lane, replies: list[Any], history: str) -> tuple[Look, list[Any]]:
         doing = f"reading {self._name(lane)}"
-        for reply in replies[1:]:
+        for reply in replies:
             check(reply, doing)
         entries, info, groups = replies[-1]
         if is_error(entries) and code_of(entries) == "WRONGTYPE":
@@ -117,11 +117,11 @@ class Looker:
                 self._nodes.distrust()
                 raise unreachable(error, doing) from error
             history = self._history(link, got[0])
+            self._nodes.heed(got)
             at = 1
             for lane in mine:
                 end = at + len(commands[lane])
                 replies[lane] = Replies(got[at:end], got.sizes_bytes[at:end])
-                self._follow(replies[lane])
                 at = end
                 histories[lane] = history
         return replies, histories
@@ -138,11 +138,6 @@ class Looker:
             link.abort("it has become a replica")
             raise Unreachable(f"Redis at {link.address} has become a replica", hint="the new primary is looked for")
         return found.get("master_replid", "")[:8]
-
-    def _follow(self, replies: list[Any]) -> None:
-        """Forget the slot map where a reply says that it is old; the caller raises on the same reply."""
-        if any(is_error(reply) and code_of(reply) in ("MOVED", "ASK", "CLUSTERDOWN", "EXECABORT") for reply in replies):
-            self._nodes.distrust()
 
     def _name(self, lane: Lane) -> str:
         return self._keys[lane].decode(errors="replace")

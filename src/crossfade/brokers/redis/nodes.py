@@ -1,7 +1,8 @@
 """Which server holds which key, now: standalone, behind Sentinels, or a Cluster.
 
-Hides discovery and reconnecting. Invariant: a link that is handed out led to a primary when it was made; after any
-trouble `distrust` drops what is known, and the next call asks again. Nothing here retries by itself: the relay does.
+Hides discovery and reconnecting. Invariant: a link that is handed out led to a primary when it was made, and again
+after the last trouble: `distrust` drops what is known, and the next call asks again. Who is cut off answers as if it
+were not, so others are asked first then, where there are any. Nothing here retries by itself: the relay does.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any
 from ...errors import CrossfadeError, Unreachable, UsageError
 from .keys import SLOTS, slot_of
 from .link import Command, Link, LinkLost, connect
-from .replies import check, is_error
+from .replies import check, code_of, is_error
 from .settings import Address, RedisSettings
+
+#: first words of replies that are no answer of the primary of a key; a transaction is refused for those inside it
+_ELSEWHERE = {"MOVED", "ASK", "CLUSTERDOWN", "EXECABORT", "READONLY"}
 
 
 class Nodes:
@@ -23,6 +27,11 @@ class Nodes:
     def __init__(self, settings: RedisSettings) -> None:
         self.settings = settings
         self._links: dict[Address, Link] = {}
+        #: from before the last trouble: to be asked first whether they lead to a primary still
+        self._suspects: set[Link] = set()
+        #: Cluster: who told the slots, and who told those that proved wrong
+        self._told_by: Address | None = None
+        self._doubted: Address | None = None
         #: Cluster: the primary of each slot; else empty
         self._slots: list[Address | None] = []
         #: standalone and Sentinel: the primary, once found
@@ -34,7 +43,7 @@ class Nodes:
         address = self._known(key)
         if address is not None:
             link = self._links.get(address)
-            if link is not None and link.is_open:
+            if link is not None and link.is_open and link not in self._suspects:
                 return link
         async with self._lock:
             return await self._find(key)
@@ -61,9 +70,17 @@ class Nodes:
             return await self._link_to(address)
 
     def distrust(self) -> None:
-        """Forget where the primaries are; open links are kept until they prove wrong."""
+        """Forget where the primaries are. Open links are kept for those who use them now; who asks for one next gets it
+        only if its server says that it is a primary: a name may lead to another one by now."""
         self._slots = []
         self._primary = None
+        self._suspects = set(self._links.values())
+        self._doubted = self._told_by
+
+    def heed(self, replies: Iterable[Any]) -> None:
+        """Distrust where a reply says that the primary is elsewhere; the caller raises on the same reply."""
+        if any(is_error(reply) and code_of(reply) in _ELSEWHERE for reply in replies):
+            self.distrust()
 
     async def close(self) -> None:
         """Close every link."""
@@ -89,13 +106,11 @@ class Nodes:
                 )
             return await self._link_to(address)
         if mode == "sentinel":
-            if self._primary is None or not self._is_open(self._primary):
-                self._primary = await self._ask_sentinels()
-            link = await self._link_to(self._primary)
-        else:
-            self._primary = self.settings.addresses[0]
-            link = await self._link_to(self._primary)
-        return link
+            if self._primary is not None and self._is_open(self._primary):
+                return await self._link_to(self._primary)
+            return await self._ask_sentinels()
+        self._primary = self.settings.addresses[0]
+        return await self._link_to(self._primary)
 
     def _is_open(self, address: Address) -> bool:
         link = self._links.get(address)
@@ -103,6 +118,10 @@ class Nodes:
 
     async def _link_to(self, address: Address) -> Link:
         link = self._links.get(address)
+        if link is not None and link.is_open and link in self._suspects:
+            if not await self._is_primary(link):
+                link.abort("perhaps it leads to a primary no more")
+            self._suspects.discard(link)
         if link is None or not link.is_open:
             link = await connect(self.settings, address)
             try:
@@ -112,6 +131,14 @@ class Nodes:
                 raise
             self._links[address] = link
         return link
+
+    async def _is_primary(self, link: Link) -> bool:
+        """Whether its server says so; False where it may not be asked: a new connection costs little."""
+        try:
+            (role,) = await link.call([("ROLE",)])
+        except LinkLost:
+            return False
+        return not is_error(role) and role[0] == b"master"
 
     async def _require_primary(self, link: Link) -> None:
         """A replica would be read late and refuse writes; ROLE is not allowed everywhere, then READONLY tells later."""
@@ -127,8 +154,11 @@ class Nodes:
                 hint="during a failover this passes; else point the url at the primary, or set mode: sentinel",
             )
 
-    async def _ask_sentinels(self) -> Address:
+    async def _ask_sentinels(self) -> Link:
+        """A link to the primary that a Sentinel names: to the first that is one, for a Sentinel may be cut off."""
         name, reasons = self.settings.sentinel_name, []
+        hint = "check the Sentinel addresses and the name in `sentinel monitor <name> ...`"
+        named: set[Address] = set()
         for seed in self.settings.addresses:
             try:
                 link = await connect(self.settings, seed, sentinel=True)
@@ -140,18 +170,28 @@ class Nodes:
                 reasons.append(str(error))
                 continue
             found = check(reply, f"asking the Sentinel at {seed}")
-            if found is not None:
-                return Address(found[0].decode(), int(found[1]))
-            reasons.append(f"{seed} knows no primary named {name!r}")
-        raise Unreachable(
-            f"no Sentinel names a primary for {name!r}: " + "; ".join(reasons),
-            hint="check the Sentinel addresses and the name in `sentinel monitor <name> ...`",
-        )
+            if found is None:
+                reasons.append(f"{seed} knows no primary named {name!r}")
+                continue
+            address = Address(found[0].decode(), int(found[1]))
+            if address in named:
+                continue
+            named.add(address)
+            try:
+                link = await self._link_to(address)
+            except Unreachable as error:
+                reasons.append(f"{seed} names {address}: {error}")
+                hint = error.hint
+                continue
+            self._primary = address
+            return link
+        raise Unreachable(f"no Sentinel leads to a primary of {name!r}: " + "; ".join(reasons), hint=hint)
 
     async def _learn_slots(self) -> None:
         known = [link.address for link in self._links.values() if link.is_open]
         reasons: list[str] = []
-        for seed in dict.fromkeys([*known, *self.settings.addresses]):
+        seeds = dict.fromkeys([*known, *self.settings.addresses])
+        for seed in sorted(seeds, key=lambda seed: seed == self._doubted):
             try:
                 reply = await self._slots_seen_by(seed)
             except (Unreachable, LinkLost) as error:
@@ -159,9 +199,10 @@ class Nodes:
                 continue
             slots: list[Address | None] = [None] * SLOTS
             for first, last, primary, *_ in reply:
-                host = primary[0].decode() or seed.host
+                # no name stands for the one that was asked
+                host = (primary[0] or b"").decode() or seed.host
                 slots[first : last + 1] = [Address(host, int(primary[1]))] * (last - first + 1)
-            self._slots = slots
+            self._slots, self._told_by = slots, seed
             return
         raise Unreachable("no node of the Cluster answers: " + "; ".join(reasons), hint="check the addresses")
 
@@ -195,10 +236,12 @@ async def call_key(nodes: Nodes, key: bytes, commands: Sequence[Command], doing:
     """Commands about one key, on the node that holds it; error replies are values. Raises Unreachable."""
     link = await nodes.of_key(key)
     try:
-        return await link.call(commands)
+        replies = await link.call(commands)
     except LinkLost as error:
         nodes.distrust()
         raise unreachable(error, doing) from error
+    nodes.heed(replies)
+    return replies
 
 
 def unreachable(error: Exception, doing: str) -> CrossfadeError:

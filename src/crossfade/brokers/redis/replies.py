@@ -27,6 +27,7 @@ _PASSING = {
     "MOVED": "the hash slot has moved",
     "ASK": "the hash slot is being moved",
     "UNKILLABLE": "a script has been running for too long",
+    "UNBLOCKED": "the server has become a replica while it was waited for",
 }
 #: older servers lack entries-added, without which losses cannot be counted
 VERSION_MIN = (7, 0)
@@ -72,6 +73,10 @@ def as_error(reply: Any, doing: str) -> CrossfadeError:
         return AccessRefused(f"{doing}: {text}", hint="the key is no stream; correct its name or remove the key")
     if "unknown command" in text:
         return AccessRefused(f"{doing}: {text}", hint="the service disables or lacks this command")
+    if "WAIT cannot be used with replica" in text:
+        return Unreachable(f"{doing}: {_PASSING['READONLY']}", hint=text)
+    if "killed by user" in text:  # only a script that has not written yet can be
+        return Unreachable(f"{doing}: somebody ended our script with SCRIPT KILL", hint=text)
     if "max number of clients" in text:
         return Unreachable(f"{doing}: {text}", hint="raise maxclients")
     return BrokerError(f"{doing}: {text}", hint="the server answered in a way that is not expected here")
