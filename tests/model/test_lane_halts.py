@@ -238,3 +238,39 @@ def test_the_markers_of_idle_lanes_are_kept_alive(shapes):
         await stopped(copier, task)
 
     run_virtual(main())
+
+
+def test_the_markers_of_idle_lanes_are_written_soon_after_a_claim():
+    """A process that runs for some minutes a day must keep them alive too."""
+    world = World(*SHAPES[0], lanes=1, limits=Limits(idle_wait_s=0.2))
+
+    async def main():
+        copier, task = await copying(world, 3)
+        await stopped(copier, task)
+        copier, task = world.process()
+        await asyncio.sleep(5)
+        (before,) = copier.lanes[0].markers.values()
+        await asyncio.sleep(90)
+        (after,) = copier.lanes[0].markers.values()
+        assert after.claim_id == copier.claim.claim_id != before.claim_id
+        assert after.place == before.place
+        await stopped(copier, task)
+
+    run_virtual(main())
+
+
+def test_a_lane_is_not_idle_with_records_behind_a_marker_under_way():
+    """Else it would show no lag while they are on their way."""
+    world = World(*SHAPES[0], lanes=1, limits=Limits(idle_wait_s=0.2))
+
+    async def main():
+        copier, task = await copying(world, 3)
+        await stopped(copier, task)
+        state = copier.lanes[0]
+        world.write(0, 1)
+        batches = await copier.source.read({0: state.place}, 10, 1 << 20, 0.1)
+        copier._in_flight = {0: True}  # the marker alone
+        assert len(copier._take(batches, {0: state.place})) == 1
+        assert copier._in_flight == {0: False}
+
+    run_virtual(main())

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -82,3 +83,19 @@ async def test_a_log_that_is_away_leaves_nothing(monkeypatch):
             with pytest.raises(CrossfadeError):
                 await log.bounds([0])
         await log.close()
+
+
+async def test_a_handle_ends_in_a_thread_of_its_own():
+    """Its end waits for the threads of the brokers, one of which may be resolving a name."""
+    ended_in, has_ended = [], threading.Event()
+
+    class Handle:
+        def __del__(self):
+            ended_in.append(threading.current_thread().name)
+            has_ended.set()
+
+    asked = Cluster(KafkaSettings(_NOBODY))
+    asked._admin = Handle()
+    asked.close()
+    assert await asyncio.to_thread(has_ended.wait, 30)
+    assert ended_in == ["kafka-admin-end"]

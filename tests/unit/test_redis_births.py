@@ -91,3 +91,25 @@ async def test_a_lane_starts_without_a_birth_only_where_the_right_is_missing(mon
             await births._create(0, GROUP)
     else:
         assert await births._create(0, GROUP) == birth
+
+
+async def test_a_move_that_got_no_answer_is_made_again(monkeypatch):
+    clock, looker, refusals = Clock(), Looker(), [Unreachable("paused")]
+    monkeypatch.setattr(births_module, "time", clock)
+    births = Births(None, looker, [KEY], "route-1")
+    answer = looker.call
+
+    async def call(commands, doing):
+        if refusals:
+            raise refusals.pop()
+        return await answer(commands, doing)
+
+    looker.call = call
+    place = Place("9-0", 1, GROUP)
+    await births.follow({0: place})
+    clock.now_s += VOUCH_EVERY_S
+    with pytest.raises(Unreachable):
+        await births.follow({0: place})
+    clock.now_s += VOUCH_EVERY_S
+    await births.follow({0: place})
+    assert looker.moved == ["9-0"]

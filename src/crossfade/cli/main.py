@@ -227,7 +227,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
     _replace_closed_streams()
     code = run(sys.argv[1:] if args is None else list(args))
-    if not have_threads_ended():
+    try:
+        have_ended = have_threads_ended()
+    except KeyboardInterrupt:
+        have_ended = False
+    if not have_ended:
         os._exit(code)
     sys.exit(code)
 

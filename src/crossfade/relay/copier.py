@@ -45,6 +45,8 @@ _DELETED_TOLD_S = 60.0
 _ALARMS_MAX = 100
 #: between two looks for idle lanes whose markers are due
 _MARKERS_LOOK_S = 1.0
+#: those of lanes that stay idle are written so long after a claim
+_MARKERS_AFTER_CLAIM_S = 60.0
 
 
 class _Taken(NamedTuple):
@@ -218,7 +220,7 @@ class Copier:
 
     async def _enter(self, claim: Claim, owned: frozenset[Lane]) -> None:
         """Make the lane states anew from what the claim found; tell which of them cannot go on."""
-        lanes = await claimed_lanes(self.route, self.source, self.board, claim, owned, self.lanes, self._now())
+        lanes = await claimed_lanes(self.route, self.source, self.board, claim, owned, self.lanes)
         for state in lanes.values():
             if state.error is not None:
                 self._log.error("lane halted", **state.error.as_dict())
@@ -228,6 +230,8 @@ class Copier:
             if state.error is not None and (known is None or known.error is None):
                 self._log.error("lane halted", **state.error.as_dict())
                 self.tell_alarm(state.error.message)
+        for state in lanes.values():  # nobody knows how old their markers are
+            state.marker_written_s = self._now() - self.limits.marker_keepalive_s + _MARKERS_AFTER_CLAIM_S
         self.lanes = lanes | waiting
         for state in self.lanes.values():
             if state.state is not State.HALTED:
@@ -359,6 +363,8 @@ class Copier:
                     state.state = State.IDLE
                 continue
             state.state = State.COPYING
+            if lane in self._in_flight:
+                self._in_flight[lane] = False  # it has more to come
             state.retries = 0 if batch.rows else state.retries
             taken.append(_Taken(state, batch, passed))
         return taken

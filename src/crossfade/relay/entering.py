@@ -28,7 +28,6 @@ async def claimed_lanes(
     claim: Claim,
     owned: Iterable[Lane],
     known: Mapping[Lane, LaneState],
-    now_s: float,
 ) -> dict[Lane, LaneState]:
     """The owned lanes as the claim found them, halted where it says so; `known`: how they were before in this process.
 
@@ -49,7 +48,6 @@ async def claimed_lanes(
             state.deleted_total, state.deleted_ahead = before.deleted_total, before.deleted_ahead
             state.deleted_told, state.deleted_told_s = before.deleted_told, before.deleted_told_s
             state.level_at_s, state.still_since_s = before.level_at_s, before.still_since_s
-        state.marker_written_s = now_s
         if errors:
             state.error, state.state = errors[0], State.HALTED
         else:

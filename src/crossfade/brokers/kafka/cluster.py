@@ -117,10 +117,10 @@ class Cluster:
 
     def close(self) -> None:
         """Let go of the handle."""
-        handle, self._admin = self._admin, None
-        if handle is not None:
-            self.settings.untrack(handle)
-            _end_aside([handle])
+        handles, self._admin = [self._admin], None
+        if handles[0] is not None:
+            self.settings.untrack(handles[0])
+            _end_aside(handles)
 
     # --- topics ---------------------------------------------------------------------------------------------------
 
@@ -434,6 +434,9 @@ class Cluster:
             del answer, future, handles
 
 
-def _end_aside(handles: list[AdminClient]) -> None:
+def _end_aside(handles: list[Any]) -> None:
     """Drop the only reference to a handle in a thread: its end joins threads, one of which may be resolving a name."""
-    threading.Thread(target=handles.clear, name="kafka-admin-end", daemon=True).start()
+    try:
+        threading.Thread(target=handles.clear, name="kafka-admin-end", daemon=True).start()
+    except RuntimeError:  # no more threads
+        handles.clear()

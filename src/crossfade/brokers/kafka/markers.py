@@ -182,7 +182,10 @@ class MarkerReader:
                 found = consumer.committed([TopicPartition(topic, lane) for lane in lanes], 2.0)
                 break
             except KafkaException as failure:
-                consumer.poll(0)  # nothing is subscribed: it only lets the client tell what is wrong
+                told = consumer.poll(0)  # nothing is subscribed: it only lets the client tell what is wrong
+                error = told.error() if told is not None else None
+                if error is not None and error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    raise translate(error, "reading the markers", self.health) from failure
                 is_refused = self.health.refusal() is not None
                 if time.monotonic() < deadline and error_of(failure).code() in _WAIT and not is_refused:
                     breathe()

@@ -7,6 +7,8 @@ Threads are daemons: one that is stuck in a call never keeps the process from en
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import queue
 import threading
 import time
@@ -27,6 +29,8 @@ T = TypeVar("T")
 _BREATH_S = 0.003
 #: the client tells of records that are dropped within this time, unless a broker's thread is busy elsewhere
 _PURGE_S = 1.0
+
+_CAN_WAIT = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 _Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop | None, "asyncio.Future[Any] | None"]
 
@@ -96,7 +100,10 @@ def _forget_locals(error: BaseException) -> None:
         one = chain.pop()
         if one is not None and id(one) not in seen:
             seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                if not frame.f_code.co_flags & _CAN_WAIT:  # one that waits would be ended
+                    with contextlib.suppress(RuntimeError):  # it is still running
+                        frame.clear()
             chain += [one.__cause__, one.__context__]
 
 

@@ -87,6 +87,7 @@ class Births:
         """
         now_s = time.monotonic()
         commands: dict[Lane, list[Command]] = {}
+        moved: dict[Lane, str] = {}
         for lane, place in after.items():
             since_s, earlier = self._vouching.setdefault(lane, (now_s, place))
             if position_order(place.position) < position_order(earlier.position):
@@ -96,11 +97,12 @@ class Births:
                 continue
             self._vouching[lane] = (now_s, place)
             if earlier.incarnation and earlier.position and self._vouched.get(lane) != earlier.position:
-                self._vouched[lane] = earlier.position
+                moved[lane] = earlier.position
                 commands[lane] = [("XGROUP", "SETID", self._keys[lane], earlier.incarnation, earlier.position)]
         if commands:
             # a refusal does no harm: trimming that waits for groups waits longer
             await self._looker.call(commands, "moving the birth groups")
+            self._vouched |= moved
 
     async def _create(self, lane: Lane, name: str) -> str:
         create: Command = ("XGROUP", "CREATE", self._keys[lane], name, "$", "MKSTREAM")
