@@ -34,6 +34,7 @@ from crossfade.lab.process import wait_until
 _REQUEST_S = 15.0
 _SPREAD_S = 30.0
 _TRIES = 5
+_TRY_PAUSE_S = 0.5
 
 
 class KafkaAdmin:
@@ -180,14 +181,16 @@ class KafkaAdmin:
         """The answers to a request, None where an earlier try of it has done the work, as the code `done` says.
 
         It is made again where the client gave up the connection that it was made on. That happens with a new client,
-        when it comes to know by name a broker of which it had only the address. Raises LabError.
+        when it comes to know by name a broker of which it had only the address. So is one that found no leader: the
+        broker that was asked may not know of the topic yet. Raises LabError.
         """
         for tried in itertools.count(1):
             try:
                 return [self._answer(future, done if tried > 1 else None) for future in ask().values()]
             except KafkaException as error:
-                if error.args[0].code() != KafkaError._DESTROY_BROKER or tried == _TRIES:
+                if error.args[0].code() not in (KafkaError._DESTROY_BROKER, KafkaError._NOENT) or tried == _TRIES:
                     raise LabError(f"Kafka refused to {what}: {error}") from error
+                time.sleep(_TRY_PAUSE_S)
             except TimeoutError as error:
                 raise LabError(f"Kafka refused to {what}: {error}") from error
         raise AssertionError("the count has no end")
