@@ -6,13 +6,15 @@ import time
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from kafka_copy import NOW, Copy, keys
 from kafka_fixture import KafkaBackend
 
 from crossfade.brokers.kafka import markers as kafka_markers
-from crossfade.errors import Fenced, Indeterminate, RouteConflict
+from crossfade.errors import Fenced, Indeterminate, RouteConflict, TargetReset
 from crossfade.model.position import Place
 from crossfade.model.record import Write
+from crossfade.model.wire import decode_origin
 
 pytestmark = pytest.mark.lab
 
@@ -209,3 +211,68 @@ async def test_a_header_name_that_would_crash_the_client_is_quarantined(backend)
     outcome = (await log.append(copy.claim, [Write((0, 0), [0, 1, 2], rows, Place("2", 3, "s"), [], 1)]))[0, 0]
     assert (outcome.records, outcome.quarantined) == (2, 1)
     assert await keys(backend, log) == [0, 2]
+
+
+# ------------------------------------------------------------------------------------------ topics that change under it
+
+
+async def test_nothing_is_committed_into_a_topic_that_was_made_anew_under_a_claim(backend):
+    """The client follows the name, and the brokers take what it goes on with."""
+    log = await backend.log(1)
+    copy = Copy(log)
+    await copy.begin()
+    await backend.recreate(log, 0)
+    with pytest.raises((Indeterminate, Fenced)):
+        await copy.append(10, 3)
+    assert await keys(backend, log) == []
+    claim = await copy.take()
+    assert isinstance(claim.errors[0, 0], TargetReset)
+
+
+async def test_a_quarantine_that_was_deleted_is_made_again(backend):
+    log = await backend.log(1)
+    copy = Copy(log)
+    await copy.begin()
+
+    async def refused(number):
+        """As the relay does: the size is looked at once a broker has refused it, and doubt is answered by a claim."""
+        for _ in range(3):
+            try:
+                return await copy.append(number, 1, value=too_large)
+            except Indeterminate:
+                await copy.take()
+        raise AssertionError(f"record {number} could not be put into quarantine")
+
+    too_large = os.urandom(100_000)
+    assert (await refused(10)).quarantined == 1
+    await log.cluster.delete_topics([f"crossfade.{copy.route}.quarantine"])
+    await log.cluster.wait_gone(f"crossfade.{copy.route}.quarantine")
+    assert (await refused(11)).quarantined == 1
+    assert [position for _, position, _ in await backend.quarantined(log, copy.route)] == ["11"]
+
+
+async def test_records_keep_their_times_where_the_topic_begins_to_give_its_own(backend):
+    log = await backend.log(1)
+    copy = Copy(log)
+    await copy.begin()
+    change = ConfigResource(ConfigResource.Type.TOPIC, log.name)
+    change.add_incremental_config(
+        ConfigEntry("message.timestamp.type", "LogAppendTime", incremental_operation=AlterConfigOpType.SET)
+    )
+    log.cluster.admin.incremental_alter_configs([change])[change].result(30)
+    number, told = 10, ""
+    deadline = time.monotonic() + 60
+    while not told and time.monotonic() < deadline:  # the leader hears of it in a moment
+        try:
+            await copy.append(number, 1)
+            number += 1
+        except Indeterminate as error:
+            told = error.message
+    assert "its own time" in told
+    await copy.take()
+    await copy.append(number, 1)
+    rows = await backend.read_all(log, 0)
+    assert [int(row[0]) for row in rows] == list(range(number + 1))
+    for _, _, headers, time_ms in rows:
+        own = decode_origin(dict(headers)["xf"]).time_ms
+        assert (time_ms if own is None else own) == NOW

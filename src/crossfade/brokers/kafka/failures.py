@@ -29,6 +29,7 @@ _ACCESS: dict[int, str] = {
     _E.TOPIC_EXCEPTION: "correct the topic's name",
     _E.POLICY_VIOLATION: "the cluster's policy forbids it: ask its administrator",
     _E.INVALID_REPLICATION_FACTOR: "the cluster has fewer brokers than the replication factor",
+    _E.INVALID_TRANSACTION_TIMEOUT: "raise transaction.max.timeout.ms of the brokers to 10 seconds at least",
     _E.UNSUPPORTED_VERSION: "the broker is too old for this request",
     _E._UNSUPPORTED_FEATURE: "the broker is too old for this request",
 }

@@ -37,6 +37,8 @@ _LISTENER_S = 5.0
 _POLL_S = 0.2
 _TRIES = 4
 _PAUSE_S = 0.5
+#: a member of so long has found the topic everywhere
+_MEMBER_S = 60.0
 #: the copier may hold up a rebalance for one transaction, never for this long
 _MAX_POLL_MS = 30_000
 
@@ -75,12 +77,15 @@ class KafkaGroup:
             # it stays away until its session has ended.
             self._log.info("waiting for the session to end, so that new lanes are handed out", wait_s=_AWAY_S)
             await asyncio.sleep(_AWAY_S)
-        for left in reversed(range(_TRIES)):
+        misses = 0
+        while True:
+            began_s = time.monotonic()
             try:
                 await self._be_member(listener)
             except KafkaException as failure:
                 # The topic exists: brokers other than the one that was asked hear of it a little later.
-                if not left or not is_topic_missing(error_of(failure)):
+                misses = misses + 1 if time.monotonic() - began_s < _MEMBER_S else 1
+                if misses >= _TRIES or not is_topic_missing(error_of(failure)):
                     raise self._translate(failure) from failure
             await asyncio.sleep(_PAUSE_S)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import structlog
 
-from ...errors import BrokerError, Fenced, LaneError, invariant
-from ...model.position import position_text
+from ...errors import BrokerError, Fenced, Indeterminate, LaneError, invariant
+from ...model.position import Marker, position_text
 from ...model.record import Lane, Path, Reject, Write
 from ..protocol import Appended, Claim, Owner
 from . import markers, names
@@ -109,6 +109,7 @@ class KafkaTarget:
         def offsets(targets: Mapping[Path, int]) -> list[Any]:
             for path, plan in plans.items():
                 after[path] = plan.marker(claim.markers.get(path), targets.get(path))
+                self._refuse_another_log(path, claim.markers.get(path), targets.get(path, -1))
             return markers.offsets(claim.owner.route, after, lanes, claim.paths)
 
         invariant(claim.writer is not None, "a claim has a writer")
@@ -121,11 +122,25 @@ class KafkaTarget:
         try:
             await claim.writer.commit(lots, notes, offsets, claim.group, on_sent)
         except BrokerError as error:
+            self._topics.doubt()
             if is_size_refusal(error):
                 await self._topics.note_size_refusal()
             raise
         claim.markers.update({path: after[path] for path in plans})
         claim.stored.update({path: marker for path, marker in after.items() if path[0] in lanes})
+
+    def _refuse_another_log(self, path: Path, before: Marker | None, offset: int) -> None:
+        """Raise Indeterminate where a path's records went in before those that it had: what it had copied is gone.
+
+        The topic was made anew, or its log cut off, under a live claim: the client follows, and brokers take what it
+        goes on with. Nothing is committed yet, and the next claim tells what has happened.
+        """
+        if before is not None and before.target and 0 <= offset <= int(before.target):
+            raise Indeterminate(
+                f"records of source lane {path[0]} went to offset {offset} of target lane {path[1]}, which had them up "
+                f"to {before.target}",
+                hint="the relay claims anew and says whether the topic was made anew or cut off",
+            )
 
     async def guarantee(self) -> list[str]:
         """Which guarantee holds, and why. Raises GuaranteeRefused, Unreachable, AccessRefused."""

@@ -11,7 +11,7 @@ import time
 
 import structlog
 
-from ...errors import RouteConflict, invariant
+from ...errors import AccessRefused, Indeterminate, RouteConflict, Unreachable, invariant
 from . import names
 from .cluster import SETTLE_S, Cluster, TopicFacts
 from .guarantee import TargetLimits, guarantee_of, read_limits
@@ -55,7 +55,7 @@ class TargetTopics:
         """
         if route != self._route:
             self._route, self._is_ready, self._is_quarantine_ready = route, False, False
-        if self._is_ready and await self._cluster.topic_id(self._topic) not in (None, "", self.topic_id):
+        if await self._is_made_anew():
             self._is_ready, self._limits = False, None  # made anew under a running process
         if not self._is_ready:
             for line in await self.guarantee():
@@ -93,12 +93,33 @@ class TargetTopics:
     async def limits(self) -> TargetLimits:
         """What the stream's topic takes, asked for again now and then. Raises Unreachable, AccessRefused."""
         now = time.monotonic()
-        if self._limits is None or now - self._limits_at > _LIMITS_S:
-            was_exact = self._limits is not None and self._limits.is_exact
-            self._limits = read_limits(await self._cluster.config(self._topic))
-            self._limits.is_exact = was_exact
+        known = self._limits
+        if known is None or now - self._limits_at > _LIMITS_S:
+            if known is not None and await self._is_made_anew():
+                self.doubt()
+                raise Indeterminate(
+                    f"topic {self._topic} was deleted and made anew under the claim", hint="the relay claims anew"
+                )
+            try:
+                self._limits = read_limits(await self._cluster.config(self._topic))
+                self._limits.is_exact = known is not None and known.is_exact
+            except (Unreachable, AccessRefused) as error:
+                if known is None:
+                    raise
+                # Writing may well go on; what has changed meanwhile the brokers refuse.
+                self._log.warning("the topic's limits are not told; the known ones hold", reason=error.message)
             self._limits_at = now
+        assert self._limits is not None
         return self._limits
+
+    def doubt(self) -> None:
+        """An append failed: one of the topics may be gone, or its settings others. The next claim asks anew."""
+        self._is_ready = self._is_quarantine_ready = False
+        if self._limits is not None:
+            self._limits_at = -_LIMITS_S
+
+    async def _is_made_anew(self) -> bool:
+        return self._is_ready and await self._cluster.topic_id(self._topic) not in (None, "", self.topic_id)
 
     async def note_size_refusal(self) -> None:
         """A batch was refused for its size: ask for the limits, and isolate by size from now on."""

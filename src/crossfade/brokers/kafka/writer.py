@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Producer, TopicPartition
 
 from ...errors import Indeterminate, invariant
 from ...model.record import Lane, Path, Row
@@ -137,6 +137,8 @@ class Writer:
         self._producer: Any = None
         self._is_dead = False
         self._is_spent = False
+        #: batches that are not acknowledged, by what tells of them -> their lane
+        self._open_batches: dict[Any, Lane] = {}
         self._patience = patience or Patience()
         #: until when the records of the transaction under way must be delivered
         self._deliver_by_s = math.inf
@@ -325,7 +327,9 @@ class Writer:
                 sent += 1
                 is_last = stop == len(lot.rows)
                 token = lot.path if is_last else (lot.path, stop)
-                self._produce(lot, start, stop, _delivery(token, delivered if is_last else acknowledged, failed))
+                told = delivered if is_last else acknowledged
+                self._open_batches[token] = lot.path[1]
+                self._produce(lot, start, stop, self._delivery(token, told, failed, stop - 1 in lot.own_times))
                 self._producer.poll(0)
                 if not is_last:
                     behind.append((lot, stop))
@@ -377,7 +381,7 @@ class Writer:
     def _produce_note(self, note: Note, index: int, delivered: dict[Any, int], failed: list[KafkaError]) -> None:
         now_ms = int(time.time() * 1000)
         self._send(
-            note.topic, note.value, note.key, note.lane, note.headers, now_ms, _delivery(index, delivered, failed)
+            note.topic, note.value, note.key, note.lane, note.headers, now_ms, self._delivery(index, delivered, failed)
         )
 
     def _send(self, topic: str, value: Any, key: Any, lane: Lane, headers: Any, time_ms: int, callback: Any) -> None:
@@ -391,11 +395,29 @@ class Writer:
                 if time.monotonic() > self._deliver_by_s or self._is_dead:
                     raise doubt("the client's queue stayed full", "sending records") from None
 
+    def _delivery(
+        self, token: Any, delivered: dict[Any, int], failed: list[KafkaError], keeps_time: bool = True
+    ) -> Callable[[Any, Any], None]:
+        """Takes what the client tells of a batch's last record, whose own time may travel in `xf` (`keeps_time`)."""
+
+        def on_delivery(error: KafkaError | None, message: Any) -> None:
+            self._open_batches.pop(token, None)
+            if error is None and not keeps_time and message.timestamp()[0] == TIMESTAMP_LOG_APPEND_TIME:
+                error = KafkaError(KafkaError._FAIL, "the topic gives records its own time since a moment")
+            if error is None:
+                delivered[token] = message.offset()
+            else:
+                failed.append(error)
+
+        return on_delivery
+
     def _await(self, condition: Callable[[], bool], failed: list[KafkaError]) -> None:
         """Wait for deliveries. It polls: under flush() a delivery callback can be lost."""
         while not condition() and not failed:
             if self._is_dead or time.monotonic() > self._deliver_by_s:
-                raise doubt(f"records were not delivered within {_DELIVERY_S:.0f} s", "sending records")
+                late = ", ".join(f"{self._topic}[{lane}]" for lane in sorted(set(self._open_batches.values()))[:5])
+                where = f" to {late}" if late else ""
+                raise doubt(f"records were not delivered{where} within {_DELIVERY_S:.0f} s", "sending records")
             if self._producer.poll(0.1) == 0:
                 self._probe()
         if failed:
@@ -420,16 +442,6 @@ class Writer:
         if producer is not None:
             self._settings.untrack(producer)
             throw_away(producer)
-
-
-def _delivery(token: Any, delivered: dict[Any, int], failed: list[KafkaError]) -> Callable[[Any, Any], None]:
-    def on_delivery(error: KafkaError | None, message: Any) -> None:
-        if error is None:
-            delivered[token] = message.offset()
-        else:
-            failed.append(error)
-
-    return on_delivery
 
 
 async def fence(settings: KafkaSettings, transactional_id: str) -> None:
