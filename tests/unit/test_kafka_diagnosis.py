@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError
 from crossfade.brokers.kafka import KafkaLog, KafkaSettings
 from crossfade.brokers.kafka import log as log_module
 from crossfade.brokers.protocol import Bounds
-from crossfade.errors import SourceRegressed, SourceTrimmed
+from crossfade.errors import SourceDamaged, SourceRegressed, SourceTrimmed
 from crossfade.model.position import Place
 
 _GONE = KafkaError(KafkaError._AUTO_OFFSET_RESET, "Offset out of range")
@@ -26,7 +26,7 @@ class Thread:
 
 
 class Reader:
-    examine = trust = None
+    examine = trust = is_trusted = None
 
 
 @pytest.fixture
@@ -74,6 +74,33 @@ async def test_lanes_that_became_shorter_are_looked_at_together(make):
     assert {type(error) for error in found.values()} == {SourceRegressed}
     assert log.asked == [[0, 1, 2], [0, 1, 2]]
     assert slept.count(1.0) == 1
+
+
+class Trusting(Thread):
+    """Remembers which places are trusted, as the reader does."""
+
+    def __init__(self):
+        super().__init__()
+        self.trusted = {}
+
+    async def call(self, function, lane, place, *_):
+        if function == "trust":
+            self.trusted[lane] = place
+        return self.trusted.get(lane) == place
+
+
+async def test_a_damaged_batch_behind_a_trusted_place_is_told(make, monkeypatch):
+    monkeypatch.setattr(Reader, "trust", "trust")
+    monkeypatch.setattr(Reader, "is_trusted", "is_trusted")
+    place = Place("6", 10, "topic-id", "1")  # the log starts between its last record and it
+    thread = Trusting()
+    log = make(thread, low=9, end=200, slept=[])
+    assert await log._diagnose({0: place}, {0: _GONE}) == {}
+    assert thread.trusted == {0: place}
+    damaged = KafkaError(KafkaError._BAD_MSG, "CRC check failed")
+    found = await log._diagnose({0: place}, {0: damaged})
+    assert isinstance(found[0], SourceDamaged)
+    assert "CRC check failed" in found[0].message
 
 
 @pytest.mark.parametrize("answers", [True, False])

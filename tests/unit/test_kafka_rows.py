@@ -118,6 +118,34 @@ def test_after_a_refusal_by_the_broker_the_exact_limit_counts():
     assert len(prepare(write([row]), found.rows(NOW)).rejects) == 1
 
 
+def test_what_is_too_large_for_a_small_topic_is_isolated_whatever_its_shape():
+    found = read_limits(config(max_message_bytes=4000))
+    found.is_exact = True
+    rows = [(b"k", b"x" * size, None, NOW) for size in (100, 3700, 4100, 8000)] + [(b"x" * 5000, None, None, NOW)]
+    prepared = prepare(write(rows), found.rows(NOW))
+    assert prepared.positions == [0, 1]
+    assert [reject.position for reject in prepared.rejects] == [2, 3, 4]
+    both = prepare(write([(b"k" * 2000, b"x" * 2000, None, NOW)]), found.rows(NOW))
+    assert len(both.rejects) == 1
+
+
+def test_no_batch_and_no_record_is_larger_than_a_segment():
+    found = read_limits(config(segment_bytes=20_000))
+    assert found.batch_bytes_max < 20_000
+    found.is_exact = True
+    rows = [(None, b"x" * size, None, NOW) for size in (19_000, 20_000)]
+    assert prepare(write(rows), found.rows(NOW)).positions == [0]
+    assert read_limits(config(segment_bytes=1 << 30)).message_bytes_max == 1_048_588
+
+
+@pytest.mark.parametrize("end", ["\0", "\ud800"])
+def test_a_long_header_name_has_room_in_the_reason(end):
+    rows = [(b"a", b"1", [("n" * 1_000_000 + end, b"y")], NOW)]
+    (reject,) = prepare(write(rows), limits()).rejects
+    assert "header name 'nnn" in reject.reason
+    assert len(reject.reason) < 200
+
+
 def test_batches_fit_even_when_nothing_compresses():
     assert read_limits(config(max_message_bytes=65_536)).batch_bytes_max < 65_536
     assert read_limits(config()).batch_bytes_max == 1_000_000

@@ -1,10 +1,11 @@
 """Marker against data: every way in which the two can differ, and who decides."""
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from crossfade.brokers.kafka import markers
 from crossfade.brokers.kafka.tail import LaneExtent, PathTail, origin_of, resolve
-from crossfade.errors import GuaranteeRefused, RouteConflict, TargetReset, TargetTorn
+from crossfade.errors import GuaranteeRefused, RouteConflict, TargetReset, TargetTorn, UsageError
 from crossfade.model.position import Marker, Place
 from crossfade.model.wire import Origin, encode_marker, encode_origin
 
@@ -190,6 +191,25 @@ def test_a_lane_that_has_more_target_lanes_than_before_is_another_route():
     with pytest.raises(RouteConflict, match="source lane 3 was copied into one target lane before") as told:
         markers.decode(text, 3, [(3, 0), (3, 1), (3, 2)])
     assert told.value.hint == "use the configuration that the route was started with, or start a new route"
+
+
+@pytest.mark.parametrize("text", ["1;x", "1;", "1;{}", "1;[x", "1;[[],[]]", "1;[1]", "host-1;2", "x"])
+def test_what_another_tool_stored_is_told_as_such(text):
+    with pytest.raises(UsageError, match="the offset of source lane 3 in the route's group is no marker") as told:
+        markers.decode(text, 3, [(3, 5)])
+    assert "--delete-offsets" in told.value.hint
+
+
+def test_a_plain_offset_is_told_with_the_way_out():
+    class Group:
+        def committed(self, partitions, wait_s):
+            return [TopicPartition(partition.topic, partition.partition, 7) for partition in partitions]
+
+    reader = object.__new__(markers.MarkerReader)
+    reader._route = "r1"
+    with pytest.raises(UsageError, match=r"group crossfade\.r1 has a plain offset on lane 3") as told:
+        reader._read(Group(), [3], 1.0)
+    assert "--delete-offsets --group crossfade.r1 --topic crossfade.r1.lanes:3" in told.value.hint
 
 
 def test_too_many_target_lanes_are_refused_by_name():

@@ -16,7 +16,7 @@ import hiredis
 import pytest
 
 from crossfade import wiring
-from crossfade.brokers.kafka.cluster import Cluster
+from crossfade.brokers.kafka.cluster import Cluster, ConfigValue
 from crossfade.brokers.kafka.log import KafkaLog
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker
 from crossfade.config import Config, load
@@ -70,6 +70,44 @@ async def test_it_can_be_compared_and_goes_on_where_it_was_started(config: Confi
     await RouteBoard(stored, "idforward").add_started({0, 1})
     async with wiring.open_route(config, "forward") as opened:
         assert opened.route.target_lanes == 64
+
+
+# -- a pair --------------------------------------------------------------------------------------------------------
+
+_PAIR = """\
+version: 1
+brokers:
+  old: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:1"}}
+  new: {kind: kafka, properties: {bootstrap.servers: "127.0.0.1:2"}}
+streams:
+  messages:
+    old: {topic: t}
+    new: {topic: u}
+routes:
+  forward: {id: idforward, stream: messages, source: old, target: new, allow_weak: true}
+  back: {id: idback, stream: messages, source: new, target: old, reverse_of: forward, allow_weak: true}
+"""
+
+
+@pytest.mark.parametrize("name", ["forward", "back"])
+@pytest.mark.parametrize("policy", ["delete", "compact", "compact,delete"])
+async def test_a_compacted_source_of_a_pair_may_lack_echoes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, policy: str
+) -> None:
+    source = "t" if name == "forward" else "u"
+
+    async def open_log(log: KafkaLog) -> None:
+        log.lanes, log.identity = 2, log.name
+
+    async def config_of(_: Cluster, topic: str) -> dict[str, ConfigValue]:
+        return {"cleanup.policy": ConfigValue(policy if topic == source else "delete", False)}
+
+    monkeypatch.setattr(KafkaLog, "open", open_log)
+    monkeypatch.setattr(Cluster, "config", config_of)
+    monkeypatch.setattr(opening, "_make_board", lambda at: MemoryBoard(MemoryBroker()))
+    (tmp_path / "crossfade.yaml").write_text(_PAIR)
+    async with wiring.open_route(load(tmp_path / "crossfade.yaml", {}, {}), name) as opened:
+        assert opened.limits.source_has_gaps is ("compact" in policy)
 
 
 # -- a stream into itself ------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ async def test_deleted_entries_are_counted_where_the_answer_to_their_append_was_
     before.pass_deleted(Place("10-0", count=10), Place("700-0", count=603), 3)
     claim = SimpleNamespace(markers={(0, 0): Marker(Place("700-0", count=found))}, errors={})
     source = SimpleNamespace(lane_name=str)
-    lanes = await claimed_lanes(route, source, None, claim, [0], {0: before}, 1.0)  # type: ignore[arg-type]
+    lanes = await claimed_lanes(route, source, None, claim, [0], {0: before})  # type: ignore[arg-type]
     assert lanes[0].deleted_total == counted
 
 

@@ -105,7 +105,7 @@ def encode_marker(marker: Marker) -> str:
 def decode_marker(text: str) -> Marker:
     """The marker in `text`.
 
-    Raises UsageError when a newer release wrote it.
+    Raises UsageError when a newer release wrote it, msgspec.DecodeError when nobody did.
     """
     version, _, body = text.partition(";")
     if version != "1":

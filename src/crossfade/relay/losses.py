@@ -55,9 +55,19 @@ async def place_behind_loss(source: Log, pair: str, state: LaneState) -> Place |
     place = (await source.begin([state.lane], start))[state.lane]
     if isinstance(place, LaneError):
         return None if type(place) is type(state.error) else place
+    if isinstance(state.error, SourceReset) and _is_known_life(place.incarnation, state):
+        return state.settled
     if pair:  # echoes may be among what is gone: the next one tells where they go on
         place = with_echoes(place, UNKNOWN, state.settled.echoes)
     return place
+
+
+def _is_known_life(incarnation: str, state: LaneState) -> bool:
+    """Whether the source is the one that all paths have copied from: it was only told to be gone, by a broker that had
+    just started and did not know the topic yet, or it was put back."""
+    if incarnation.strip("A") == "":  # none, or the zeros of a Kafka before 2.8: it proves nothing
+        return False
+    return {marker.place.incarnation for marker in state.markers_behind_loss().values()} == {incarnation}
 
 
 def _start_behind(state: LaneState) -> Start | None:

@@ -101,7 +101,11 @@ async def open_route(
             new_lanes=new_lanes,
             unowned=unowned,
             start=Start(From(stream.from_.where), stream.from_.value),
-            limits=limits_of(settings, target.shape, has_gaps=stream.deleted == "count"),
+            limits=limits_of(
+                settings,
+                target.shape,
+                has_gaps=stream.deleted == "count" or (bool(route.pair) and await _is_compacted(source)),
+            ),
             assignment=lambda: _make_assignment(config, settings, route, shard, instance, has_new_lanes=bool(unowned)),
         )
 
@@ -203,6 +207,15 @@ async def _open_log(
     stack.push_async_callback(log.close)
     await log.open()
     return log
+
+
+async def _is_compacted(source: Log) -> bool:
+    """Whether a source may lose single records, echoes among them, without anybody who deletes. Raises Unreachable."""
+    if source.kind != "kafka":
+        return False
+    from ..brokers.kafka.log import KafkaLog
+
+    return isinstance(source, KafkaLog) and await source.is_compacted()
 
 
 async def _are_one(source: Log, target: Log) -> bool:

@@ -68,7 +68,10 @@ def read_limits(config: Mapping[str, ConfigValue]) -> TargetLimits:
     policy = text_in(config, "cleanup.policy", "delete")
     either_way_ms = number_in(config, "message.timestamp.difference.max.ms", FOREVER_MS)  # before Kafka 4
     return TargetLimits(
-        message_bytes_max=number_in(config, "max.message.bytes", 1_048_588),
+        # a batch lies in one segment: the broker refuses what is larger
+        message_bytes_max=min(
+            number_in(config, "max.message.bytes", 1_048_588), number_in(config, "segment.bytes", 1 << 30)
+        ),
         retention_ms=number_in(config, "retention.ms", 604_800_000) if "delete" in policy else -1,
         ahead_ms_max=min(either_way_ms, number_in(config, "message.timestamp.after.max.ms", 3_600_000)),
         behind_ms_max=min(either_way_ms, number_in(config, "message.timestamp.before.max.ms", FOREVER_MS)),

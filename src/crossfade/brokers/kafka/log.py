@@ -128,7 +128,7 @@ class KafkaLog:
             self.cluster.offsets(self.name, lanes, EARLIEST),
             self.cluster.offsets(self.name, lanes, LATEST),
             self.conditions(lanes),
-            self._is_compacted(),
+            self.is_compacted(),
         )
         incarnation = await self._incarnation()
         firsts = await self._firsts(incarnation, low, end)
@@ -146,7 +146,7 @@ class KafkaLog:
             for lane in low
         }
 
-    async def _is_compacted(self) -> bool:
+    async def is_compacted(self) -> bool:
         """Whether the topic was seen to be compacted: asked for once, so a refusal is not asked for again.
 
         Raises Unreachable.
@@ -295,6 +295,7 @@ class KafkaLog:
         the ones that were named are out.
         """
         until = time.monotonic() + _DIAGNOSIS_S
+        reader, thread = self._source()
         bounds = await self.bounds(list(places))
         errors = {lane: self._out_of_bounds(lane, place, bounds[lane]) for lane, place in places.items()}
         if shorter := [lane for lane, error in errors.items() if isinstance(error, SourceRegressed)]:
@@ -306,14 +307,21 @@ class KafkaLog:
             if looked and time.monotonic() > until:
                 break
             error = errors[lane]
+            low = bounds[lane].count - bounds[lane].length
             is_cut = _CUT_AT.search(troubled[lane].str()) is not None
-            if error is None and not is_cut and offset_behind(place) < bounds[lane].count - bounds[lane].length:
-                reader, thread = self._source()
+            is_damage = (
+                error is None and troubled[lane].code() not in OUT_OF_PLACE and not is_topic_missing(troubled[lane])
+            )
+            if (
+                error is None
+                and not is_cut
+                and offset_behind(place) < low
+                and not (is_damage and await thread.call(reader.is_trusted, lane, place))
+            ):
                 await thread.call(reader.trust, lane, place)
-            elif error is None and troubled[lane].code() not in OUT_OF_PLACE and not is_topic_missing(troubled[lane]):
+            elif is_damage:
                 error = self._damage(lane, place, troubled[lane])
             elif place.witness and (isinstance(error, SourceRegressed) or troubled[lane].code() in OUT_OF_PLACE):
-                low = bounds[lane].count - bounds[lane].length
                 error = await self._diverged(lane, place, low, error)
             if error is not None:
                 found[lane] = error

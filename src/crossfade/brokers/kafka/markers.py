@@ -83,9 +83,31 @@ def encode(markers: Mapping[Path, Marker], *, is_alone: bool) -> str:
 def decode(text: str, lane: Lane, paths: Iterable[Path]) -> dict[Path, Marker]:
     """The markers in the metadata of source lane `lane`.
 
-    Raises UsageError for a newer format, RouteConflict where the lane had one target lane and has more now.
+    Raises UsageError for a newer format and for what is no marker, RouteConflict where the lane had one target lane
+    and has more now.
     """
-    mine = [path for path in paths if path[0] == lane]
+    try:
+        if text[:1].isdecimal():  # every version begins with its number
+            return _decode(text, lane, [path for path in paths if path[0] == lane])
+        cause = None
+    except msgspec.DecodeError as error:
+        cause = error
+    raise UsageError(
+        f"the offset of source lane {lane} in the route's group is no marker: {text[:80]!r}",
+        hint=_put_right(names.group("<route id>"), f"{names.lanes_topic('<route id>')}:{lane}"),
+    ) from cause
+
+
+def _put_right(group: str, partition: str) -> str:
+    """What to do where something else committed to the route's group: the marker is gone, the data tells."""
+    return (
+        "something else changed the route's group (`kafka-consumer-groups.sh --reset-offsets` does): stop the route's "
+        f"relays and remove that offset (`--delete-offsets --group {group} --topic {partition}`); the next claim "
+        "finds in the headers of the target where the lane goes on"
+    )
+
+
+def _decode(text: str, lane: Lane, mine: Sequence[Path]) -> dict[Path, Marker]:
     if not text.startswith(_MANY):
         marker = decode_marker(text)
         if len(mine) != 1:
@@ -202,9 +224,10 @@ class MarkerReader:
                 raise translate(partition.error, "reading the markers", self.health)
             if partition.offset >= 0:
                 if not partition.metadata:
+                    group = names.group(self._route)
                     raise UsageError(
-                        f"group {names.group(self._route)} has a plain offset on lane {partition.partition}",
-                        hint="something else commits in this group: give it another name",
+                        f"group {group} has a plain offset on lane {partition.partition}, and no marker",
+                        hint=_put_right(group, f"{topic}:{partition.partition}"),
                     )
                 texts[partition.partition] = partition.metadata
         return texts

@@ -21,7 +21,8 @@ _RECORD_OVERHEAD_BYTES = 32
 _HEADER_OVERHEAD_BYTES = 10
 #: our own header: `xf` and its text
 _XF_BYTES = 160
-#: a key or value below this needs no exact arithmetic
+_FIXED_BYTES = _BATCH_OVERHEAD_BYTES + _RECORD_OVERHEAD_BYTES + _XF_BYTES
+#: a key and a value up to this need no exact arithmetic, unless the topic takes less than two of them
 _SMALL_BYTES = 8192
 #: a body in quarantine is cut to this
 QUARANTINE_BODY_BYTES_MAX = 256 * 1024
@@ -56,13 +57,14 @@ def prepare(write: Write, limits: Limits) -> Prepared:
     """Split a write into what can be produced and what goes to quarantine; source order is kept."""
     rows, positions = write.rows, write.positions
     after, before = limits.time_after_ms, limits.time_before_ms
+    small = min(_SMALL_BYTES, max(0, (limits.size_bytes_max - _FIXED_BYTES) // 2))
     special = [
         index
         for index, (key, value, headers, time_ms) in enumerate(rows)
         if headers
         or not after < time_ms < before
-        or (value is not None and len(value) > _SMALL_BYTES)
-        or (key is not None and len(key) > _SMALL_BYTES)
+        or (value is not None and len(value) > small)
+        or (key is not None and len(key) > small)
     ]
     if limits.needs_key:
         special = sorted({*special, *(index for index, row in enumerate(rows) if row[0] is None)})
@@ -104,19 +106,24 @@ def _refusal(key: bytes | None, value: bytes | None, headers: Any, limits: Limit
     """Why the target refuses a record, "" where it does not."""
     if key is None and limits.needs_key:
         return "the topic is compacted and takes no record without a key (`key_field` of the mapping gives it one)"
-    size = _BATCH_OVERHEAD_BYTES + _RECORD_OVERHEAD_BYTES + _XF_BYTES
-    size += (len(key) if key is not None else 0) + (len(value) if value is not None else 0)
+    size = _FIXED_BYTES + (len(key) if key is not None else 0) + (len(value) if value is not None else 0)
     for name, content in headers or ():
         try:
             encoded = name.encode()
         except UnicodeEncodeError:
-            return f"the header name {name!r} is not text (UTF-8)"
+            return f"the header name {_shown(name)} is not text (UTF-8)"
         if b"\0" in encoded:
-            return f"the header name {name!r} contains a NUL"
+            return f"the header name {_shown(name)} contains a NUL"
         size += len(encoded) + (len(content) if content is not None else 0) + _HEADER_OVERHEAD_BYTES
     if size > limits.size_bytes_max:
-        return f"the record has {size} bytes, the topic takes {limits.size_bytes_max} (max.message.bytes)"
+        most = limits.size_bytes_max
+        return f"the record has {size} bytes, the topic takes {most} (max.message.bytes, or segment.bytes)"
     return ""
+
+
+def _shown(name: str) -> str:
+    """A header name for people: the reason must have room in a header of the quarantined record."""
+    return repr(name[:80])
 
 
 class QuarantineBody(msgspec.Struct, frozen=True, omit_defaults=True):

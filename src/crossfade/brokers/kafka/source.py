@@ -150,6 +150,10 @@ class SourceReader:
             raise translate(refusal, f"reading {self._topic}", self.health)
         return taken, troubled
 
+    def is_trusted(self, lane: Lane, place: Place) -> bool:
+        """Whether this place is sought without its epoch already."""
+        return self._trusted.get(lane) == place
+
     def trust(self, lane: Lane, place: Place) -> None:
         """Seek this place without its epoch: its last record was deleted, but nothing behind it."""
         self._trusted[lane] = place
@@ -211,7 +215,7 @@ class SourceReader:
             # The leader epoch lets the broker say that the log was cut off and has grown past this place since. It is
             # the last record's: what follows up to the place are marks of transactions, perhaps of a later epoch.
             offset, epoch = offset_behind(place), int(place.witness or -1)
-            if self._trusted.get(lane) == place:
+            if self.is_trusted(lane, place):
                 offset, epoch = place.count, -1
             enter.append(TopicPartition(self._topic, lane, offset, leader_epoch=epoch))
             self._cursors[lane] = _Cursor(place.count)
@@ -346,7 +350,7 @@ class SourceReader:
             lot.keys += keys
             lot.values += map(_value_of, mine)
             lot.headers += headers
-            lot.times += [time_ms for _, time_ms in map(_time_of, mine)]
+            lot.times += [time_ms if kind else -1 for kind, time_ms in map(_time_of, mine)]  # kind 0: it has none
             lot.positions += map(_offset_of, mine)
             beside = sum(map(len, filter(None, keys))) + _headers_bytes(headers)
             size += beside  # a message counts its value alone
