@@ -48,6 +48,7 @@ async def test_the_doctor_finds_a_fit_target_fit(lab, backend):
     assert {check for check, finding in found.items() if finding.level.value == "fail"} == set()
     assert found["kafka.min-insync-replicas"].level.value == "ok"
     assert found["kafka.transactions-topic"].level.value == "ok"
+    assert found["kafka.board"].level.value == "ok"
     assert found["kafka.clock"].level.value == "by-hand"
     assert {check for check, finding in found.items() if finding.level.value == "unknown"} == set()
     missing = KafkaInspector(KafkaSettings(backend.properties), "no-such-topic")

@@ -169,6 +169,7 @@ async def test_what_is_printed_is_enough(user, administrator):
         found = {f.check: f for f in await KafkaInspector(settings, topic, route).inspect(role, 60)}
         assert found["kafka.acl"].level is Level.OK
         assert found["kafka.acl-own"].level is Level.UNKNOWN
+    assert found["kafka.board"].level is Level.OK
     for topic, is_old in ((source, False), (target, True)):
         inspector = KafkaInspector(settings, topic, route)
         assert inspector.oldest_s is None

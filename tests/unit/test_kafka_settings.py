@@ -12,6 +12,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from crossfade.brokers.kafka import KafkaInspector, names, verdicts
+from crossfade.brokers.kafka.board import TOPIC_CONFIG
 from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
 from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
 from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS, _Member
@@ -21,6 +22,7 @@ from crossfade.brokers.kafka.properties import property_mistakes
 from crossfade.brokers.kafka.settings import DOUBT_S, REFUSED, RETRY_BACKOFF_MS, KafkaSettings
 from crossfade.brokers.kafka.threads import HandleThread
 from crossfade.brokers.protocol import Level
+from crossfade.config import Secret
 from crossfade.errors import AccessRefused, Fenced, Indeterminate, Kind, Unreachable, UsageError
 
 AT = {"bootstrap.servers": "127.0.0.1:1"}
@@ -206,6 +208,76 @@ def test_secrets_are_read_when_a_handle_is_made():
     made = KafkaSettings(AT | {"sasl.password": lambda: next(secrets)})
     assert made.consumer(HandleHealth("test"))["sasl.password"] == "one"
     assert made.consumer(HandleHealth("test"))["sasl.password"] == "two"
+
+
+def _handles(settings):
+    health = HandleHealth("test")
+    return (
+        lambda: settings.consumer(health),
+        lambda: settings.producer(health),
+        lambda: settings.admin(health),
+    )
+
+
+@pytest.mark.parametrize("name", ["sasl.password", "sasl.username", "ssl.key.pem", "sasl.oauthbearer.client.secret"])
+def test_a_secret_that_cannot_be_read_now_is_tried_again(name, tmp_path):
+    file = tmp_path / "secret"
+    made = KafkaSettings(AT | {name: Secret("${file:secret}", {}, tmp_path).get})
+    for handle in _handles(made):
+        file.unlink(missing_ok=True)
+        with pytest.raises(Unreachable, match=rf"{name} cannot be read now: cannot read .* No such file") as gone:
+            handle()
+        assert (gone.value.kind, "tries again" in gone.value.hint) == (Kind.RETRY, True)
+        file.write_text("\n")
+        with pytest.raises(Unreachable, match=f"{name} cannot be read now: it is empty"):
+            handle()
+        file.write_text("new\n")
+        assert handle()[name] == "new"
+
+
+@pytest.mark.parametrize("name", ["ca", "certificate", "key", "keystore", "crl"])
+def test_a_tls_file_that_cannot_be_read_now_is_tried_again(name, tmp_path):
+    file = tmp_path / "tls.pem"
+    made = KafkaSettings(AT | {"security.protocol": "SASL_SSL", f"ssl.{name}.location": str(file)})
+    for handle in _handles(made):
+        file.unlink(missing_ok=True)
+        with pytest.raises(Unreachable, match=r"tls\.pem .*cannot be read now: No such file"):
+            handle()
+        file.write_bytes(b"")
+        with pytest.raises(Unreachable, match="cannot be read now: it is empty"):
+            handle()
+        file.write_bytes(b"PEM")
+        assert handle()[f"ssl.{name}.location"] == str(file)
+
+
+@pytest.mark.parametrize("place", ["probe", "."])
+def test_authorities_may_be_a_folder_or_the_systems(place):
+    made = KafkaSettings(AT | {"security.protocol": "ssl", "ssl.ca.location": place})
+    assert made.admin(HandleHealth("test"))["ssl.ca.location"] == place
+
+
+def test_what_is_no_secret_may_be_empty():
+    made = KafkaSettings(AT | {"client.rack": lambda: "", "sasl.oauthbearer.scope": lambda: ""})
+    assert made.producer(HandleHealth("test"))["sasl.oauthbearer.scope"] == ""
+
+
+def test_a_login_that_is_empty_for_a_moment_is_given_to_no_handle():
+    password = ["old"]
+    made = KafkaSettings(AT | {"sasl.username": "relay", "sasl.password": lambda: password[0]})
+    made.consumer(HandleHealth("test"))
+    live = Handle()
+    made.track(live)
+    password[0] = ""
+    assert made.renew_login() is False
+    password[0] = "new"
+    assert made.renew_login() is True
+    _wait(lambda: live.got)
+    assert live.got == [("relay", "new")]
+
+
+def test_addresses_that_are_a_reference_are_shown():
+    assert KafkaSettings({"bootstrap.servers": lambda: "h:1"}).bootstrap == "h:1"
+    assert KafkaSettings({"metadata.broker.list": "h:2"}).bootstrap == "h:2"
 
 
 def test_a_token_callback_passes_through_uncalled():
@@ -750,6 +822,31 @@ def test_broker_settings():
     assert [(one.check, one.level) for one in found] == [("c", Level.OK), ("kafka.unclean-election", Level.FAIL)]
     (untold,) = verdicts.internal_findings("x", "c", facts(), config())
     assert (untold.check, untold.level) == ("c", Level.UNKNOWN)
+
+
+def test_the_topic_of_the_board_is_judged_by_how_much_of_it_stays():
+    def found(values):
+        return verdicts.board_finding(config(**values), "h:1")
+
+    made = {name.replace(".", "_"): value for name, value in TOPIC_CONFIG.items()}
+    assert (found(made).level, found(made).fix) == (Level.OK, "")
+    for changes in (
+        {"min_compaction_lag_ms": 86_400_000},
+        {"segment_bytes": 1 << 30},
+        {"segment_ms": 7 * 86_400_000},
+    ):
+        weak = found(made | changes)
+        assert weak.level is Level.WARN
+        (value,) = changes.values()
+        assert str(value) in weak.found
+        assert "kafka-configs.sh --bootstrap-server h:1 --alter --topic crossfade.control --add-config" in weak.fix
+        assert all(f"{name}={value}" in weak.fix for name, value in TOPIC_CONFIG.items())
+    # As it was made once: the rest is the brokers' default.
+    old = found({"cleanup_policy": "compact", "min_compaction_lag_ms": 86_400_000})
+    assert (old.level, "segment.bytes=1073741824" in old.found) == (Level.WARN, True)
+    assert found(made | {"cleanup_policy": "compact,delete"}).level is Level.FAIL
+    untold = verdicts.board_finding(None, "h:1")
+    assert (untold.level, "DescribeConfigs" in untold.fix) == (Level.UNKNOWN, True)
 
 
 def test_groups_that_no_route_can_have_are_not_ours():

@@ -12,6 +12,7 @@ import pytest
 from crossfade.brokers.redis.link import Link, LinkLost, connect, pack
 from crossfade.brokers.redis.nodes import Nodes
 from crossfade.brokers.redis.settings import Address, RedisSettings, TlsSettings
+from crossfade.config import Secret
 from crossfade.errors import AccessRefused, InvariantBroken, Unreachable
 from crossfade.lab import pki
 
@@ -332,6 +333,45 @@ async def test_the_secret_is_asked_for_at_every_connection():
         for _ in range(2):
             (await connect(options, address)).abort("done")
         assert [command[1:] for command in seen if command[0] == b"AUTH"] == [[b"me", b"first"], [b"me", b"second"]]
+
+
+async def test_a_password_that_cannot_be_read_now_is_tried_again_and_nobody_logs_in_without(tmp_path):
+    file = tmp_path / "password"
+    secret = Secret("${file:password}", {}, tmp_path)
+    async with server(polite) as (address, seen):
+        for user in ("", "me"):
+            options = settings_for(address, username=user, password=secret.get)
+            file.unlink(missing_ok=True)
+            with pytest.raises(Unreachable, match=r"cannot be read now: cannot read .* No such file") as gone:
+                await connect(options, address)
+            assert "tries again" in gone.value.hint
+            file.write_text("\n")
+            with pytest.raises(Unreachable, match="cannot be read now: it is empty"):
+                await connect(options, address)
+            assert seen == []
+        file.write_text("new\n")
+        (await connect(options, address)).abort("done")
+        assert [command for command in seen if command[0] == b"AUTH"] == [[b"AUTH", b"me", b"new"]]
+
+
+async def test_a_sentinel_password_that_cannot_be_read_now_is_tried_again():
+    async with server(polite) as (address, seen):
+        options = settings_for(address, password="of the server", sentinel_password=lambda: "")
+        with pytest.raises(Unreachable, match="cannot be read now"):
+            await connect(options, address, sentinel=True)
+        assert seen == []
+
+
+async def test_tls_files_that_cannot_be_read_now_are_tried_again(tmp_path):
+    async with server(polite) as (address, _):
+        options = settings_for(address, tls=TlsSettings(ca_file=str(tmp_path / "ca.pem")))
+        with pytest.raises(Unreachable, match=r"ca\.pem.*No such file") as gone:
+            await connect(options, address)
+        assert "tls.ca" in gone.value.hint
+        assert "tries again" in gone.value.hint
+        (tmp_path / "ca.pem").write_text("")
+        with pytest.raises(Unreachable, match=r"ca\.pem"):
+            await connect(options, address)
 
 
 async def test_a_wrong_password_is_named():

@@ -1,17 +1,17 @@
 """Text that refers to the environment or to a file, and is read again each time it is asked for.
 
 Hides `${env:NAME}` and `${file:PATH}`. Keeps one invariant: a secret's value appears in no repr, log line or error.
-The configuration reader makes secrets; adapters call `get()` at each connect, so that a rotated password is picked up
-without a restart.
+The configuration reader makes secrets; adapters call `get()` at each connect, by `read_again`, so that a rotated
+password is picked up without a restart.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import Unreachable, UsageError
 from .addresses import at_home
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}?")
@@ -71,6 +71,21 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash((self._text, self._directory))
+
+
+def read_again(read: Callable[[], str], what: str, *, may_be_empty: bool = False) -> str:
+    """What `read` gives, for a connection that is made now; it was there when the configuration was read.
+
+    Raises Unreachable where it cannot be read, or is empty: whoever writes its file anew may not be done.
+    """
+    hint = "the relay tries again; see that the file is there, holds the secret, and is readable by this user"
+    try:
+        value = read()
+    except UsageError as error:
+        raise Unreachable(f"{what} cannot be read now: {error.message}", hint=hint) from error
+    if not value and not may_be_empty:
+        raise Unreachable(f"{what} cannot be read now: it is empty", hint=hint)
+    return value
 
 
 def masked(text: str) -> str:

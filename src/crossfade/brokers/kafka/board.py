@@ -23,7 +23,20 @@ from .settings import RETRY_BACKOFF_MS, KafkaSettings
 from .threads import HandleThread, breathe, throw_away
 from .writer import Note, Writer
 
+#: How the brokers keep the board. A new process reads all of it, and of a document only the last version counts: what
+#: heartbeats replaced is compacted away soon. The segment that is written to never is, so it is small.
+TOPIC_CONFIG = {
+    "cleanup.policy": "compact",
+    "segment.bytes": str(16 << 20),
+    "segment.ms": "3600000",
+    "min.compaction.lag.ms": "300000",
+    "min.cleanable.dirty.ratio": "0.1",
+    # a reader that was cut off for up to a week still learns what was deleted meanwhile
+    "delete.retention.ms": "604800000",
+}
+
 _TRIES = 12
+#: reading ends where nothing comes for so long
 _READ_S = 10.0
 _WRITE_S = 10.0
 
@@ -86,11 +99,7 @@ class KafkaBoard:
                     names.BOARD_TOPIC,
                     1,
                     replication,
-                    {
-                        "cleanup.policy": "compact",
-                        "min.insync.replicas": str(min(2, replication)),
-                        "min.compaction.lag.ms": "86400000",  # the last versions stay readable for a day
-                    },
+                    TOPIC_CONFIG | {"min.insync.replicas": str(min(2, replication))},
                 )
             self._is_ready = True
 
@@ -187,11 +196,17 @@ class _Reader:
             self._consumer.assign([TopicPartition(names.BOARD_TOPIC, 0, 0)])
         else:
             self._consumer.resume([lane])
-        deadline = time.monotonic() + _READ_S
+        read, came_at = self._next, time.monotonic()
         try:
             while self._next < end:
-                if time.monotonic() > deadline:
-                    raise Unreachable(f"the board could not be read within {_READ_S:.0f} s")
+                if self._next > read:  # a large board takes its time
+                    read, came_at = self._next, time.monotonic()
+                elif time.monotonic() > came_at + _READ_S:
+                    raise Unreachable(
+                        f"the board could not be read: nothing came for {_READ_S:.0f} s, at offset {read} of {end} of "
+                        f"topic {names.BOARD_TOPIC}",
+                        hint="check that the brokers run and can be reached",
+                    )
                 messages = self._consumer.consume(1, 0.1) + self._consumer.consume(1000, 0)
                 for message in messages:
                     self._note(message)

@@ -57,6 +57,9 @@ class KafkaInspector:
             )
             found += await self._own_rights(cluster, role, described, facts)
             if role == "target":
+                if await _facts(cluster, names.BOARD_TOPIC) is not None:
+                    config = await _config(cluster, names.BOARD_TOPIC, "topic")
+                    found.append(verdicts.board_finding(config, self._settings.bootstrap))
                 for check, name in _INTERNAL:
                     internal = await _facts(cluster, name)
                     config = await _config(cluster, name, "topic") if internal is not None else None
@@ -151,7 +154,7 @@ class KafkaInspector:
                 f"{add} --operation Read --operation Write --operation Describe --operation DescribeConfigs "
                 f"--topic {self._topic}",
                 f"{add} --operation Create --operation Read --operation Write --operation Describe --operation Delete "
-                f"{own}",
+                f"--operation DescribeConfigs {own}",
                 f"{add} --operation Write --operation Describe --resource-pattern-type prefixed "
                 "--transactional-id crossfade.",
             ]

@@ -12,11 +12,13 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
-from ...errors import UsageError
+from ...config.secret import read_again
+from ...errors import Unreachable, UsageError
 from .failures import HandleHealth
 
 #: Properties that carry the guarantee, with the reason why they are not the user's to set.
@@ -58,6 +60,10 @@ REFUSED: dict[str, str] = {
     "queuing.strategy": "memory would not be bounded",
 }
 
+#: what holds no login, and no key, where it is empty
+_NEVER_EMPTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config|^sasl\.username$")
+#: files that librdkafka reads when a handle is made
+_TLS_FILES = tuple(f"ssl.{name}.location" for name in ("ca", "certificate", "key", "keystore", "crl"))
 #: a changed password is known to all brokers, and used by all connections, by then
 _LOGIN_TAKES_S = 20.0
 #: one line of librdkafka's log of each kind in this time
@@ -197,7 +203,7 @@ class KafkaSettings:
     @property
     def bootstrap(self) -> str:
         """The addresses, for messages."""
-        return str(self._properties.get("bootstrap.servers") or self._properties.get("metadata.broker.list"))
+        return self._text("bootstrap.servers") or self._text("metadata.broker.list")
 
     @property
     def principal(self) -> str:
@@ -213,16 +219,23 @@ class KafkaSettings:
         value = self._properties.get(name, "")
         return str(value() if callable(value) else value)
 
+    def _now(self, name: str) -> Any:
+        """A property for a handle; a secret is read anew. Raises Unreachable where it cannot be read now."""
+        value = self._properties.get(name, "")
+        if not callable(value) or name == "oauth_cb":
+            return value
+        return read_again(value, f"the Kafka property {name}", may_be_empty=not _NEVER_EMPTY.search(name))
+
     def consumer(self, health: HandleHealth, **overrides: Any) -> dict[str, Any]:
-        """Properties of a consumer handle; `overrides` are librdkafka names with `_` for `.`."""
+        """Properties of a consumer handle; `overrides` are librdkafka names with `_` for `.`. Raises Unreachable."""
         return self._build(_PRODUCER_ONLY, health, overrides)
 
     def producer(self, health: HandleHealth, **overrides: Any) -> dict[str, Any]:
-        """Properties of a producer handle."""
+        """Properties of a producer handle. Raises Unreachable."""
         return self._build(_CONSUMER_ONLY, health, overrides)
 
     def admin(self, health: HandleHealth) -> dict[str, Any]:
-        """Properties of an admin handle."""
+        """Properties of an admin handle. Raises Unreachable."""
         return self._build(_PRODUCER_ONLY | _CONSUMER_ONLY, health, {})
 
     def track(self, handle: _Rotatable) -> None:
@@ -241,8 +254,8 @@ class KafkaSettings:
         if not callable(self._properties.get("sasl.password")):
             return False
         try:
-            return self._use_login(self._text("sasl.username"), self._text("sasl.password"))
-        except UsageError:  # the file is just being replaced: the next refusal looks again
+            return self._use_login(self._now("sasl.username"), self._now("sasl.password"))
+        except Unreachable:  # the file is just being replaced: the next refusal looks again
             return False
 
     def _use_login(self, username: str, password: str) -> bool:
@@ -289,13 +302,35 @@ class KafkaSettings:
         built: dict[str, Any] = dict(_EVERYWHERE)
         for name, value in overrides.items():
             built[name.replace("_", ".")] = value
-        for name, value in self._properties.items():
-            if name in unwanted:
-                continue
-            built[name] = value() if callable(value) and name != "oauth_cb" else value
+        for name in self._properties:
+            if name not in unwanted:
+                built[name] = self._now(name)
+        if "ssl" in str(built.get("security.protocol", "")).lower():
+            _require_files(built)
         if "sasl.password" in built:
             self._use_login(str(built.get("sasl.username", "")), str(built["sasl.password"]))
         health.renew_login = self.renew_login
         built["error_cb"] = health.on_error
         built["logger"] = self._logger
         return built
+
+
+def _require_files(built: Mapping[str, Any]) -> None:
+    """Raise Unreachable where a file cannot be read now, which was there when the configuration was read.
+
+    librdkafka would call it a mistake in the properties.
+    """
+    for name in _TLS_FILES:
+        path = str(built.get(name, ""))
+        if not path or path == "probe":  # librdkafka looks for the system's authorities by itself
+            continue
+        try:
+            if Path(path).is_dir() or Path(path).read_bytes():
+                continue
+            reason = "it is empty"
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        raise Unreachable(
+            f"the file {path} of the Kafka property {name} cannot be read now: {reason}",
+            hint="the relay tries again; see that the file is there, in PEM or PKCS 12, and readable by this user",
+        )

@@ -5,13 +5,16 @@ Every finding has a stable name; what could not be asked is UNKNOWN and never OK
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..protocol import Finding, Level
+from .board import TOPIC_CONFIG
 from .cluster import FOREVER_MS, ConfigValue, TopicFacts, number_in, text_in
 from .group import SESSION_TIMEOUT_MS
 from .guarantee import min_in_sync
+from .names import BOARD_TOPIC
 from .settings import TRANSACTION_TIMEOUT_MS
 
 Config = Mapping[str, ConfigValue]
@@ -84,6 +87,33 @@ def internal_findings(name: str, check: str, facts: TopicFacts | None, config: C
         ]
     unclean = _unclean(name, config)
     return [_min_in_sync(check, name, facts.replication, config), *([unclean] if unclean.level is Level.FAIL else [])]
+
+
+#: of a topic that is kept as brokers do by default
+_BOARD_DEFAULTS = {"segment.bytes": 1 << 30, "segment.ms": 7 * _DAY_MS, "min.compaction.lag.ms": 0}
+
+
+def board_finding(config: Config | None, bootstrap: str) -> Finding:
+    """About the board's topic, which every command and every start of a relay reads from its beginning."""
+    check, name = "kafka.board", BOARD_TOPIC
+    if config is None:
+        fix = "grant DescribeConfigs on it: see --print-acls"
+        return Finding(check, Level.UNKNOWN, f"the configuration of {name} cannot be read", fix)
+    large = [
+        f"{key}={value}"
+        for key, default in _BOARD_DEFAULTS.items()
+        if (value := number_in(config, key, default)) > int(TOPIC_CONFIG[key])
+    ]
+    policy = text_in(config, "cleanup.policy", "delete")
+    if policy == "compact" and not large:
+        return Finding(check, Level.OK, f"{name} is compacted often enough")
+    wanted = ",".join(f"{key}={value}" for key, value in TOPIC_CONFIG.items())
+    command = f"kafka-configs.sh --bootstrap-server {shlex.quote(bootstrap)} --alter --topic {name} --add-config "
+    if policy != "compact":
+        lost = "brokers delete what operators asked for and which route a topic belongs to"
+        return Finding(check, Level.FAIL, f"{name}: cleanup.policy={policy}", f"{lost}: {command}{wanted}")
+    slow = "old heartbeats pile up there, and every command and start of a relay reads them"
+    return Finding(check, Level.WARN, f"{name}: {', '.join(large)}", f"{slow}: {command}{wanted}")
 
 
 def broker_findings(role: str, config: Config | None) -> list[Finding]:

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import hiredis
 
+from ...config.secret import read_again
 from ...errors import AccessRefused, CrossfadeError, Unreachable, invariant
 from .replies import as_error, code_of, is_error
 from .settings import Address, RedisSettings, Secret
@@ -249,7 +250,7 @@ class Link(asyncio.Protocol):
 async def connect(settings: RedisSettings, address: Address, *, sentinel: bool = False) -> Link:
     """Open a connection to `address` and log in. Raises Unreachable, AccessRefused."""
     loop = asyncio.get_running_loop()
-    context = settings.tls.context() if settings.tls and not address.path else None
+    context = settings.tls.context_now() if settings.tls and not address.path else None
     link = Link(address, settings.request_timeout_s)
     try:
         async with asyncio.timeout(settings.connect_timeout_s):
@@ -282,7 +283,7 @@ def _hint(settings: RedisSettings, reason: str) -> str:
 async def _handshake(link: Link, settings: RedisSettings, sentinel: bool) -> None:
     username = settings.sentinel_username if sentinel else settings.username
     secret: Secret = settings.sentinel_password if sentinel else settings.password
-    password = secret() if callable(secret) else secret
+    password = read_again(secret, f"the password for {link.address}") if callable(secret) else secret
     if username or password:  # a user without a password may be a nopass one: left out, it would be the default user
         login: Command = ("AUTH", username, password) if username else ("AUTH", password)
         _require(await link.call([login]), f"logging in at {link.address}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from ...errors import UsageError
+from ...errors import Unreachable, UsageError
 
 Secret: TypeAlias = str | Callable[[], str]
 Mode: TypeAlias = Literal["standalone", "sentinel", "cluster"]
@@ -61,6 +61,14 @@ class TlsSettings:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+    def context_now(self) -> ssl.SSLContext:
+        """`context` for a connection. The files were there when the configuration was read, and whoever writes them
+        anew may not be done: raises Unreachable."""
+        try:
+            return self.context()
+        except UsageError as error:
+            raise Unreachable(error.message, hint=f"{error.hint}; the relay tries again") from error
 
     @property
     def _files(self) -> str:

@@ -1,0 +1,109 @@
+"""The board's topic: how it is made, and how long a large one is read."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from crossfade.brokers.kafka import KafkaBoard, KafkaSettings
+from crossfade.brokers.kafka import board as board_module
+from crossfade.brokers.kafka.board import _Reader
+from crossfade.errors import Unreachable
+
+SETTINGS = KafkaSettings({"bootstrap.servers": "127.0.0.1:1"})
+
+
+class Message:
+    def __init__(self, offset):
+        self._offset = offset
+
+    def error(self):
+        return None
+
+    def offset(self):
+        return self._offset
+
+    def key(self):
+        return b"status/r/%d" % (self._offset % 3)
+
+    def value(self):
+        return b"%d" % self._offset
+
+
+class SlowConsumer:
+    """One record each four seconds; none from `stops_at` on."""
+
+    def __init__(self, clock, stops_at):
+        self._clock, self._stops_at, self._next = clock, stops_at, 0
+
+    def assign(self, lanes):
+        pass
+
+    pause = resume = assign
+
+    def consume(self, records_max, wait_s):
+        if not wait_s:
+            return []
+        self._clock[0] += 4.0
+        if self._next >= self._stops_at:
+            return []
+        self._next += 1
+        return [Message(self._next - 1)]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(board_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def reader_of(monkeypatch, clock, stops_at):
+    monkeypatch.setattr(board_module, "Consumer", lambda properties: SlowConsumer(clock, stops_at))
+    return _Reader(SETTINGS)
+
+
+def test_a_large_board_is_read_to_its_end_however_long_it_takes(monkeypatch, clock):
+    found = reader_of(monkeypatch, clock, 50).catch_up(50)
+    assert clock[0] == 200.0
+    assert {name: (one.version, one.body) for name, one in found.items()} == {
+        "status/r/0": (49, b"48"),
+        "status/r/1": (50, b"49"),
+        "status/r/2": (48, b"47"),
+    }
+
+
+def test_a_board_that_stops_coming_is_given_up(monkeypatch, clock):
+    with pytest.raises(Unreachable, match=r"nothing came for 10 s, at offset 5 of 50 of topic crossfade\.control"):
+        reader_of(monkeypatch, clock, 5).catch_up(50)
+    assert 30.0 <= clock[0] <= 36.0
+
+
+class NewCluster:
+    """Three brokers, and no board yet."""
+
+    made: dict
+
+    async def topic(self, name):
+        return None
+
+    async def describe(self):
+        return SimpleNamespace(nodes=[1, 2, 3])
+
+    async def ensure_topic(self, name, lanes, replication, config):
+        self.made = {"name": name, "lanes": lanes, "replication": replication} | config
+
+
+async def test_old_heartbeats_are_compacted_away_before_they_pile_up():
+    cluster = NewCluster()
+    board = KafkaBoard(SETTINGS, cluster)
+    await board._prepare()
+    made = cluster.made
+    assert (made["name"], made["lanes"], made["replication"]) == ("crossfade.control", 1, 3)
+    assert (made["cleanup.policy"], made["min.insync.replicas"]) == ("compact", "2")
+    # 256 lanes tell 48 KB a second: what is not compacted yet is read by every command.
+    assert int(made["segment.bytes"]) <= 16 << 20
+    assert int(made["segment.ms"]) <= 3_600_000
+    assert int(made["min.compaction.lag.ms"]) <= 600_000
+    assert float(made["min.cleanable.dirty.ratio"]) <= 0.1
+    # A reader that was cut off must learn what was deleted: no less than brokers keep it by default.
+    assert int(made["delete.retention.ms"]) >= 86_400_000
