@@ -309,6 +309,32 @@ def test_init_replaces_only_with_force_and_makes_a_new_id() -> None:
     assert load(None, {}, {}).routes["forward"].id != first
 
 
+def _mode(name: str) -> str:
+    return f"{Path(name).stat().st_mode & 0o777:o}"
+
+
+def test_init_shows_a_password_to_nobody_else() -> None:
+    old = os.umask(0o022)
+    try:
+        assert run(["init", "--source", "redis://app:hunter2@h:1/2"]) == 0
+        assert _mode("crossfade.yaml") == "600"
+        assert run(["init", "--force"]) == 0
+        assert _mode("crossfade.yaml") == "600"  # as the file that it replaces
+        for name, source in (("a.yaml", "redis://app:${env:LATER}@h:1/2"), ("b.yaml", "redis://h:1/2")):
+            assert run(["init", "--source", source, "-c", name]) == 0
+            assert _mode(name) == "644"
+        Path("a.yaml").chmod(0o640)
+        assert run(["init", "--source", "redis://:hunter2@h:1/2", "-c", "a.yaml", "--force"]) == 0
+        assert _mode("a.yaml") == "640"
+    finally:
+        os.umask(old)
+
+
+def test_init_into_a_name_that_no_file_can_have_is_a_mistake_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init", "-c", "x" * 300]) == 2
+    assert "hint: --config FILE names another place" in capsys.readouterr().err
+
+
 def test_init_keeps_references_that_are_not_there_yet() -> None:
     assert run(["init", "--source", "redis://app:${env:LATER}@h:1/2", "-c", "sub/x.yaml"]) == 0
     broker = load(Path("sub/x.yaml"), {}, {"LATER": "pw"}).brokers["old"]

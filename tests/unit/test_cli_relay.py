@@ -204,6 +204,48 @@ def test_status_hears_whoever_has_a_claim_before_one_that_has_lost_it() -> None:
     assert row["owner"] == "had"
 
 
+@pytest.mark.parametrize("ahead_s", [60.0, 8.0])
+def test_status_hears_who_lives_before_one_whose_clock_was_ahead(ahead_s: float) -> None:
+    dead = Report("dead", 1000.0 + ahead_s, state="idle", epoch=4, lanes=[LaneReport(0, "m:0", "idle", lag_records=0)])
+    owner = Report("owner", 999.5, state="copying", epoch=5, lanes=[LaneReport(0, "m:0", "copying", lag_records=70)])
+    (row,) = relay_status.status_rows("forward", [dead, owner], Desired(), 1000.0)
+    assert (row["owner"], row["lag_records"]) == ("owner", 70)
+
+
+def test_status_shows_no_figures_of_a_heartbeat_far_ahead_of_the_clock() -> None:
+    dead = Report("dead", 1060.0, state="idle", epoch=4, lanes=[LaneReport(0, "m:0", "idle", lag_records=0)])
+    (row,) = relay_status.status_rows("forward", [dead], Desired(), 1000.0)
+    assert (row["state"], row["lag_records"]) == ("silent", None)
+    assert row["reason"] == "the last heartbeat of dead is 60 s ahead of this host's clock"
+
+
+def test_status_shows_the_routes_whose_broker_answers(
+    board: FakeBoard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    route = "  {0}: {{id: id{0}, stream: messages, source: old, target: new}}\n"
+    head, line, _ = CONFIG.partition("routes:\n")
+    Path("crossfade.yaml").write_text(head + line + route.format("away") + route.format("here"))
+    board.lanes, board.held = {0}, [heard(copied(0))]
+    board.trouble = [Unreachable("no answer")]
+    assert run(["relay", "status", "-o", "json"]) == 5
+    told = capsys.readouterr()
+    assert [row["route"] for row in json.loads(told.out)["rows"]] == ["here"]
+    assert told.err.startswith("route away could not be looked at: no answer\n")
+    board.trouble = [Unreachable("no answer")]
+
+    async def until_second(seconds: float) -> None:
+        if board.asked >= 4:
+            raise KeyboardInterrupt
+
+    board.asked = 0
+    monkeypatch.setattr(relay_status.asyncio, "sleep", until_second)
+    assert run(["relay", "status", "--watch", "-o", "json"]) == 130
+    shown = [json.loads(text)["rows"] for text in capsys.readouterr().out.splitlines()]
+    assert [[row["route"] for row in rows] for rows in shown] == [["here"], ["away", "here"]]
+    board.trouble = [AccessRefused("wrong password")]
+    assert run(["relay", "status", "--watch", "-o", "json"]) == 5
+
+
 def test_status_says_that_nothing_was_started(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["relay", "status"]) == 0
     assert capsys.readouterr().err == "route forward was never started: crossfade relay start forward\n"
@@ -268,6 +310,16 @@ def test_only_lanes_that_are_there_are_paused(
     assert run(["relay", command, "forward", "--lane", "-1"]) == 2
     assert run(["relay", command, "forward", "--lane", "1"]) == 0
     assert board.wanted.paused_lanes == ([1] if command == "pause" else [])
+
+
+def test_a_lane_that_is_resumed_while_its_route_is_paused_stays_so_and_that_is_told(
+    board: FakeBoard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board.lanes, board.wanted = {0, 1}, Desired(paused=True, paused_lanes=[1])
+    assert run(["relay", "resume", "forward", "--lane", "1"]) == 0
+    assert capsys.readouterr().err == ("the whole route is paused, these lanes too: `crossfade relay resume forward`\n")
+    assert run(["relay", "resume", "forward"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_lane_that_is_gone_can_be_resumed(board: FakeBoard) -> None:
@@ -410,3 +462,34 @@ def test_a_loss_that_only_an_earlier_owner_tells_of_is_none(board: FakeBoard) ->
     ]
     assert run(["relay", "resume", "forward", "--lane", "0", "--accept-loss", "no matter"]) == 4
     assert not board.wanted.accepted
+
+
+# -- reshard -------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_is_not_changed_where_nobody_can_be_asked(
+    board: FakeBoard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Split:
+        lanes = 4
+        changed = 0
+
+        async def shards(self) -> int:
+            return 1
+
+        async def reshard(self, shards: int) -> None:
+            Split.changed = shards
+
+    @asynccontextmanager
+    async def open_split(config: Config, name: str) -> AsyncIterator[Split]:
+        yield Split()
+
+    monkeypatch.setattr(wiring, "open_split", open_split)
+    assert run(["relay", "reshard", "forward", "2"]) == 4
+    told = capsys.readouterr()
+    assert "--shard 1/2" in told.out
+    assert "there is nobody to ask" in told.err
+    assert "then add --yes" in told.err
+    assert Split.changed == 0
+    assert run(["relay", "reshard", "forward", "2", "--yes"]) == 0
+    assert Split.changed == 2

@@ -105,7 +105,68 @@ def test_an_earlier_id_whose_relays_report_elsewhere_goes_only_where_that_is_sai
     brokers.old.things = {"idearlier": [group]}
     assert run([*command, "--unseen"]) == 0
     assert brokers.old.erased == [group, group]
-    assert run(["uninstall", "--yes", "--unseen"]) == 2
+
+
+GROUP = "group msg:stream:0 crossfade.idforward.abc"
+DOCUMENT = "document started/idforward"
+
+
+def test_a_route_whose_target_in_the_file_is_another_goes_only_where_that_is_said(
+    brokers: Brokers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brokers.old.things = {"idforward": [GROUP]}
+    assert run(["uninstall", "forward"]) == 0  # listing is always allowed
+    capsys.readouterr()
+    assert run(["uninstall", "forward", "--yes"]) == 4
+    told = capsys.readouterr().err
+    assert (
+        f"route idforward has {GROUP} on old, but reports on none of these brokers: new may be another target" in told
+    )
+    assert "add --unseen" in told
+    assert brokers.old.erased == []
+    assert run(["uninstall", "forward", "--yes", "--unseen"]) == 0
+    assert brokers.old.erased == [GROUP]
+
+
+def test_one_route_that_would_not_be_seen_keeps_the_others_from_being_half_removed(brokers: Brokers) -> None:
+    brokers.old.things = {"idforward": ["a"]}
+    brokers.new.things = {"idforward": [DOCUMENT], "idback": ["group msg:stream:0 crossfade.idback.abc"]}
+    assert run(["uninstall", "--yes"]) == 4
+    assert brokers.old.erased == brokers.new.erased == []
+
+
+def test_a_removal_that_was_cut_off_is_finished_by_a_second_run(
+    brokers: Brokers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    brokers.old.things = {"idforward": [GROUP, "group msg:stream:1 crossfade.idforward.abc"]}
+    brokers.new.things = {"idforward": [DOCUMENT, "group crossfade.idforward"]}
+    order: list[str] = []
+    real = FakeBroker.erase
+
+    async def one_of_them(self: FakeBroker, route: str, names: list[str]) -> None:
+        order.append(names[0])
+        await real(self, route, names[:1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeBroker, "erase", one_of_them)
+    while any(brokers.old.things.values()) or any(brokers.new.things.values()):
+        assert run(["uninstall", "forward", "--yes"]) == 130
+    assert order[-1] == "group crossfade.idforward"  # the relays' own group is no sign of others
+    assert run(["uninstall", "forward", "--yes"]) == 0
+    assert "nothing of Crossfade is left" in capsys.readouterr().err
+
+
+def test_a_target_that_does_not_say_whose_it_is_keeps_the_source(brokers: Brokers) -> None:
+    brokers.old.things = {"idforward": [GROUP]}
+    brokers.new.silent = AccessRefused("no right to list groups")
+    assert run(["uninstall", "forward", "--yes"]) == 5
+    assert brokers.old.erased == []
+
+
+def test_what_two_names_of_one_service_show_is_removed_once_and_by_each_where_there_are_two(brokers: Brokers) -> None:
+    brokers.old.things, brokers.new.things = {"idforward": ["a", "b"]}, {"idforward": ["b", "c"]}
+    assert run(["uninstall", "forward", "--yes"]) == 0
+    assert (brokers.old.erased, brokers.new.erased) == (["a", "b"], ["b", "c"])
 
 
 @pytest.mark.parametrize("yes", [True, False])
@@ -332,10 +393,11 @@ def test_lanes_that_were_discovered_are_those_of_the_board_before_it_goes(broker
     brokers.old.things, brokers.new.things = {"idforward": ["a"]}, {"idforward": ["b"]}
     brokers.board.started_lanes = 3
     assert run(["uninstall", "forward", "--yes"]) == 0
-    assert brokers.old.known_lanes == brokers.new.known_lanes == [3, 3, 0]  # removed, looked at again; and for others
+    # looked at for relays, looked at, removed, looked at again; and for others
+    assert brokers.old.known_lanes == brokers.new.known_lanes == [3, 3, 3, 3, 0]
     brokers.board.unreadable = Unreachable("no answer from h:1")
     assert run(["uninstall", "forward"]) == 0
-    assert brokers.old.known_lanes[3:] == [0, 0]
+    assert brokers.old.known_lanes[5:] == [0, 0]
 
 
 def test_who_counts_as_running() -> None:

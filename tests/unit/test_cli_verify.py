@@ -242,6 +242,34 @@ def test_a_state_is_kept_while_the_audit_runs(
     assert len(saved) > 1, "once at the end, and before it"
 
 
+@pytest.mark.parametrize("every_s", [0.0, 60.0])
+def test_a_state_that_cannot_be_kept_hides_no_verdict(
+    world: World, every_s: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("crossfade.verify.progress.PROGRESS_EVERY_S", 0.0)
+    monkeypatch.setattr(verify_scope, "SAVE_EVERY_S", every_s)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    world.broker.write("a", 0, [record(0, number) for number in range(RECORDS)])
+    world.broker.write("b", 0, [copy(0, number, b"other" if number == 7 else None) for number in range(RECORDS)])
+    assert run(["verify", "--resume", "audit.json"]) == 2
+    told = capsys.readouterr()
+    assert "altered: lane 0" in told.out
+    assert "DIFFERENT: 1 findings" in told.out
+    assert told.err.endswith("error: cannot write audit.json: No space left on device\nhint: name another file\n")
+    assert ("the audit goes on" in told.err) == (not every_s)
+
+
+def test_a_name_that_no_file_can_have_is_a_mistake_of_the_user(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", "--resume", "x" * 300]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot read xxx")
+
+
 @pytest.mark.parametrize("choice", [["--lanes", "0"], ["--resume", "state.json"]])
 def test_a_route_by_key_is_verified_as_a_whole(
     world: World, capsys: pytest.CaptureFixture[str], choice: list[str]
@@ -378,6 +406,47 @@ async def test_a_watch_remembers_a_difference_and_survives_a_broker_that_is_away
     assert [len(body["differences"]) for body in told] == [0, 1, 0, 0]
 
 
+async def test_a_watch_that_never_audited_anything_has_no_verdict(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def away(*_: object) -> None:
+        raise Unreachable("nobody answers")
+
+    monkeypatch.setattr(MemoryLog, "bounds", away)
+    code, told, _ = await watched(3, lambda _: None)
+    assert (code, [body["error"]["error"] for body in told]) == (1, ["Unreachable"] * 3)
+    assert "route forward was never audited to an end" in capsys.readouterr().err
+
+
+async def test_a_watch_that_ends_before_its_first_round_has_no_verdict(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stopped(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(MemoryLog, "bounds", stopped)
+    code, told, _ = await watched(1, lambda _: None)
+    assert (code, told) == (1, [])
+
+
+async def test_a_watch_of_a_route_by_key_remembers_what_retention_removes_later(world: World) -> None:
+    world.lane_map = LaneMap.BY_KEY
+    lane = int(partition_many("murmur2", [b"k0"], LANES)[0])
+    world.broker.write("a", lane, [record(lane, 0)])
+    world.broker.write("b", lane, [copy(lane, 0, b"other")])
+
+    def between(at: int) -> None:
+        if at == 2:
+            world.broker.trim("a", lane, keep=0)
+            world.broker.trim("b", lane, keep=0)
+
+    code, told, _ = await watched(4, between)
+    assert code == 3
+    assert [(body["altered"], body["ok"]) for body in told] == [(1, False)] * 4
+    assert [len(body["differences"]) for body in told] == [1, 1, 0, 0]
+
+
 def test_parity_is_of_what_is_settled(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     report = AuditReport("a", "b", {0: LaneReport(0, "a", "b")})
     assert verify_watch.parity_of(report) is None
@@ -388,7 +457,7 @@ def test_parity_is_of_what_is_settled(world: World, capsys: pytest.CaptureFixtur
     one = verify_watch.Watched("forward", verify_scope.Store(None))
     gauges = verify_watch.Gauges([one])
     assert gauges.answer("/readyz")[0].startswith("503")
-    one.report = report
+    one.hear(report, 0.0)
     text = gauges.answer("/metrics")[1].decode()
     assert 'crossfade_verify_parity_ratio{route="forward"} 0.97' in text
     assert 'crossfade_verify_differences{kind="extra",route="forward"} 5.0' in text

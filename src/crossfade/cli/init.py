@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import stat
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +24,7 @@ from .output import output_of
 
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _ID_LENGTH = 12
+_REFERENCE = re.compile(r"\$\{[^}]*\}")
 #: the comment by which editors find the keys and their meaning
 SCHEMA_COMMENT = "# yaml-language-server: $schema="
 
@@ -66,14 +69,21 @@ def init(
         output.document({"id": fresh}, fresh)
         return
     path = output.config_path or Path(os.environ.get("CROSSFADE_CONFIG") or "crossfade.yaml")
-    if path.exists() and not force:
+    if _is_there(path) and not force:
         raise RefusedByRail(
             f"{path} exists and is not replaced",
             hint="its route ids are tied to markers on the brokers; --force replaces it, --config FILE writes another",
         )
     text = render(source, target, stream=stream, lanes=lanes, count=count, topic=topic, route=route)
-    _write(path, text)
+    _write(path, text, has_password=_has_password(source) or _has_password(target))
     output.document({"path": str(path)}, f"wrote {path}; next: crossfade doctor")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise _cannot_write(path, error) from None
 
 
 def new_route_id() -> str:
@@ -140,6 +150,13 @@ def _without_authority(url: str) -> tuple[str, str]:
     return f"{account}{at}{server}", authority
 
 
+def _has_password(url: str) -> bool:
+    """Whether the URL holds a password itself, no reference to one."""
+    account = url.partition("://")[2].rpartition("@")[0]
+    password = account.partition(":")[2]
+    return bool(password) and _REFERENCE.fullmatch(password) is None
+
+
 def _side(url: str, lanes: str, count: int, topic: str) -> str:
     if _kind(url) == "redis":
         return f"{{lanes: {_quoted(lanes)}, count: {count}}}"
@@ -151,8 +168,12 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _write(path: Path, text: str) -> None:
-    """Check the text by reading it, then put it in place in one step."""
+def _write(path: Path, text: str, *, has_password: bool) -> None:
+    """Check the text by reading it, then put it in place in one step.
+
+    Nobody can read it who could not read the file that it replaces; where there is none and the text has a password,
+    nobody but its owner.
+    """
     from ..config import ConfigError, load
 
     try:
@@ -161,12 +182,20 @@ def _write(path: Path, text: str) -> None:
             draft = Path(folder) / path.name
             draft.write_text(text, encoding="utf-8")
             load(draft, {}, _Permissive())
+            if path.exists():
+                draft.chmod(stat.S_IMODE(path.stat().st_mode))
+            elif has_password:
+                draft.chmod(0o600)
             draft.replace(path)
     except ConfigError as error:
         lines = (f"{each.key}: found {each.found}, expected {each.expected}" for each in error.problems)
         raise UsageError("\n".join(lines), hint="`crossfade init --help` shows which flag gives which key") from None
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", hint="--config FILE names another place") from None
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write {path}: {error.strerror}", hint="--config FILE names another place")
 
 
 class _Permissive(dict[str, str]):

@@ -52,7 +52,15 @@ def start(
     routes: RouteNames = None,
     begin: Annotated[
         str | None,
-        typer.Option("--from", help="earliest, latest, time:2026-01-01T00:00:00Z or position:ID; default: the file's."),
+        typer.Option(
+            "--from",
+            help="earliest, latest, time:2026-01-01T00:00:00Z or position:ID (start after it: one lane, see --lane); "
+            "default: the file's.",
+        ),
+    ] = None,
+    lane: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Start this source lane alone (`number` in relay status); may be repeated."),
     ] = None,
 ) -> None:
     """Write the first marker of each lane into the target: where its copy begins.
@@ -64,10 +72,13 @@ def start(
     output = output_of(context)
     where = None if begin is None else parse_start(begin)
     config = output.config()
-    _run(_start(config, chosen_routes(config, routes), where, output))
+    names = chosen_routes(config, routes)
+    if lane and len(names) > 1:
+        raise UsageError("--lane is a lane of one route", hint="name the route: `crossfade relay start ROUTE --lane N`")
+    _run(_start(config, names, where, set(lane or ()), output))
 
 
-async def _start(config: Config, names: list[str], begin: Start | None, output: Output) -> None:
+async def _start(config: Config, names: list[str], begin: Start | None, chosen: set[int], output: Output) -> None:
     rows = []
     for name in names:
         async with wiring.open_route(config, name) as opened:
@@ -75,7 +86,19 @@ async def _start(config: Config, names: list[str], begin: Start | None, output: 
             lanes = [lane for lane in range(opened.route.source_lanes) if lane not in opened.new_lanes]
             for line in await follow_new_lanes(opened):
                 output.note(line)
-            places = await start_lanes(opened.route, opened.source, opened.target, opened.board, where, lanes)
+            if beyond := chosen - set(range(opened.route.source_lanes)):
+                raise UsageError(
+                    f"route {name!r} has no lane {min(beyond)}",
+                    hint=f"its lanes are 0 to {opened.route.source_lanes - 1}",
+                )
+            if chosen:
+                lanes = [lane for lane in lanes if lane in chosen]
+                if not await opened.board.started():
+                    # Else the others would count as lanes that came later, and be copied from their first record.
+                    await opened.board.add_started(set(range(opened.route.source_lanes)))
+            places = await start_lanes(
+                opened.route, opened.source, opened.target, opened.board, where, lanes, by_hand=begin is not None
+            )
             rows.append(
                 {
                     "route": name,
@@ -158,17 +181,28 @@ def run(
 
 async def _serve(fleet: Fleet, configured_port: int, port: int | None, ending: Ending) -> None:
     keep_freed_memory()
+    is_stopping = False
 
     def stop() -> None:
+        nonlocal is_stopping
+        is_stopping = True
         ending.begin()
+        opening.cancel()
         fleet.stop()
 
     try:
-        await fleet.open()
-        health = HealthServer(fleet.copiers, fleet.metrics)
-        await _listen(health, port, configured_port)
+        ending.doing = "opening the routes"
+        opening = asyncio.create_task(fleet.open())
+        # Before anything is waited for: the first process of a container that has no handler never gets a SIGTERM.
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop)
+        await asyncio.gather(opening, return_exceptions=True)
+        if is_stopping:  # whatever the opening made of it: nothing runs yet
+            return
+        opening.result()
+        ending.doing = "copying"
+        health = HealthServer(fleet.copiers, fleet.metrics)
+        await _listen(health, port, configured_port)
         calm_collector()
         try:
             await fleet.run()

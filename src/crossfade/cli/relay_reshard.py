@@ -7,13 +7,14 @@ is fenced, so that no lane ever has two. Registered by `cli.relay`.
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Annotated
 
 import typer
 
 from .. import wiring
 from ..config import Config
-from ..errors import UsageError
+from ..errors import RefusedByRail, UsageError
 from .output import Column, Output, output_of
 from .routes import complete_routes
 
@@ -59,6 +60,11 @@ async def _reshard(config: Config, name: str, shards: int, yes: bool, output: Ou
             return
         before = f"{old} shards" if old else "no shards yet"
         output.note(f"route {name}: from {before} to {shards}; running processes of the old split are fenced and end")
+        if not yes and (output.is_json or not sys.stdin.isatty()):
+            raise RefusedByRail(
+                "the split changes which processes may copy and there is nobody to ask",
+                hint="look at the plan above, then add --yes",
+            )
         if not yes and not typer.confirm("Change the split?", err=True):
             output.note("nothing was changed")
             raise typer.Exit(1)

@@ -19,7 +19,7 @@ import typer
 
 from .. import wiring
 from ..config import Config, RedisSide
-from ..errors import NotStarted, Unreachable
+from ..errors import CrossfadeError, NotStarted, Unreachable
 from ..relay.documents import OPENING, STOPPED, Desired, LaneReport, Report, RouteBoard
 from .output import Column, Output, output_of
 from .relay_alive import SILENT_S
@@ -71,11 +71,14 @@ def status(
 async def _status(config: Config, names: list[str], watch: bool, output: Output) -> bool:
     below = _Below(output)
     async with _open_boards(config, names) as boards:
-        async for rows, lines in _repeated(lambda: _look(config, boards), 1, math.inf if watch else 0.0, below):
+        async for rows, lines, errors in _repeated(lambda: _look(config, boards), 1, math.inf if watch else 0.0, below):
             output.table(rows, _STATUS, live=watch)
             if sys.stdout.isatty():
                 below.told = ""  # the table has replaced it
             below.tell(lines)
+            for error in errors:
+                if not (watch and isinstance(error, Unreachable)):
+                    raise error
             if not watch:
                 break
     return any(row["state"] == "halted" for row in rows)
@@ -116,20 +119,38 @@ async def _repeated(
         await asyncio.sleep(pause_s)
 
 
-async def _look(config: Config, boards: Mapping[str, RouteBoard]) -> tuple[list[dict[str, object]], str]:
-    """The rows of all routes, and the lines to show below them."""
+async def _look(
+    config: Config, boards: Mapping[str, RouteBoard]
+) -> tuple[list[dict[str, object]], str, list[CrossfadeError]]:
+    """The rows of all routes, the lines to show below them, and why some of the routes could not be looked at.
+
+    Raises that where it is so of all of them.
+    """
     rows: list[dict[str, object]] = []
     below: list[str] = []
+    errors: list[CrossfadeError] = []
     for name, board in boards.items():
-        reports, started = await board.reports(), await board.started()
-        found = status_rows(name, reports, await board.desired(), time.time())
-        known = {lane.lane for report in reports for lane in report.lanes}
-        rows += found
-        rows += [_unreported(name, lane_name(config, name, lane), lane) for lane in sorted(started - known)]
-        below += _hints(found) + _alarms(reports, time.time())
-        if not started:
-            below.append(f"route {name} was never started: crossfade relay start {name}")
-    return rows, "\n".join(below)
+        try:
+            more, lines = await _look_at(config, name, board)
+        except CrossfadeError as error:
+            errors.append(error)
+            below.append(f"route {name} could not be looked at: {error.message}")
+        else:
+            rows, below = rows + more, below + lines
+    if errors and len(errors) == len(boards):
+        raise errors[0]
+    return rows, "\n".join(below), errors
+
+
+async def _look_at(config: Config, name: str, board: RouteBoard) -> tuple[list[dict[str, object]], list[str]]:
+    reports, started = await board.reports(), await board.started()
+    rows = status_rows(name, reports, await board.desired(), time.time())
+    known = {lane.lane for report in reports for lane in report.lanes}
+    below = _hints(rows) + _alarms(reports, time.time())
+    rows += [_unreported(name, lane_name(config, name, lane), lane) for lane in sorted(started - known)]
+    if not started:
+        below.append(f"route {name} was never started: crossfade relay start {name}")
+    return rows, below
 
 
 def _unreported(route: str, lane: str, number: int) -> dict[str, object]:
@@ -148,7 +169,7 @@ def _hints(rows: Sequence[Mapping[str, object]]) -> list[str]:
 
 def _alarms(reports: Iterable[Report], now_s: float) -> list[str]:
     """What the processes that live told without being asked since they started: the last few of each."""
-    living = [report for report in reports if not report.is_stopped and now_s - report.at_s <= SILENT_S]
+    living = [report for report in reports if not report.is_stopped and _is_fresh(report, now_s)]
     return [f"alarm of {report.instance}: {alarm}" for report in living for alarm in report.alarms]
 
 
@@ -162,16 +183,21 @@ def lane_name(config: Config, route: str, lane: int) -> str:
     return f"{side.topic}[{lane}]"
 
 
+def _is_fresh(report: Report, now_s: float) -> bool:
+    """Whether the heartbeat is of now; a clock that is ahead says as little of that as one that is behind."""
+    return abs(now_s - report.at_s) <= SILENT_S
+
+
 def latest_of_lanes(reports: Sequence[Report], now_s: float) -> dict[int, tuple[Report, LaneReport]]:
     """What is to be believed of each lane, and who says it.
 
     A process that has lost its claim goes on telling of its lanes until it knows who has them: whoever has a claim is
-    heard before it.
+    heard before it. Of two that have one, who beats now: one whose clock was ahead may be dead.
     """
 
     def weight(report: Report) -> tuple[bool, float]:
-        copies = report.epoch > 0 and not report.is_stopped and now_s - report.at_s <= SILENT_S
-        return copies, report.at_s
+        copies = report.epoch > 0 and not report.is_stopped and _is_fresh(report, now_s)
+        return copies, -abs(now_s - report.at_s) if copies else report.at_s
 
     return {lane.lane: (report, lane) for report in sorted(reports, key=weight) for lane in report.lanes}
 
@@ -180,7 +206,7 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
     """One row per lane, from the freshest heartbeat that owns it; silent processes are named as such."""
     rows: list[dict[str, object]] = []
     for report in sorted(reports, key=lambda each: each.at_s):
-        if not report.lanes and not report.is_stopped and now_s - report.at_s <= SILENT_S:
+        if not report.lanes and not report.is_stopped and _is_fresh(report, now_s):
             rows.append({"route": route, "owner": report.instance, "state": report.state, "reason": report.reason})
     best = latest_of_lanes(reports, now_s)
     for number in sorted(best):
@@ -188,9 +214,11 @@ def status_rows(route: str, reports: list[Report], desired: Desired, now_s: floa
         state, reason, is_gone = lane.state, lane.reason or report.reason or report.throttle, False
         if report.is_stopped:
             state, reason, is_gone = STOPPED, f"{report.instance} was stopped", True
-        elif now_s - report.at_s > SILENT_S:
-            state, reason = "silent", f"no heartbeat of {report.instance} for {now_s - report.at_s:.0f} s"
-            is_gone = True
+        elif not _is_fresh(report, now_s):
+            state, is_gone, age_s = "silent", True, now_s - report.at_s
+            reason = f"no heartbeat of {report.instance} for {age_s:.0f} s"
+            if age_s < 0:
+                reason = f"the last heartbeat of {report.instance} is {-age_s:.0f} s ahead of this host's clock"
         elif report.state == OPENING:
             state, reason = OPENING, report.reason
         elif desired.paused or number in desired.paused_lanes:

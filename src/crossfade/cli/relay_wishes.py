@@ -59,7 +59,9 @@ def resume(
         config = output.config()
         chosen_routes(config, [route])
         asyncio.run(_accept(config, route, lanes, accept_loss, output))
-    _change(context, route, lambda desired: _pause(desired, lanes, paused=False), lanes)
+    desired = _change(context, route, lambda desired: _pause(desired, lanes, paused=False), lanes)
+    if lanes and desired.paused:
+        output_of(context).note(f"the whole route is paused, these lanes too: `crossfade relay resume {route}`")
 
 
 def rate(
@@ -136,7 +138,8 @@ def _pause(desired: Desired, lanes: list[int] | None, *, paused: bool) -> None:
         desired.paused_lanes = [] if not paused else desired.paused_lanes
 
 
-def _change(context: typer.Context, route: str, change: Change, lanes: list[int] | None = None) -> None:
+def _change(context: typer.Context, route: str, change: Change, lanes: list[int] | None = None) -> Desired:
+    """Make the change, and show what is desired now."""
     output = output_of(context)
     config = output.config()
     chosen_routes(config, [route])
@@ -152,6 +155,7 @@ def _change(context: typer.Context, route: str, change: Change, lanes: list[int]
         ],
         [Column("route"), Column("paused"), Column("paused_lanes"), Column("rate_records_per_s", right=True)],
     )
+    return desired
 
 
 async def _change_desired(config: Config, route: str, change: Change, lanes: Sequence[int] = ()) -> Desired:

@@ -1,8 +1,9 @@
 """`crossfade uninstall`: what Crossfade left on the brokers for a route, listed first and removed only when told to.
 
-Invariant: nothing is removed without `--yes`, and never under a running relay. What is removed is exactly what was
-listed; afterwards the brokers are asked again, and what is still there is a failure. A broker that gives no answer
-keeps nothing from being listed, and removed, on the others; it is told, and the command fails.
+Invariant: nothing is removed without `--yes`, and never under a running relay, or where one would not be seen. What is
+removed is exactly what was listed; afterwards the brokers are asked again, and what is still there is a failure. A
+broker that gives no answer keeps nothing from being listed, and removed, on the others; it is told, and the command
+fails.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ uninstall_app = typer.Typer()
 #: how often, and how far apart, the brokers are asked whether something is gone
 _LOOKS = 6
 _LOOK_PAUSE_S = 0.5
-#: The target first: where both are one service, the source's account may see what it may not remove.
 _ROLES = ("target", "source")
 #: what is told of each thing that was found
 _LISTED = "would be removed"
@@ -99,9 +99,7 @@ def uninstall(
     ] = None,
     unseen: Annotated[
         bool,
-        typer.Option(
-            "--unseen", help="With --id: also where nothing tells whether a relay of it runs. See to it first."
-        ),
+        typer.Option("--unseen", help="Also where nothing tells whether a relay of the route runs. See to it first."),
     ] = False,
 ) -> None:
     """List what Crossfade left on the brokers; with --yes, remove it.
@@ -111,11 +109,13 @@ def uninstall(
     the route is running.
 
     What is of routes that are not in this file (an earlier id, or another file on the same brokers) is listed too, and
-    stays; --id removes it. Where such a route has a group on its source and no document on these brokers, its relays
-    report elsewhere and would not be seen: that is refused (exit code 4) unless --unseen is given.
+    stays; --id removes it.
+
+    Where a route has a group on its source and no document on these brokers (the file names another target by now), its
+    relays report elsewhere and would not be seen: that is refused (exit code 4) unless --unseen is given.
 
     A broker that gives no answer is listed as such, and the others are cleaned all the same, unless it is the one that
-    tells whether relays run. Run it again when the broker is back.
+    tells whether relays run. Run it again when the broker is back; with --unseen, if it is the source.
 
     \b
     Examples:
@@ -126,12 +126,12 @@ def uninstall(
     output = output_of(context)
     config = output.config()
     names = chosen_routes(config, None if route is None else [route])
-    _refuse_no_id(route_id, unseen)
+    _refuse_no_id(route_id)
     others = Outcome()
     if route_id is not None:
         found = asyncio.run(_uninstall_id(config, names, route_id, remove=yes, unseen=unseen))
     else:
-        found = asyncio.run(_uninstall(config, names, remove=yes))
+        found = asyncio.run(_uninstall(config, names, remove=yes, unseen=unseen))
     try:
         if route_id is None:
             others = asyncio.run(_others(config, names))
@@ -156,14 +156,11 @@ def uninstall(
         output.note(f"nothing of {what} is left on these brokers")
 
 
-def _refuse_no_id(route_id: str | None, unseen: bool) -> None:
-    """Raises UsageError for what no route can be called, and for `--unseen` without an id."""
+def _refuse_no_id(route_id: str | None) -> None:
+    """Raises UsageError for what no route can be called."""
     from ..config.shape import NAME
 
-    if route_id is None:
-        if unseen:
-            raise UsageError("--unseen goes with --id", hint="relays of the routes of this file can be seen")
-    elif not NAME.fullmatch(route_id):
+    if route_id is not None and not NAME.fullmatch(route_id):
         raise UsageError(
             f"--id {route_id!r} is no id of a route, which is of the form {NAME.pattern}",
             hint="`crossfade uninstall` lists the ids of routes that are not in this file",
@@ -207,27 +204,55 @@ async def _uninstall_id(config: Config, names: Sequence[str], route_id: str, *, 
                 error.hint = "a relay of the route may report there; if none of it runs anywhere, add --unseen"
                 raise
     if remove and not unseen:
-        _refuse_unseen(route_id, await _go_over(asked, list(ways), (), remove=False))
+        _refuse_unseen(
+            route_id,
+            await _go_over(asked, list(ways), (), remove=False),
+            "a relay of another file may be running on it",
+            "uninstall it with the file that has it; if no relay of it runs anywhere, add --unseen",
+        )
     return (await _go_over(asked, list(ways), (), remove=remove)).of(route_id)
 
 
-def _refuse_unseen(route_id: str, found: Outcome) -> None:
+def _refuse_unseen(route_id: str, found: Outcome, danger: str, hint: str) -> None:
     """Raises RefusedByRail where the route has a group, but no board that was asked has anything of it."""
     groups = [each for each in found.states if each.name.startswith("group ")]
-    if groups and not any(each.name.startswith("document ") for each in found.states):
+    if groups and not any(map(_is_document, found.states)):
         raise RefusedByRail(
-            f"route {route_id} has {groups[0].name} on {groups[0].broker}, but reports on none of these brokers: a "
-            "relay of another file may be running on it",
-            hint="uninstall it with the file that has it; if no relay of it runs anywhere, add --unseen",
+            f"route {route_id} has {groups[0].name} on {groups[0].broker}, but reports on none of these brokers: "
+            f"{danger}",
+            hint=hint,
         )
 
 
-async def _uninstall(config: Config, names: Sequence[str], *, remove: bool) -> Outcome:
+async def _uninstall(config: Config, names: Sequence[str], *, remove: bool, unseen: bool) -> Outcome:
     """What these routes left, and what became of it."""
     for name in names if remove else ():
         # All of them before the first removal: a refusal must not leave half of the routes removed.
         await refuse_running(config, name)
+        if not unseen:
+            await _refuse_changed(config, name)
     return await _go_over(config, names, names, remove=remove)
+
+
+async def _refuse_changed(config: Config, name: str) -> None:
+    """Raises RefusedByRail where the source was read, but the target does not know the route.
+
+    Raises BrokerError where the target does not say.
+    """
+    at_source = _broker(config, name, "source")
+    found = await _look(config, name, (), await _known_lanes(config, name))
+    for trouble in found.troubles:
+        if trouble.broker != at_source:
+            raise trouble.error
+    # A group on a Kafka target is the relays' own, and may outlive the documents where a removal was cut off.
+    telling = {left: state for left, state in found.states.items() if left.broker == at_source or _is_document(left)}
+    _refuse_unseen(
+        config.routes[name].id,
+        Outcome(telling),
+        f"{_broker(config, name, 'target')} may be another target than that of a relay that is running on it",
+        "uninstall it with the file that it was started with; if no relay of it runs anywhere (as where an earlier "
+        "uninstall could not reach the source), add --unseen",
+    )
 
 
 async def _go_over(config: Config, names: Sequence[str], leaving: Sequence[str], *, remove: bool) -> Outcome:
@@ -236,9 +261,10 @@ async def _go_over(config: Config, names: Sequence[str], leaving: Sequence[str],
     for name in names:
         # Now, because the board that tells it goes too.
         lanes = await _known_lanes(config, name)
-        look = await _look(config, name, leaving, lanes, erase=remove)
+        look = await _look(config, name, leaving, lanes)
         found.add(look)
         if remove and look.states:
+            found.add(await _erase(config, name, lanes, look.states))
             found.add(await _look_again(config, name, leaving, lanes, look.states))
     return found
 
@@ -264,7 +290,6 @@ async def _look(
     leaving: Sequence[str],
     lanes: int,
     *,
-    erase: bool = False,
     brokers: Collection[str] | None = None,
 ) -> Outcome:
     """What the route left, on these of its brokers (None = both). `lanes`: it had so many at least."""
@@ -277,7 +302,6 @@ async def _look(
         broker = _broker(config, name, role)
         if brokers is not None and broker not in brokers:
             continue
-        failed = "could not be asked"
         try:
             async with wiring.open_inspectors(config, name, (role,), known_lanes=lanes) as [(_, _, inspector)]:
                 names = [each for each in await inspector.footprint(route_id) if Left(name, broker, each) not in left]
@@ -285,12 +309,38 @@ async def _look(
                 if keeps and (not leaving or await _others_read(config, name, broker, leaving)):
                     names = [each for each in names if not _is_shared(each)]
                 left = [Left(name, broker, each) for each in names] + left
-                if erase and names:
-                    failed = "not everything could be removed"
-                    await inspector.erase(route_id, names)
         except CrossfadeError as error:
-            troubles.append(Trouble(name, broker, f"{failed}: {error.message}", error))
+            troubles.append(Trouble(name, broker, f"could not be asked: {error.message}", error))
     return Outcome(dict.fromkeys(left, _LISTED), troubles)
+
+
+async def _erase(config: Config, name: str, lanes: int, listed: Collection[Left]) -> Outcome:
+    """Remove what was listed; the troubles with it.
+
+    First what the source alone has: where a cut leaves anything of it, the board on the target still tells that it is
+    this route's. Then the target, before what both have: where they are one service, the source's account may see what
+    it may not remove.
+    """
+    from .. import wiring
+
+    route_id = config.routes[name].id
+    names = {role: [each.name for each in listed if each.broker == _broker(config, name, role)] for role in _ROLES}
+    alone = [each for each in names["source"] if each not in names["target"]]
+    both = [each for each in names["source"] if each in names["target"]]
+    done = Outcome()
+    for role, wanted in (("source", alone), ("target", names["target"]), ("source", both)):
+        if not wanted:
+            continue
+        try:
+            async with wiring.open_inspectors(config, name, (role,), known_lanes=lanes) as [(_, _, inspector)]:
+                there = await inspector.footprint(route_id)
+                if left := [each for each in wanted if each in there]:
+                    await inspector.erase(route_id, left)
+        except CrossfadeError as error:
+            broker = _broker(config, name, role)
+            state = f"not everything could be removed: {error.message}"
+            done.add(Outcome({}, [Trouble(name, broker, state, error)]))
+    return done
 
 
 async def _known_lanes(config: Config, name: str) -> int:
@@ -312,6 +362,10 @@ async def _known_lanes(config: Config, name: str) -> int:
 def _broker(config: Config, name: str, role: str) -> str:
     route = config.routes[name]
     return route.target if role == "target" else route.source
+
+
+def _is_document(left: Left) -> bool:
+    return left.name.startswith("document ")
 
 
 def _is_shared(name: str) -> bool:

@@ -117,6 +117,8 @@ def verify(
         "routes": [{"route": name, **report.as_dict()} for name, report in reports.items()],
     }
     output.document(body, "\n".join(text_of(name, report) for name, report in reports.items()))
+    if store.failure is not None:
+        raise store.failure
     code = exit_code_of(list(reports.values()))
     if code == 0 and complete and not body["complete"]:
         code = NO_VERDICT

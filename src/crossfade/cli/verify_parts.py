@@ -1,13 +1,15 @@
 """An audit whose lanes are shared by several processes: Python compares on one core each.
 
-Hides the children: each gets its lanes on stdin, opens the brokers itself and sends its progress and its report back on
-stdout. Whatever ends this process or one of them ends all. Lanes are independent, so reports are simply put together.
-`main` is a child. Called by `verify_run`.
+Hides the children: each gets on stdin its lanes and the configuration that its parent has read (the file may be another
+by now), opens the brokers itself and sends its progress and its report back on stdout. Whatever ends this process or
+one of them ends all. Lanes are independent, so reports are simply put together. `main` is a child. Called by
+`verify_run`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import pickle
 import signal
@@ -17,7 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import CrossfadeError, first_of
@@ -25,11 +26,14 @@ from .runtime import keep_freed_memory
 from .verify_scope import SAVE_EVERY_S, Scope
 
 if TYPE_CHECKING:
+    from ..config import Config
     from ..verify.progress import Progress
     from ..verify.report import AuditReport
     from ..wiring import OpenRoute
 
 _LENGTH = struct.Struct(">Q")
+#: what stands for `os.environ` in a packed part
+_ENVIRON = "environ"
 #: not `-m`: what a module that runs as `__main__` pickles, nobody else can read
 _CHILD = f"from {__name__} import main; main()"
 
@@ -38,8 +42,7 @@ _CHILD = f"from {__name__} import main; main()"
 class Part:
     """What one child audits."""
 
-    config_path: Path | None
-    sets: dict[str, str]
+    config: Config
     route: str
     lanes: list[int]
     #: how many processes there are
@@ -104,7 +107,7 @@ async def _audit_there(part: Part, told: list[_Told], at: int) -> AuditReport:
     try:
         if child.stdin is None or child.stdout is None:
             raise CrossfadeError("a part of the audit has no pipes")
-        child.stdin.write(pickle.dumps(part))
+        child.stdin.write(packed(part))
         child.stdin.close()
         while True:
             kind, body = await _receive(child.stdout)
@@ -119,6 +122,33 @@ async def _audit_there(part: Part, told: list[_Told], at: int) -> AuditReport:
         with suppress(ProcessLookupError):
             child.kill()
         await child.wait()
+
+
+class _Packer(pickle.Pickler):
+    """Names the environment instead of copying it: a child has the same, and `${env:NAME}` refers to it."""
+
+    def persistent_id(self, value: Any) -> str | None:
+        return _ENVIRON if value is os.environ else None
+
+
+class _Unpacker(pickle.Unpickler):
+    def persistent_load(self, name: str) -> Any:
+        if name != _ENVIRON:
+            raise pickle.UnpicklingError(f"{name} is nothing that a part refers to")
+        return os.environ
+
+
+def packed(part: Part) -> bytes:
+    """For the pipe to a child alone: a configuration may hold passwords."""
+    to = io.BytesIO()
+    _Packer(to).dump(part)
+    return to.getvalue()
+
+
+def unpacked(data: bytes) -> Part:
+    """What `packed` made."""
+    part: Part = _Unpacker(io.BytesIO(data)).load()
+    return part
 
 
 async def _receive(pipe: asyncio.StreamReader) -> tuple[str, Any]:
@@ -153,13 +183,16 @@ def _together(reports: Sequence[AuditReport], seconds: float) -> AuditReport:
 
 def main() -> None:
     """Audit the part that stands on stdin, and send what becomes of it."""
+    from ..telemetry import setup_logging
+
     keep_freed_memory(arenas=1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
     with os.fdopen(os.dup(1), "wb") as pipe:
         os.dup2(2, 1)  # nothing else may come between the messages
-        part: Part = pickle.loads(sys.stdin.buffer.read())
+        setup_logging(json=False, level="warning")
         try:
-            _send(pipe, "report", asyncio.run(_audit_here(part, pipe)))
+            part = unpacked(sys.stdin.buffer.read())
+            _send(pipe, "report", asyncio.run(audit_part(part, pipe)))
         except BrokenPipeError:
             return  # the parent is gone
         except Exception as error:  # noqa: BLE001 - it is raised where somebody can tell it
@@ -172,12 +205,11 @@ def _send(pipe: BinaryIO, kind: str, body: Any) -> None:
     pipe.flush()
 
 
-async def _audit_here(part: Part, pipe: BinaryIO) -> AuditReport:
+async def audit_part(part: Part, pipe: BinaryIO) -> AuditReport:
+    """Audit a part in this process, and send its progress. Raises UsageError, Unreachable, AccessRefused."""
     from .. import wiring
-    from .output import Output
     from .verify_run import audit_opened
 
-    config = Output(config_path=part.config_path, sets=part.sets).config()
     kept_s = time.monotonic()
 
     def tell(now: Progress) -> None:
@@ -187,5 +219,5 @@ async def _audit_here(part: Part, pipe: BinaryIO) -> AuditReport:
             kept_s, told.lanes = time.monotonic(), now.state()["lanes"]
         _send(pipe, "progress", told)
 
-    async with wiring.open_route(config, part.route, instance="verify", copies=False) as opened:
+    async with wiring.open_route(part.config, part.route, instance="verify", copies=False) as opened:
         return await audit_opened(opened, part.lanes, part.scope, part.state, tell, part.parts)

@@ -30,7 +30,7 @@ async def audit_route(
 ) -> AuditReport:
     """Audit a route as `scope` says, going on from the store's state; `processes` None = as many as are worth it.
 
-    Raises UsageError, Unreachable, AccessRefused.
+    A state that cannot be kept ends no audit: see `Store.failure`. Raises UsageError, Unreachable, AccessRefused.
     """
     from .. import wiring
     from ..model.route import LaneMap
@@ -51,7 +51,10 @@ async def audit_route(
                 progress.total = now.records_total
                 progress.advance(now.records - progress.done)
                 if store.is_due:
+                    had_failed = store.failure is not None
                     store.save(opened.route.id, now.state())
+                    if store.failure is not None and not had_failed:
+                        output.note(f"{store.failure.message}; the audit goes on")
 
             if by_key:
                 return await audit_opened(opened, lanes, scope, None, tell)
@@ -61,10 +64,7 @@ async def audit_route(
             else:
                 from .verify_parts import Part, audit_in_parts
 
-                others = [
-                    Part(output.config_path, dict(output.sets), name, part, len(parts), scope, state, store.is_kept)
-                    for part in parts[1:]
-                ]
+                others = [Part(config, name, part, len(parts), scope, state, store.is_kept) for part in parts[1:]]
                 report = await audit_in_parts(opened, parts[0], others, scope, state, tell)
     store.save(opened.route.id, report.state)
     return report

@@ -95,7 +95,9 @@ class Store:
         self._path = path
         self._states: dict[str, Any] = {}
         self._saved_s = time.monotonic()
-        if path is not None and path.exists():
+        #: why the file does not hold the newest state
+        self.failure: UsageError | None = None
+        if path is not None and _is_there(path):
             self._states = self._read(path)
 
     @property
@@ -131,7 +133,11 @@ class Store:
                 del lane["ranges"][:-ranges_max]
 
     def save(self, route_id: str, state: Mapping[str, Any]) -> None:
-        """Replace the file in one step: a cut leaves the state before."""
+        """Replace the file in one step: a cut leaves the state before.
+
+        Where it cannot be written, that is the store's `failure` until a later one succeeds: the audit goes on, and
+        its verdict is told before it.
+        """
         # An audit of some lanes keeps what is known of the others.
         known = self._states.get(route_id, {}).get("lanes", {})
         self._states[route_id] = {**state, "lanes": {**known, **state.get("lanes", {})}}
@@ -143,4 +149,13 @@ class Store:
             draft.write_text(json.dumps({"version": STATE_VERSION, "routes": self._states}), encoding="utf-8")
             draft.replace(self._path)
         except OSError as error:
-            raise UsageError(f"cannot write {self._path}: {error.strerror}", hint="name another file") from None
+            self.failure = UsageError(f"cannot write {self._path}: {error.strerror}", hint="name another file")
+        else:
+            self.failure = None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="name another file") from None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokerError, CrossfadeError, UsageError
@@ -20,7 +21,7 @@ from ..serving import NOT_FOUND, OK, UNAVAILABLE, HttpServer
 from .output import Output
 from .verify_run import audit_route
 from .verify_scope import Scope, Store
-from .verify_words import KINDS, exit_code_of, named_lines, verdict_of
+from .verify_words import DIFFERENT, KINDS, NO_VERDICT, exit_code_of, named_lines, verdict_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..verify.report import AuditReport
 
+#: what makes a route differ
+_FINDINGS = (*KINDS, "stale_epochs")
 #: ranges of digests that the state keeps of each lane: a watch must not grow
 _RANGES_KEPT = 8
 
@@ -43,6 +46,20 @@ class Watched:
     error: CrossfadeError | None = None
     #: when the last round that gave a report began (seconds since the epoch)
     audited_s: float = 0.0
+    #: the most that any round found of each kind: a route by key has no memory of its own between rounds
+    found: Counter[str] = field(default_factory=Counter)
+
+    def hear(self, report: AuditReport, began_s: float) -> None:
+        """What a round that began then found."""
+        self.report, self.error, self.audited_s = report, None, began_s
+        self.found |= Counter({kind: report.total(kind) for kind in _FINDINGS})
+
+    @property
+    def code(self) -> int:
+        """The exit code: 3 if anything ever differed, and none is 0 without a report."""
+        if self.found.total():
+            return DIFFERENT
+        return NO_VERDICT if self.report is None else exit_code_of([self.report])
 
     @property
     def parity(self) -> float | None:
@@ -57,7 +74,7 @@ class Watched:
         if self.report is None:
             return row
         report = self.report
-        told = report.as_dict()
+        told = report.as_dict() | {"ok": self.code == 0, **self.found}
         row |= {key: told[key] for key in ("ok", "complete", "matched", *KINDS, "pending", "stale_epochs", "seconds")}
         row |= {"parity": self.parity, "audited_age_s": round(now_s - self.audited_s, 3)}
         return row | {"differences": told["differences"] if self.error is None else []}
@@ -80,7 +97,7 @@ async def watch_routes(
     port: int,
     processes: int | None,
 ) -> int:
-    """Audit in rounds until SIGINT or SIGTERM. Returns the exit code: 3 if anything ever differed.
+    """Audit in rounds until SIGINT or SIGTERM. Returns the exit code: 3 if anything ever differed, 1 without report.
 
     `store` keeps where each audit ended. Raises UsageError.
     """
@@ -104,12 +121,17 @@ async def watch_routes(
                 if not await _unless_stopped(stop, _round(config, output, one, scope, processes)):
                     break
                 output.document(one.row(time.time()), _text(one), live=True)
+                if store.failure is not None:
+                    raise store.failure
             left_s = every_s - (time.monotonic() - began_s)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), max(left_s, 0.0))
     finally:
         await server.close()
-    return exit_code_of([one.report for one in watched if one.report is not None])
+    for one in watched:
+        if one.report is None:
+            output.note(f"route {one.name} was never audited to an end")
+    return max(one.code for one in watched)  # no verdict is 1, a difference 3
 
 
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
@@ -135,7 +157,7 @@ async def _round(config: Config, output: Output, one: Watched, scope: Scope, pro
     except BrokerError as error:
         one.error = error
     else:
-        one.report, one.error, one.audited_s = report, None, began_s
+        one.hear(report, began_s)
         one.store.trim(_RANGES_KEPT)
     one.rounds += 1
 
@@ -144,10 +166,13 @@ def _text(one: Watched) -> str:
     if one.error is not None or one.report is None:
         return f"{one.name} round {one.rounds}: {one.error}"
     report, parity = one.report, one.parity
-    counts = "  ".join(f"{kind} {report.total(kind):,}" for kind in KINDS if report.total(kind))
+    counts = "  ".join(f"{kind} {one.found[kind]:,}" for kind in KINDS if one.found[kind])
     share = "-" if parity is None else f"{parity:.6%}"
     totals = f"matched {report.matched:,}  pending {report.total('pending'):,}  {counts}".rstrip()
-    head = f"{one.name} round {one.rounds}: parity {share}  {totals}  {verdict_of(report)}"
+    verdict = verdict_of(report)
+    if one.code == DIFFERENT != exit_code_of([report]):
+        verdict += "; an earlier round found differences"
+    head = f"{one.name} round {one.rounds}: parity {share}  {totals}  {verdict}"
     return "\n".join([head, *named_lines(report)])
 
 
@@ -198,5 +223,5 @@ class Gauges:
             pending.add_metric(at, one.report.total("pending"))
             age.add_metric(at, time.time() - one.audited_s)
             for kind in KINDS:
-                differences.add_metric([*at, kind], one.report.total(kind))
+                differences.add_metric([*at, kind], one.found[kind])
         return iter([parity, matched, pending, differences, age, failed])
