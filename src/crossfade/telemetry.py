@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from typing import Any, TextIO
 
 import structlog
 
@@ -50,23 +52,68 @@ def _wants_colors() -> bool:
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR")  # https://no-color.org
 
 
+class LineLog:
+    """Writes each line to a stream at once; where that refuses it (a full disk, a reader that has gone), the line is
+    left out and counted. A log must never end what it tells about."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        # Past the buffers: they keep what was refused, and offer it again with every later line.
+        self._raw: Any = getattr(getattr(file, "buffer", None), "raw", None)
+        self._lock = threading.Lock()
+        self._left_out = 0
+        self._is_torn = False  # the last line went out in part
+
+    def add_left_out(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> Any:
+        """A structlog processor: how many lines are missing before this one."""
+        if self._left_out:
+            event["lines_left_out"] = self._left_out
+        return event
+
+    def write(self, line: str) -> None:
+        """Write a line, or count it."""
+        with self._lock:
+            try:
+                self._write(line + "\n")
+                self._left_out = 0
+            except (OSError, ValueError):
+                self._left_out += 1
+
+    def _write(self, text: str) -> None:
+        if self._raw is None:
+            self._file.write(text)
+            self._file.flush()
+            return
+        left = (("\n" if self._is_torn else "") + text).encode(self._file.encoding, "backslashreplace")
+        while left:
+            written = self._raw.write(left)
+            if not written:  # None: a pipe that is full, of somebody who does not want to be waited for
+                raise BlockingIOError
+            left = left[written:]
+            self._is_torn = bool(left)
+
+    debug = info = warning = error = critical = write
+
+
 def setup_logging(*, json: bool, level: str = "info") -> None:
     """Send structured logs to stderr: JSON lines for machines, coloured words for people."""
     numeric = {"debug": 10, "info": 20, "warning": 30, "error": 40}[level]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=_wants_colors())
     )
+    log = LineLog(sys.stderr)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             add_last_step,
+            log.add_left_out,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(numeric),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: log,
         cache_logger_on_first_use=True,
     )
 

@@ -7,7 +7,7 @@ from virtual import run_virtual
 from world import ENTRY, RECORD, ROUTE, World
 
 from crossfade.brokers.memory import MemoryLog
-from crossfade.errors import QuarantineFull, TargetFull, TargetReset, TargetTorn
+from crossfade.errors import QuarantineFull, SourceReset, TargetFull, TargetReset, TargetTorn
 from crossfade.model.position import Place
 from crossfade.relay.documents import AcceptedLoss, Desired
 from crossfade.relay.lanes import State
@@ -96,6 +96,28 @@ def test_a_full_quarantine_halts_and_accepting_a_loss_does_not_copy_twice(shapes
 
     run_virtual(main())
     world.check_step()
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("target_lanes", [1, 3])
+def test_a_source_that_was_told_to_be_gone_and_is_not_goes_on_where_it_stood(shapes, target_lanes):
+    """Brokers that have just started may say that they know no such topic."""
+    world = World(*shapes, lanes=1, target_lanes=target_lanes)
+
+    async def main():
+        copier, task = await copying(world, 7)
+        state = copier.lanes[0]
+        state.fail(SourceReset(0, "the topic was deleted", position=state.settled.position), 0.0)
+        world.write(0, 4)
+        await asyncio.sleep(5)
+        assert world.copied() == 7
+        await copier.obey(accepting(state))
+        await asyncio.sleep(5)
+        assert world.copied() == 11
+        world.check_end()
+        await stopped(copier, task)
+
+    run_virtual(main())
 
 
 def test_a_read_from_where_the_lane_no_longer_stands_is_not_taken():

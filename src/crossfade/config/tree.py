@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import UsageError
@@ -196,8 +196,9 @@ def _put(root: Node, segments: list[str], leaf: Node) -> None:
         name = _existing(node, segment)
         child = node.entries.get(name)
         if child is None or child.kind != "map":
-            child = node.entries[name] = Node("map", leaf.where)
-        node = child
+            child = Node("map", leaf.where)
+        # Aliases share one node: what is put here must not show at the other places.
+        node.entries[name] = node = replace(child, entries=dict(child.entries))
     node.entries[_existing(node, segments[-1])] = leaf
 
 

@@ -13,12 +13,21 @@ import asyncio
 import structlog
 
 from ..brokers.protocol import From, Log, Owner, Start
-from ..errors import BrokerError, GuaranteeRefused, Kind, LaneError, Unreachable
+from ..errors import (
+    BrokerError,
+    GuaranteeRefused,
+    Indeterminate,
+    Kind,
+    LaneError,
+    Unreachable,
+    UsageError,
+)
 from ..model.echo import bare, part_echoes, with_echoes
 from ..model.position import Marker, Place, order_of, position_order
-from ..model.record import Lane, Write
+from ..model.record import Lane, Path, Write
 from ..model.route import Route
 from .documents import RouteBoard
+from .leftovers import refuse_copies
 
 _START_TRIES = 6
 _TRIES = 10
@@ -29,18 +38,26 @@ _STALL_S = 60.0
 
 
 async def start_lanes(
-    route: Route, source: Log, target: Log, board: RouteBoard, start: Start, lanes: list[Lane]
+    route: Route,
+    source: Log,
+    target: Log,
+    board: RouteBoard,
+    start: Start,
+    lanes: list[Lane],
+    *,
+    by_hand: bool = False,
 ) -> dict[Lane, Place]:
     """Write the first marker of lanes that have none: the explicit beginning of a copy.
 
     Lanes that already have a marker keep it (starting twice changes nothing), so a doubtful outcome is settled as in
     the relay: claim anew, read back, go on. Returns the places of the lanes that were started now.
-    Raises RouteConflict, MarkerLost, Indeterminate, Unreachable, AccessRefused, LaneError.
+    `by_hand`: an operator gave `start` just now; as a position it is for one lane.
+    Raises UsageError, RouteConflict, MarkerLost, Indeterminate, Unreachable, AccessRefused, LaneError.
     """
     places: dict[Lane, Place] = {}
     for left in reversed(range(_START_TRIES)):
         try:
-            await _start_once(route, source, target, board, start, lanes, places)
+            await _start_once(route, source, target, board, start, lanes, places, by_hand=by_hand)
             break
         except BrokerError as error:
             if error.kind is Kind.HALT or left == 0:
@@ -59,8 +76,15 @@ async def _start_once(
     start: Start,
     lanes: list[Lane],
     places: dict[Lane, Place],
+    *,
+    by_hand: bool,
 ) -> None:
     """One claim and one append; `places` takes what was tried, as it may have been written."""
+    # A claim fences whoever copies these lanes: it is taken on those alone that have no marker.
+    known = await _markers_now(route, target, lanes)
+    lanes = [lane for lane in lanes if not all(path in known for path in route.paths_of(lane))]
+    if not lanes:
+        return
     paths = [path for lane in lanes for path in route.paths_of(lane)]
     owner = Owner(route.id, "start", route.source, paths=tuple(paths), pair=route.pair)
     claim = await target.claim(owner, paths)
@@ -69,6 +93,14 @@ async def _start_once(
     fresh = [lane for lane in lanes if not all(path in claim.markers for path in route.paths_of(lane))]
     if not fresh:
         return
+    if by_hand and start.where is From.POSITION and len(fresh) > 1:
+        raise UsageError(
+            f"route {route.name!r}: {start.value} is a position of one lane, and lanes {_numbers(fresh)} would "
+            "start at it",
+            hint=f"start them one by one: `crossfade relay start {route.name} --lane {fresh[0]} --from position:...`",
+        )
+    if start.where is not From.POSITION or not by_hand:
+        await refuse_copies(route, source, target, fresh)
     if route.pair:
         places |= await begin_with_echoes(source, route.pair, fresh, start)
     else:
@@ -83,6 +115,20 @@ async def _start_once(
     for outcome in (await target.append(claim, writes)).values():
         if isinstance(outcome, LaneError):
             raise outcome
+
+
+async def _markers_now(route: Route, target: Log, lanes: list[Lane]) -> dict[Path, Marker]:
+    """The markers that a claim would find as they should be; where only a claim can tell, none."""
+    paths = [path for lane in lanes for path in route.paths_of(lane)]
+    try:
+        found = await target.markers_of(route.id, paths)
+    except (GuaranteeRefused, Indeterminate):  # records without marks of their own, a transaction that is under way
+        return {}
+    return {path: marker for path, marker in found.items() if marker.source == route.source}
+
+
+def _numbers(lanes: list[Lane]) -> str:
+    return ", ".join(map(str, lanes[:5])) + (" .." if len(lanes) > 5 else "")
 
 
 async def begin(source: Log, lanes: list[Lane], start: Start) -> dict[Lane, Place]:

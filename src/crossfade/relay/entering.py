@@ -66,12 +66,14 @@ async def _refuse_without_marker(route: Route, source: Log, board: RouteBoard, m
     if missing & await board.started():
         raise MarkerLost(
             f"route {route.name!r}: {len(missing)} started lanes have no marker in the target: {names}",
-            hint="the marker was deleted or expired; compare both sides with `crossfade verify`, then start the "
-            "lanes again from the position that it names: `crossfade relay start --from position:...`",
+            hint="the marker was deleted or expired; compare both sides with `crossfade verify`, then start each of "
+            "these lanes behind its last copied record: "
+            f"`crossfade relay start {route.name} --lane N --from position:...`",
         )
     raise NotStarted(
         f"route {route.name!r}: {len(missing)} lanes were never started: {names}",
-        hint=f"start them once: `crossfade relay start {route.name}` (it writes the first marker)",
+        hint=f"start them once: `crossfade relay start {route.name}` (it writes the first marker); if they were copied "
+        "before, the target lost Crossfade's keys: run `crossfade verify` first",
     )
 
 
