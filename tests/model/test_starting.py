@@ -80,14 +80,23 @@ def test_a_position_that_is_given_by_hand_is_for_one_lane(shape):
         world.write(lane, 6)
     (position,) = [place for place, _ in world.source_broker.rows("source", 1)][2:3]
     at = Start(From.POSITION, position)
-    with pytest.raises(UsageError, match="lanes 0, 1, 2 would") as refused:
+    started(world, Start(), [0])
+    with pytest.raises(UsageError, match="lanes 1, 2 would") as refused:
         started(world, at, [0, 1, 2], by_hand=True)
-    assert "--lane 0" in refused.value.hint
-    assert world.target_broker.marker("target", ROUTE, (0, 0)) is None
+    assert "--lane 1" in refused.value.hint
+    assert world.target_broker.marker("target", ROUTE, (1, 1)) is None
     assert started(world, at, [1], by_hand=True) == {1}
     assert world.target_broker.marker("target", ROUTE, (1, 1)).place.position == position
-    started(world, Start(), [0])
     assert started(world, at, [0, 1, 2], by_hand=True) == {2}  # the others are not moved
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_first_start_may_begin_all_lanes_at_one_position(shape):
+    world = World(SHAPES[shape], ENTRY, lanes=2)
+    for lane in range(2):
+        world.write(lane, 6)
+    (position,) = [place for place, _ in world.source_broker.rows("source", 0)][2:3]
+    assert started(world, Start(From.POSITION, position), [0, 1], by_hand=True) == {0, 1}
 
 
 def lose_keys(world):

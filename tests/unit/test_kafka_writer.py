@@ -206,7 +206,7 @@ async def test_all_records_of_a_transaction_have_one_deadline(monkeypatch):
     monkeypatch.setattr(writing, "time", clock)
     writer._producer = client = Starved(clock, takes_s=0.01)
     began = clock.now_s
-    with pytest.raises(Indeterminate, match="not delivered to topic.* within 8 s"):
+    with pytest.raises(Indeterminate, match=r"not delivered to topic.* within 8 s"):
         await writer.commit([lot(lane, 10_000) for lane in range(4)], [], lambda ends: [], None)
     assert clock.now_s - began <= 10
     assert client.steps == []

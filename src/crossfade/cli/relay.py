@@ -54,7 +54,7 @@ def start(
         str | None,
         typer.Option(
             "--from",
-            help="earliest, latest, time:2026-01-01T00:00:00Z or position:ID (start after it: one lane, see --lane); "
+            help="earliest, latest, time:2026-01-01T00:00:00Z or position:ID (start after it; see --lane); "
             "default: the file's.",
         ),
     ] = None,

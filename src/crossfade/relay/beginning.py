@@ -51,7 +51,7 @@ async def start_lanes(
 
     Lanes that already have a marker keep it (starting twice changes nothing), so a doubtful outcome is settled as in
     the relay: claim anew, read back, go on. Returns the places of the lanes that were started now.
-    `by_hand`: an operator gave `start` just now; as a position it is for one lane.
+    `by_hand`: an operator gave `start` just now; a position is for one lane where the route was started before.
     Raises UsageError, RouteConflict, MarkerLost, Indeterminate, Unreachable, AccessRefused, LaneError.
     """
     places: dict[Lane, Place] = {}
@@ -93,13 +93,15 @@ async def _start_once(
     fresh = [lane for lane in lanes if not all(path in claim.markers for path in route.paths_of(lane))]
     if not fresh:
         return
-    if by_hand and start.where is From.POSITION and len(fresh) > 1:
+    is_one = by_hand and start.where is From.POSITION and len(fresh) == 1
+    if by_hand and start.where is From.POSITION and not is_one and await board.started():
+        # A first start may mean it so. Behind lost markers it is where one lane had got to.
         raise UsageError(
-            f"route {route.name!r}: {start.value} is a position of one lane, and lanes {_numbers(fresh)} would "
-            "start at it",
+            f"route {route.name!r} was started before: {start.value} is a position of one lane, and lanes "
+            f"{_numbers(fresh)} would start at it",
             hint=f"start them one by one: `crossfade relay start {route.name} --lane {fresh[0]} --from position:...`",
         )
-    if start.where is not From.POSITION or not by_hand:
+    if not is_one:
         await refuse_copies(route, source, target, fresh)
     if route.pair:
         places |= await begin_with_echoes(source, route.pair, fresh, start)
