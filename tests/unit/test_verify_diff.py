@@ -251,3 +251,13 @@ def test_zombie_writes_show_as_an_older_epoch() -> None:
     diff.expected.is_ended = diff.actual.is_ended = True
     diff.finish(is_settled=True)
     assert diff.stale_epochs == 1
+
+
+def test_what_is_pending_is_held_by_position_alone() -> None:
+    rows = source(100)
+    diff = LaneDiff(PlainCodec(), window_rows=5, on_difference=lambda _: None)
+    diff.expect([position for position, _ in rows], [row for _, row in rows])
+    diff.see(range(20), rows[:20])
+    diff.expected.is_ended = diff.actual.is_ended = True
+    diff.advance()
+    assert diff.missing == dict.fromkeys(position for position, _ in rows[20:])

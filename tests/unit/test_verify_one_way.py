@@ -6,6 +6,7 @@ from crossfade.brokers.memory import MemoryBroker, MemoryLog
 from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Shape
 from crossfade.verify.audit import audit
+from crossfade.verify.diff import Kind
 from crossfade.verify.one_way import copies_only, without_echoes
 
 RECORD = Shape.RECORD
@@ -65,3 +66,33 @@ def test_a_record_that_a_newer_claim_wrote_again_is_still_a_difference():
 def test_a_native_record_that_was_passed_over_is_missing():
     lane, _ = audited([*SOURCE, row(101, xf("back", 2, 3))], TARGET)
     assert lane.differences == 1
+
+
+def test_what_is_read_again_of_a_target_is_no_copy_of_itself(monkeypatch):
+    monkeypatch.setattr("crossfade.verify.audit.READ_RECORDS_MAX", 300)
+    broker = MemoryBroker(clock_ms=lambda: 10_000)
+    rows = [([b"v", b"%d" % at], 1000 + at) for at in range(1000)]
+    broker.stream("source", 1, Shape.ENTRY)
+    broker.write("source", 0, rows)
+    marks = [xf("forth", at + 1, f"{1000 + at}-0", 1 + at // 400)[0][1] for at in range(1000)]
+    broker.stream("target", 1, Shape.ENTRY)
+    broker.write("target", 0, [([*fields, b"xf", mark], ms) for (fields, ms), mark in zip(rows, marks, strict=True)])
+    source, target = (MemoryLog(broker, name, 1, Shape.ENTRY) for name in ("source", "target"))
+    read, read_target, turns = source.read, target.read, iter(range(1000))
+
+    async def slowly(places, records_max, *others):
+        return await read(places, min(records_max, 10), *others)
+
+    async def deleting(*options):
+        if next(turns) == 2:
+            broker.delete("target", 0, broker.rows("target", 0)[900][0])
+        return await read_target(*options)
+
+    monkeypatch.setattr(source, "read", slowly)
+    monkeypatch.setattr(target, "read", deleting)
+    seen, _ = without_echoes(source, "back")
+    report = asyncio.run(
+        audit(seen, copies_only(target, "forth"), mapping_named("lossless"), route_id="forth", lanes=[0])
+    )
+    lane = report.lanes[0]
+    assert (lane.error, dict(lane.counts), lane.matched) == (None, {Kind.MISSING: 1}, 999)

@@ -21,6 +21,7 @@ from test_verify_audit import (
     grow,
     invent_under_a_copied_mark,
     last_after,
+    rows_swapped,
 )
 from test_verify_beginning import told_by_ids, without_marks, written_by_others
 
@@ -349,3 +350,50 @@ async def test_the_only_copy_stays_behind_a_failover_that_was_written_on() -> No
     report = await world.audit(keep=KEEP)
     assert report.total("extra") + report.total("duplicate") == 40 * LANES
     assert removed_by(report) == 0
+
+
+@pytest.mark.parametrize("how", ["trimmed", "all trimmed"])
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_doubled_and_moved_copies_of_what_is_gone_are_named_and_stay(
+    source: Shape, target: Shape, how: str
+) -> None:
+    world = await copied(source, target)
+    world.broker.trim("source", 0, 200 if how == "trimmed" else 0)
+    stored = world.stored(0)
+    world.broker.write("target", 0, [stored[at][1] for at in range(10)])
+    report = await world.audit(keep=KEEP, is_settled=True)
+    assert found(report) == {"extra": 10}
+    assert removed_by(report) == 0
+    rows_swapped(stored, 100, 101)
+    assert found(await world.audit(is_settled=True)) == {"extra": 11}
+
+
+@pytest.mark.parametrize("is_by_key", [False, True])
+@pytest.mark.parametrize("target", [ENTRY, RECORD])
+async def test_originals_that_workers_delete_while_they_are_read(
+    target: Shape, is_by_key: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "by_key" if is_by_key else "audit"
+    monkeypatch.setattr(f"crossfade.verify.{module}.READ_RECORDS_MAX", 300)
+    world = await copied(ENTRY, target)
+    mapping = ByKey(world)
+    monkeypatch.setattr(mapping, "key_of", lambda *_: None)
+    read, reads = world.source.read, []
+
+    async def deleting(*options: Any) -> Any:
+        reads.append(1)
+        if len(reads) == 3:
+            for lane in range(LANES):
+                for position, _ in world.broker.rows("source", lane)[400:420]:
+                    world.broker.delete("source", lane, position)
+        return await read(*options)
+
+    monkeypatch.setattr(world.source, "read", deleting)
+    if is_by_key:
+        report = await audit_by_key(
+            world.source, world.target, mapping, route_id=ROUTE, partitioner="murmur2", keep=KEEP
+        )
+    else:
+        report = await world.audit(keep=KEEP)
+    assert found(report) == {}
+    assert (report.matched, report.total("source_gone")) == (LANES * (RECORDS - 20), LANES * 20)

@@ -189,7 +189,11 @@ class _Run:
         places = {lane: self.lanes[lane].target.place for lane in lanes}
         outcomes = await self._target.read(places, *self._limits)
         for lane, outcome in outcomes.items():
-            self.lanes[lane].take_target(outcome)
+            if isinstance(outcome, SourceTrimmed | SourceDeleted):  # it is read as a source is
+                bounds = await self._target.bounds([lane])
+                self.lanes[lane].target_trimmed(bounds[lane])
+            else:
+                self.lanes[lane].take_target(outcome)
         return bool(outcomes)
 
     def state(self) -> dict[str, Any]:

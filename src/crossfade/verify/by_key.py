@@ -25,7 +25,7 @@ from .extent import Extent
 from .one_way import leaves_out
 from .origins import Copy, codec_for
 from .progress import Progress, Watch, collector_calmed
-from .reading import Reading, Translates, cut, is_from_earliest, lost_before
+from .reading import Reading, Translates, cut, has_lost_behind, is_from_earliest, lost_before
 from .report import AuditReport, Keeping, LaneReport
 from .second_look import second_look
 
@@ -140,9 +140,11 @@ class _Run:
                 expects=partial(self._expects, lane, to),
             )
             before, is_told = lost_before(bounds, self._source.shape)
-            holes_until = "" if leaves_out(self._source) else bounds.holes_until
-            diff.source_lost("", before, is_told=is_told, holes_until=holes_until)
+            diff.source_lost("", before, is_told=is_told, holes_until=self._holes_until(bounds))
             self._paths[lane, to] = diff
+
+    def _holes_until(self, bounds: Bounds) -> str:
+        return "" if leaves_out(self._source) else bounds.holes_until
 
     def _expects(self, lane: Lane, to: Lane, copy: Copy) -> bool:
         """Whether the record that a row of target lane `to` names would be copied there."""
@@ -199,7 +201,9 @@ class _Run:
         places = {lane: self.targets[lane].place for lane in lanes}
         outcomes = await self._target.read(places, READ_RECORDS_MAX, READ_BYTES_MAX, READ_WAIT_S)
         for lane, outcome in outcomes.items():
-            if isinstance(outcome, LaneError):
+            if isinstance(outcome, SourceTrimmed | SourceDeleted):  # it is read as a source is
+                await self._go_on_behind_target_gap(lane)
+            elif isinstance(outcome, LaneError):
                 self.targets[lane].is_ended = True
                 for source_lane in self.sources:
                     self._fail(source_lane, outcome)
@@ -211,14 +215,32 @@ class _Run:
         reading = self.sources[lane]
         last = reading.place.position
         bounds = (await self._source.bounds([lane]))[lane]
+        before, _ = lost_before(bounds, self._source.shape)
         for to in self.targets:
-            self._paths[lane, to].source_lost(last, lost_before(bounds, self._source.shape)[0])
+            self._paths[lane, to].source_lost(last, before, holes_until=self._holes_until(bounds))
         reading.done_until = position_order(last)
         reading.reanchor(bounds)
 
+    async def _go_on_behind_target_gap(self, to: Lane) -> None:
+        reading = self.targets[to]
+        done = position_order(reading.place.position) if reading.place.position else None
+        bounds = (await self._target.bounds([to]))[to]
+        reading.begin_again(bounds, done)
+        if has_lost_behind(done, bounds, self._target.shape):
+            for lane in self.sources:
+                self._paths[lane, to].target_lost()
+
     def _fail(self, lane: Lane, error: LaneError) -> None:
+        """A lane that cannot be read to its end says nothing of what is on the target."""
         self._report.lanes[lane].error = error
         self.sources[lane].is_ended = True
+        for to in self.targets:
+            diff = self._paths[lane, to]
+            diff.expected.drop(len(diff.expected))
+            diff.actual.drop(len(diff.actual))
+
+    def _has_failed(self, lane: Lane) -> bool:
+        return self._report.lanes[lane].error is not None
 
     def _take_source(self, lane: Lane, batch: Batch) -> None:
         reading, mine = self.sources[lane], self._report.lanes[lane]
@@ -262,13 +284,14 @@ class _Run:
             positions.append(position)
             actual.append(row)
         for lane, (positions, actual) in sorted_out.items():
-            self._paths[lane, to].see(positions, actual)
+            if not self._has_failed(lane):
+                self._paths[lane, to].see(positions, actual)
 
     def _advance(self) -> None:
         for (lane, to), diff in self._paths.items():
             diff.expected.is_ended = self.sources[lane].is_ended
             diff.actual.is_ended = self.targets[to].is_ended
-            if diff.expected or diff.actual:
+            if (diff.expected or diff.actual) and not self._has_failed(lane):
                 diff.advance()
 
     def finish(self, *, is_settled: bool) -> None:
@@ -276,13 +299,14 @@ class _Run:
         for (lane, _), diff in self._paths.items():
             mine = self._report.lanes[lane]
             if mine.error is None:
-                unnamed = diff.finish(is_settled=is_settled)
-                if is_settled:
+                is_copied = is_settled or diff.has_seen_beyond
+                unnamed = diff.finish(is_settled=is_copied)
+                if is_copied:
                     mine.counts[Kind.MISSING] += unnamed
                 else:
                     mine.pending += unnamed
                 mine.is_done = True
             mine.matched += diff.matched
-            mine.before_target += diff.before
+            mine.before_target += diff.before + diff.before_end
             mine.source_gone += diff.source_gone
             mine.stale_epochs += diff.stale_epochs

@@ -110,7 +110,12 @@ class LaneDiff:
         self.tail = 0
         #: expected rows before the first of the target, where it `begins_late`
         self.before = 0
-        self._begins_late = begins_late
+        #: expected rows before the first of the target where nothing of the target is behind them: they come again
+        self.before_end = 0
+        #: a marked copy of what lies behind the extent: the extent was copied to its end
+        self.has_seen_beyond = False
+        #: the next copy tells from where on records are expected: what is before it was never copied, or is trimmed
+        self._awaits_copy = begins_late
         self._extent = extent
         self._expects = expects
         self._gone = Gone()
@@ -151,6 +156,21 @@ class LaneDiff:
         verifiable."""
         self._gone.lose(after, first, is_told=is_told, holes_until=holes_until)
 
+    def target_lost(self) -> None:
+        """The target no longer has what stood behind the last copy that was found: what is expected before the next
+        copy is only counted, and so is what was read and not yet compared."""
+        self.actual.drop(len(self.actual))
+        last = NOWHERE if self.frontier is None else order_of(self.frontier)
+        for position in [position for position in self.missing if order_of(position) > last]:
+            del self.missing[position]
+            self.before += 1
+        self._awaits_copy = True
+
+    @property
+    def awaits_copy(self) -> bool:
+        """No copy was found since the beginning of the target was lost."""
+        return self._awaits_copy
+
     @property
     def source_gone(self) -> int:
         """Target rows whose originals the source no longer has."""
@@ -172,11 +192,20 @@ class LaneDiff:
         frontier: SourcePosition | None,
         missing: Sequence[SourcePosition],
         early: Sequence[tuple[SourcePosition, Any]],
+        taken: SourcePosition | None = None,
+        epoch: int = -1,
+        copied: Sequence[int] = (),
+        awaits_copy: bool = False,
     ) -> None:
-        """Go on behind what an earlier comparison has decided; of rows in doubt only the places are known."""
-        self.frontier = self.taken = frontier
+        """Go on behind what an earlier comparison has decided; of rows in doubt only the places are known. States of
+        older versions have no more than the first three."""
+        self.frontier, self.taken = frontier, frontier if taken is None else taken
+        self._epoch = epoch
+        self._awaits_copy = awaits_copy
         if frontier is not None:
             self._gone.place(order_of(frontier), -1)
+        if copied:
+            self._gone.restore(copied)
         self.missing = dict.fromkeys(missing)
         self._early = {origin: (target, Copy(origin, None, -1, -1)) for origin, target in early}
 
@@ -184,8 +213,20 @@ class LaneDiff:
         """Origin and target position of rows that came before their turn."""
         return [(origin, target) for origin, (target, _) in self._early.items()]
 
+    @property
+    def epoch(self) -> int:
+        """The highest epoch so far, -1 = none."""
+        return self._epoch
+
+    def copied(self) -> list[int]:
+        """Where the last copy that stands where it should is; for `restore`."""
+        self._place_equal()
+        return self._gone.save()
+
     def resume_after(self) -> tuple[SourcePosition | None, Any | None]:
         """Source and target position behind which a later comparison goes on; rows that are only pending come again."""
+        if self._awaits_copy:
+            return self.taken, self.taken_target
         if self.frontier is None:
             return None, self.taken_target
         is_tail = self.taken is not None and order_of(self.frontier) < order_of(self.taken)
@@ -226,13 +267,15 @@ class LaneDiff:
         """The target has ended: what is expected now is its tail, however long it is. Some of it is remembered by
         position, so that it can be named if it is settled."""
         positions, rows = self.expected.first(len(self.expected))
-        if self._begins_late and self.frontier is None and not self._early:
-            self.before += len(positions)  # nothing of the copy is there that says where it began
+        if self._awaits_copy and not self._early:
+            self.before_end += len(positions)  # nothing of the copy is there that says where it began
             self.expected.drop(len(positions))
             return
         for position, row in zip(positions, rows, strict=True):
-            if position in self._early or len(self.missing) < self._remembered_max:
+            if position in self._early:
                 self._not_here(position, row)
+            elif len(self.missing) < self._remembered_max:
+                self.missing[position] = None  # no copy of it can come any more that would be compared with it
             else:
                 self.tail += 1
         self.expected.drop(len(positions))
@@ -286,6 +329,7 @@ class LaneDiff:
             for position in self._early.keys() & set(positions):
                 self._came_twice(position)
         self.frontier = self.taken = positions[-1]
+        self._awaits_copy = False
         self.taken_target = targets[-1]
         if self._on_expected:
             self._on_expected(positions, columns)
@@ -305,7 +349,7 @@ class LaneDiff:
         positions, rows = self.expected.first(self._window)
         targets, actual = self.actual.first(self._window)
         copies = self._codec.normal(targets, actual)
-        if self._begins_late and self.frontier is None:
+        if self._awaits_copy:
             copies = _without_chance(copies, dict(zip(positions, rows, strict=True)))
         window = Window(positions, rows, targets, copies)
         at_end = len(positions) == len(self.expected) and len(targets) == len(self.actual)
@@ -336,7 +380,7 @@ class LaneDiff:
         positions, rows = window.positions, window.rows
         self._place_equal()
         late = 0
-        if self._begins_late and self.frontier is None:
+        if self._awaits_copy:
             seen = [index for index in range(take_expected) if 0 <= window.seen_at[index] < take_actual]
             late = min(seen, default=take_expected)
             self.before += late
@@ -414,10 +458,11 @@ class LaneDiff:
         order, is_marked = order_of(origin), copy.ordinal >= 0
         is_absent = order <= reach and not any(origin in known for known in (window.index, self.missing, self._early))
         if self._extent is not None and self._extent.leaves_out(order, is_marked):
+            self.has_seen_beyond |= is_marked and order > self._extent.last
             return
         if self._gone.is_in_gap(order, is_marked=is_marked):
             if not self._gone.count_of_gap(order, copy.ordinal):
-                self._too_much(Kind.EXTRA, origin, target, _CAME_BEFORE, copy)
+                self._too_much(Kind.EXTRA, origin, target, "came before" if is_marked else _CAME_BEFORE, copy)
         elif is_absent and self._gone.is_in_hole(order, copy.ordinal) and self._expects(copy):
             self._gone.count_of_hole(order, copy.ordinal)
         elif origin in self.missing:
@@ -481,6 +526,7 @@ class LaneDiff:
     def _advance_frontier(self, position: SourcePosition) -> None:
         if self.frontier is None or order_of(position) > order_of(self.frontier):
             self.frontier = position
+            self._awaits_copy = False
 
 
 def _without_chance(copies: list[Copy], expected: Mapping[SourcePosition, Row]) -> list[Copy]:

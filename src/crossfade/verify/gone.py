@@ -7,6 +7,8 @@ the source, so where nothing is left of a source, whatever the target has had it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..model.position import position_order
 from .extent import Order
 
@@ -38,13 +40,22 @@ class Gone:
         """A copy of what the source has stands in its place."""
         self._last, self._ordinal = max(self._last, order), max(self._ordinal, ordinal)
 
+    def save(self) -> list[int]:
+        """What `restore` takes."""
+        return [*self._last, self._ordinal]
+
+    def restore(self, saved: Sequence[int]) -> None:
+        """Go on behind the last copy of an earlier comparison."""
+        self.place((saved[0], saved[1]), saved[2])
+
     def is_in_gap(self, order: Order, *, is_marked: bool) -> bool:
         """The record at this position lay in a part that is gone as a whole."""
         return any(after < order < before and (is_told or is_marked) for after, before, is_told in self._gaps)
 
     def count_of_gap(self, order: Order, ordinal: int) -> bool:
-        """Count a copy of what lay in a gap, by its id alone only where it rises. False = it is no copy."""
-        if ordinal < 0 and order <= self._last:
+        """Count a copy of what lay in a gap, if it rises by its position or by the number in its mark (both rise, but
+        positions begin anew in a source that was made anew). False = it came before, or is no copy."""
+        if order <= self._last and ordinal <= self._ordinal:
             return False
         self._count(order, ordinal)
         return True

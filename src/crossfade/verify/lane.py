@@ -21,9 +21,9 @@ from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .digests import RangeDigests
 from .extent import Extent
 from .first_rows import FirstRows, Question
-from .one_way import leaves_out
+from .one_way import leaves_out, read_again
 from .origins import Copy, codec_for
-from .reading import Reading, Translates, cut, lost_before
+from .reading import Reading, Translates, cut, has_lost_behind, lost_before
 from .report import AuditReport, LaneReport, Range
 
 _BEFORE_ALL = (-2, 0)
@@ -63,6 +63,7 @@ class LaneAudit:
         self.target = Reading(target_bounds)
         self.is_done = False
         self._source_shape, self._target_shape = source.shape, target.shape
+        self._target = target
         self._mapping = mapping
         self._report = report
         self._mine = LaneReport(lane, source.lane_name(lane), target.lane_name(lane))
@@ -83,15 +84,23 @@ class LaneAudit:
             expects=lambda copy: copy.origin is not None and position_text(copy.origin) not in quarantined,
         )
         self._matched_before = 0
+        #: what the comparison counted stands in the report
+        self._is_counted = False
         self._quarantined = quarantined
         self._in_doubt: _InDoubt | None = None
+        #: the state that cannot be gone on from: it stays as it is, so that no later audit passes over that either
+        self._stale: Mapping[str, Any] | None = None
         #: source rows before this are not on the target and need not be; None = not known before the target is read
         self._floor: tuple[int, int] | None = None
+        #: source rows left out because nothing of the copy is on the target: a later audit reads them again
+        self._before_nothing = 0
         self._is_whole = is_earliest and not self.target.is_trimmed
         if self._is_whole and target.shape is Shape.RECORD:
             self._floor = _BEFORE_ALL  # what is a copy on Kafka needs no finding out
         before, is_told = lost_before(whole, source.shape)
-        holes_until = "" if leaves_out(source) else whole.holes_until
+        #: what a route of a pair passes over is missing from its source on purpose
+        self._seeks_holes = not leaves_out(source)
+        holes_until = whole.holes_until if self._seeks_holes else ""
         self._diff.source_lost("", before, is_told=is_told, holes_until=holes_until)
 
     # ------------------------------------------------------------------------------------------------ what is wanted
@@ -218,9 +227,26 @@ class LaneAudit:
         waiting = self._diff.expected
         last = position_text(waiting.last) if waiting else self.source.place.position
         before, _ = lost_before(bounds, self._source_shape)
-        self._diff.source_lost(last, before)
+        self._diff.source_lost(last, before, holes_until=bounds.holes_until if self._seeks_holes else "")
         self.source.done_until = position_order(last)
         self.source.reanchor(bounds)
+
+    def target_trimmed(self, bounds: Bounds) -> None:
+        """Rows of the target were removed while it was read: go on with what is still there. What it lost at its
+        beginning is not missing."""
+        _, after = self._diff.resume_after()
+        done = self.target.forget(after)
+        self._diff.actual.drop(len(self._diff.actual))  # they are read again, if they are there
+        self._is_put_off = False
+        self.target.begin_again(bounds, done)
+        read_again(self._target, self.lane, self._diff.copied()[-1])
+        if has_lost_behind(done, bounds, self._target_shape):
+            self._go_on_behind_loss()
+
+    def _go_on_behind_loss(self) -> None:
+        """The first copy that the target still has says where to go on."""
+        self._is_whole = False
+        self._diff.target_lost()
 
     def fail(self, error: LaneError) -> None:
         """The lane cannot be compared to its end."""
@@ -247,6 +273,7 @@ class LaneAudit:
     def finish(self, *, is_settled: bool) -> None:
         """Name what never came. The lane has been read to its ends, or failed."""
         mine, diff = self._mine, self._diff
+        is_settled = is_settled or diff.has_seen_beyond
         if mine.error is None:
             unnamed = diff.finish(is_settled=is_settled)
             if is_settled:
@@ -254,29 +281,40 @@ class LaneAudit:
             else:
                 mine.pending = unnamed
             mine.is_done = True
+        mine.before_target += diff.before + diff.before_end
         mine.source_gone += diff.source_gone
         mine.stale_epochs += diff.stale_epochs
+        self._is_counted = True
         self._digests.close(mine.differences)
 
     # ------------------------------------------------------------------------------------------------ going on later
 
     def save(self) -> dict[str, Any]:
         """What a later audit needs to go on from here."""
+        if self._stale is not None:
+            return dict(self._stale)
         mine, diff = self._mine, self._diff
         after_source, after_target = diff.resume_after()
-        frontier = _BEFORE_ALL if diff.frontier is None else order_of(diff.frontier)
+        done = _BEFORE_ALL if after_source is None else order_of(after_source)
         return {
             "source": self.source.save(after_source),
             "target": self.target.save(after_target),
             "matched": mine.matched,
             "counts": {kind.value: count for kind, count in mine.counts.items()},
             "quarantined": mine.quarantined,
-            "before_target": mine.before_target,
-            "source_gone": mine.source_gone + (0 if mine.is_done else diff.source_gone),
-            "stale_epochs": mine.stale_epochs + (0 if mine.is_done else diff.stale_epochs),
-            "missing": [position_text(place) for place in diff.missing if order_of(place) < frontier],
+            # what lies before a copy that is not there yet comes again
+            "before_target": mine.before_target
+            - self._before_nothing
+            + (-diff.before_end if self._is_counted else diff.before),
+            "source_gone": mine.source_gone + (0 if self._is_counted else diff.source_gone),
+            "stale_epochs": mine.stale_epochs + (0 if self._is_counted else diff.stale_epochs),
+            "missing": [position_text(place) for place in diff.missing if order_of(place) <= done],
+            "taken": None if after_source is None else position_text(after_source),
             "early": [[position_text(origin), position_text(place)] for origin, place in diff.came_early()],
             "frontier": None if diff.frontier is None else position_text(diff.frontier),
+            "epoch": diff.epoch,
+            "copied": diff.copied(),
+            "awaits_copy": diff.awaits_copy,
             "ids_may_mark": self._codec.ids_may_mark,
             "floor": None if self._floor in (None, _AFTER_ALL) else list(self._floor or ()),
             "ranges": msgspec.to_builtins(mine.ranges),
@@ -286,7 +324,7 @@ class LaneAudit:
         """Go on from what `save` gave."""
         mine = self._mine
         self.source.restore(saved["source"])
-        self.target.restore(saved["target"])
+        is_there = self.target.restore(saved["target"])
         self._matched_before = mine.matched = saved["matched"]
         mine.counts.update({Kind(kind): count for kind, count in saved["counts"].items()})
         mine.quarantined, mine.before_target = saved["quarantined"], saved["before_target"]
@@ -300,7 +338,28 @@ class LaneAudit:
             frontier=None if saved["frontier"] is None else self._native(saved["frontier"]),
             missing=[self._native(text) for text in saved["missing"]],
             early=[(self._native(origin), place.encode()) for origin, place in saved["early"]],
+            taken=None if saved.get("taken") is None else self._native(saved["taken"]),
+            epoch=saved.get("epoch", -1),
+            copied=saved.get("copied", ()),
+            awaits_copy=saved.get("awaits_copy", False),
         )
+        if not is_there and has_lost_behind(self.target.done_until, self.target.bounds, self._target_shape):
+            self._go_on_behind_loss()
+        for side, name, of_side in (
+            (self.source, mine.source, saved["source"]),
+            (self.target, mine.target, saved["target"]),
+        ):
+            lost = side.lost_since(of_side)
+            if lost is not None:
+                what = "was deleted and made anew" if lost is SourceReset else "was cut off at its end, or made anew,"
+                self._stale = saved
+                self.fail(
+                    lost(
+                        self.lane,
+                        f"{name} {what} since the audit that this one goes on from: audit the lane from its beginning, "
+                        "without that state",
+                    )
+                )
 
     def _native(self, text: str) -> Any:
         return int(text) if self._codec.is_source_numeric else text.encode()
@@ -333,6 +392,7 @@ class LaneAudit:
                     self._is_inside and order < extent.first and not extent.leaves_out(order, copy.ordinal >= 0)
                 )
                 self._is_inside = is_stranger or order in extent
+                self._diff.has_seen_beyond |= copy.ordinal >= 0 and order > extent.last
             if self._is_inside:
                 kept.append(at)
         positions, rows = [batch.positions[at] for at in kept], [batch.rows[at] for at in kept]
@@ -389,6 +449,7 @@ class LaneAudit:
             return positions, rows
         first = bisect_right(positions, (floor[0], floor[1] - 1), key=order_of)
         self._mine.before_target += first
+        self._before_nothing += first if floor == _AFTER_ALL else 0
         return positions[first:], rows[first:]
 
     def _without_quarantined(self, positions: list[Any], rows: Sequence[Row]) -> tuple[list[Any], Sequence[Row]]:

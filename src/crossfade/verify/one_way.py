@@ -106,6 +106,14 @@ class _CopiesOnly(_Side):
         self._last[lane] = origin.ordinal
         return True
 
+    def read_again(self, lane: Lane, ordinal: int) -> None:
+        """What stands behind the mark with this ordinal is read once more, and is no copy of itself."""
+        firsts, epochs = self._epochs.get(lane, ([], []))
+        behind = bisect_right(firsts, ordinal)
+        del firsts[behind:], epochs[behind:]
+        if lane in self._last:
+            self._last[lane] = min(self._last[lane], ordinal)
+
 
 def without_echoes(source: Log, pair: str) -> tuple[Log, dict[Lane, int]]:
     """The source as its route copies it, and how many echoes of route `pair` were left out so far, by lane."""
@@ -116,6 +124,13 @@ def without_echoes(source: Log, pair: str) -> tuple[Log, dict[Lane, int]]:
 def copies_only(target: Log, route: str) -> Log:
     """The target without what applications wrote there, records of `route` that they wrote again included."""
     return cast(Log, _CopiesOnly(target, route))
+
+
+def read_again(target: Log, lane: Lane, ordinal: int) -> None:
+    """Tell a target that knows marks that it reads on from the one with this ordinal, once more."""
+    seen = cast(object, target)
+    if isinstance(seen, _CopiesOnly):
+        seen.read_again(lane, ordinal)
 
 
 def leaves_out(source: Log) -> bool:

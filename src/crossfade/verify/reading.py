@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..brokers.protocol import Bounds, From, Start
+from ..errors import LaneError, SourceRegressed, SourceReset
 from ..model.position import Place, order_of, position_order
 from ..model.record import Batch, Lane, Mapped, Shape
 from .extent import Extent
@@ -89,6 +90,12 @@ class Reading:
         self.place = Place("", bounds.count - bounds.length)
         self.is_ended = bounds.length <= 0
 
+    def begin_again(self, bounds: Bounds, done: tuple[int, int] | None) -> None:
+        """Read what is still there anew, but for what was dealt with."""
+        self._batches.clear()
+        self.done_until = done
+        self.reanchor(bounds)
+
     def forget(self, after: Any) -> tuple[int, int] | None:
         """Let go of the places of batches that are compared whole; `after`: the last row that is. Gives its order."""
         done = self.done_until if after is None else order_of(after)
@@ -103,15 +110,37 @@ class Reading:
     def save(self, after: Any) -> dict[str, Any]:
         done = self.forget(after)
         place = self._batches[0][0] if self._batches else self.place
-        return {"place": msgspec.to_builtins(place), "after": None if done is None else list(done)}
+        end = self.bounds
+        return {
+            "place": msgspec.to_builtins(place),
+            "after": None if done is None else list(done),
+            "bounds": {"incarnation": end.incarnation, "count": end.count, "last": end.last},
+        }
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
+    def lost_since(self, saved: Mapping[str, Any]) -> type[LaneError] | None:
+        """Whether this is another lane than the one that was saved, or one whose end was cut off since: then what was
+        dealt with says nothing about what is there. States of older versions do not tell."""
+        before, now = saved.get("bounds"), self.bounds
+        if before is None:
+            return None
+        if before["incarnation"] and now.incarnation and before["incarnation"] != now.incarnation:
+            return SourceReset
+        place = msgspec.convert(saved["place"], Place)  # a read may have gone on behind the bounds
+        last = max(position_order(before["last"]), position_order(place.position))
+        is_other = bool(before["last"] and now.last) and now.count == before["count"] and now.last != before["last"]
+        is_cut = now.count < max(before["count"], place.count) or (bool(now.last) and position_order(now.last) < last)
+        return SourceRegressed if is_cut or is_other else None
+
+    def restore(self, saved: Mapping[str, Any]) -> bool:
+        """Go on from what `save` gave. Gives False where that was trimmed meanwhile."""
         place = msgspec.convert(saved["place"], Place)
-        if place.count >= self.place.count:  # else it was trimmed meanwhile
+        is_there = place.count >= self.place.count
+        if is_there:
             self.place = place
         if saved["after"] is not None:
             self.done_until = (saved["after"][0], saved["after"][1])
             self.is_ended = self.is_ended or self.place.count >= self.bounds.count
+        return is_there
 
 
 def lost_before(source: Bounds, shape: Shape) -> tuple[str, bool]:
@@ -125,6 +154,15 @@ def lost_before(source: Bounds, shape: Shape) -> tuple[str, bool]:
         start = source.count - source.length
         return str(start), start > 0
     return source.first, source.count > source.length or not source.first
+
+
+def has_lost_behind(done: tuple[int, int] | None, bounds: Bounds, shape: Shape) -> bool:
+    """Whether rows behind these may be gone from a lane's beginning, not single ones from between others."""
+    first, is_told = lost_before(bounds, shape)
+    if done is None or not first:
+        return is_told
+    behind = (done[0] + 1, 0) if shape is Shape.RECORD else done
+    return is_told and position_order(first) > behind
 
 
 def cut(batch: Batch, rows: slice) -> Batch:
