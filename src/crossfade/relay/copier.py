@@ -242,6 +242,9 @@ class Copier:
     async def _copy(self, claim: Claim, generation: int) -> None:
         reading: asyncio.Task[list[Write]] | None = None
         may_read_on = True
+        #: writes of the append before: to let go of so many objects takes a while, in which the target need not wait
+        finished: list[Write] = []
+        loop = asyncio.get_running_loop()
 
         def read_on() -> None:
             # Once a round: while an append is under way, its lanes must not go back to their markers a second time.
@@ -266,7 +269,9 @@ class Copier:
                 if not self.source.reads_ahead:
                     read_on()
                     await asyncio.sleep(0)  # the request is on its way before anything else is done
+                loop.call_soon(finished.clear)
                 await self._append(claim, generation, writes, read_on)
+                finished += writes
         finally:
             may_read_on = False  # a producer that was given up may still call
             if reading is not None:
