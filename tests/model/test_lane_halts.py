@@ -262,6 +262,54 @@ def test_the_markers_of_idle_lanes_are_kept_alive(shapes):
     run_virtual(main())
 
 
+@pytest.mark.parametrize("disturbed", ["paused", "claimed anew"])
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_the_markers_of_idle_lanes_are_kept_alive_behind_a_disturbance(shapes, disturbed):
+    """A source tells the end of a lane once for a place: not again to a lane that goes on there."""
+    limits = Limits(batch_records_max=3, idle_wait_s=0.2, marker_keepalive_s=100)
+    world = World(*shapes, lanes=2, limits=limits)
+
+    async def main():
+        copier, task = await copying(world, 3)
+        await asyncio.sleep(20)
+        if disturbed == "paused":
+            await copier.obey(Desired(paused=True))
+            await asyncio.sleep(5)
+            await copier.obey(Desired())
+        else:
+            await copier.assigned(frozenset({0, 1}), None)
+        await asyncio.sleep(5)
+        written = {lane: state.marker_written_s for lane, state in copier.lanes.items()}
+        await asyncio.sleep(250)
+        for lane, state in copier.lanes.items():
+            assert state.state is State.IDLE
+            assert state.marker_written_s >= written[lane] + 100
+        assert world.copied() == 6
+        await stopped(copier, task)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_a_lane_without_lag_is_idle_soon_after_a_pause(shapes):
+    world = World(*shapes, lanes=1, limits=Limits(idle_wait_s=0.2))
+
+    async def main():
+        copier, task = await copying(world, 3)
+        await asyncio.sleep(20)
+        await copier.obey(Desired(paused=True))
+        await asyncio.sleep(5)
+        state = copier.lanes[0]
+        assert state.state is State.PAUSED
+        await copier.obey(Desired())
+        state.look((await copier.source.bounds([0]))[0], asyncio.get_running_loop().time())
+        await asyncio.sleep(10)
+        assert state.state is State.IDLE
+        await stopped(copier, task)
+
+    run_virtual(main())
+
+
 def test_the_markers_of_idle_lanes_are_written_soon_after_a_claim():
     """A process that runs for some minutes a day must keep them alive too."""
     world = World(*SHAPES[0], lanes=1, limits=Limits(idle_wait_s=0.2))

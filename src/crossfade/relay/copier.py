@@ -313,14 +313,17 @@ class Copier:
         """What is to be appended next. Often the append before it is still under way: see `_still_due`."""
         known = {lane: bare(place) for lane, place in after.items()} if self.route.pair else after
         batches = await self.source.read(known, records_max, self._batch.size_bytes, self.limits.idle_wait_s)
-        taken = self._take(self._idle_markers(after) | batches, after)
+        taken = self._take(self._idle_markers(after, batches) | batches, after)
         self._rate.spend(sum(len(one.batch.rows) for one in taken))
         return self._translate(taken)
 
-    def _idle_markers(self, after: dict[Lane, Place]) -> dict[Lane, Batch | LaneError]:
-        """Now and then, a batch without rows for each idle lane whose marker is due.
+    def _idle_markers(
+        self, after: dict[Lane, Place], batches: dict[Lane, Batch | LaneError]
+    ) -> dict[Lane, Batch | LaneError]:
+        """Now and then, a batch without rows for each lane that has nothing new and whose marker is due.
 
-        A source tells the end of a lane once, when its marker is seldom due yet, and then nothing until it has more.
+        A source tells the end of a lane once, when its marker is seldom due yet, and then nothing until it has more:
+        not even to a lane that goes on at that very place behind a new claim or a pause, which is idle again by this.
         """
         now_s = self._now()
         if now_s < self._markers_looked_s + _MARKERS_LOOK_S:
@@ -329,7 +332,11 @@ class Copier:
         found: dict[Lane, Batch | LaneError] = {}
         for lane, place in after.items():
             state = self.lanes[lane]
-            if state.state is State.IDLE and state.place is place:
+            if lane in batches or lane in self._in_flight or state.place is not place:
+                continue
+            if state.state is State.COPYING and state.lag_records == 0:
+                state.state = State.IDLE
+            if state.state is State.COPYING or state.state is State.IDLE:
                 batch = Batch(lane, self.source.shape, [], [], place, at_end=True)
                 if self._marker_due(state, batch, now_s):
                     found[lane] = batch
