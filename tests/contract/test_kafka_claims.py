@@ -1,6 +1,7 @@
 """What a claim on a Kafka topic finds: torn transactions, expired markers, re-created targets, and who may write."""
 
 import asyncio
+import dataclasses
 import secrets
 import time
 
@@ -12,14 +13,26 @@ from kafka_fixture import KafkaBackend
 
 from crossfade.brokers.kafka import KafkaLog, KafkaSettings, names, tail
 from crossfade.brokers.kafka import markers as kafka_markers
+from crossfade.brokers.kafka.cluster import Cluster
 from crossfade.brokers.kafka.edges import EdgeReader
 from crossfade.brokers.kafka.writer import Writer
-from crossfade.brokers.protocol import Appended
-from crossfade.errors import Fenced, GuaranteeRefused, Indeterminate, RouteConflict, TargetReset, TargetTorn
+from crossfade.brokers.protocol import Appended, Start
+from crossfade.errors import (
+    Fenced,
+    GuaranteeRefused,
+    Indeterminate,
+    RouteConflict,
+    SourceReset,
+    TargetReset,
+    TargetTorn,
+)
 from crossfade.model.position import Place
+from crossfade.model.record import Write
 from crossfade.model.wire import XF, Origin, encode_origin
 
 pytestmark = pytest.mark.lab
+
+ZEROS = "A" * 22
 
 
 @pytest.fixture
@@ -251,6 +264,70 @@ async def test_a_target_made_anew_before_anything_was_copied_is_taken(backend):
         assert (claim.alarms, claim.errors) == ([], {})
         await copy.append(first, 3)
     assert await keys(backend, log) == list(range(9))
+
+
+async def test_who_has_copied_nothing_does_not_take_a_topic_made_anew_for_who_has(backend):
+    log = await backend.log(2)
+    copy = Copy(log, paths=((0, 0), (1, 1)), shard=(0, 1))
+    await copy.take()
+    began = Write((1, 1), [], [], Place("", 0, "source-id"), [], 10)
+    await log.append(copy.claim, [copy.write(0, 10), began])
+    await backend.recreate(log, 0)
+    other = Copy(await backend.other(log), copy.route, paths=((1, 1),), shard=(0, 1))
+    for _ in range(2):
+        assert (await other.take()).errors == {}
+    claim = await copy.take(await backend.other(log))
+    assert list(claim.errors) == [(0, 0)]
+    assert "made anew (id " in claim.errors[0, 0].message
+
+
+async def test_all_processes_take_a_topic_made_anew_before_anything_was_copied(backend):
+    log = await backend.log(2)
+    one = Copy(log, paths=((0, 0),), shard=(0, 2))
+    two = Copy(await backend.other(log), one.route, "two", paths=((1, 1),), shard=(1, 2))
+    for copy in (one, two):
+        await copy.take()
+    await backend.recreate(log, 0)
+    for first in (0, 3):
+        for copy in (one, two):  # whoever comes second finds records that the first one has copied since
+            assert (await copy.take()).errors == {}
+            await copy.log.append(copy.claim, [copy.write(first, 3, copy.paths[0])])
+    assert [await keys(backend, log, lane) for lane in (0, 1)] == [[0, 1, 2, 3, 4, 5]] * 2
+
+
+async def test_ids_that_come_with_an_upgrade_of_the_brokers_halt_nothing(backend, monkeypatch):
+    """Before 2.8, or while the brokers speak as such ones, they tell zeros."""
+    log = await backend.log(1)
+    copy = Copy(log)
+    told, facts = Cluster.topic, await log.cluster.topic(log.name)
+
+    async def topic(cluster, name, **options):
+        found = await told(cluster, name, **options)
+        return None if found is None else dataclasses.replace(found, topic_id=ZEROS)
+
+    async def topic_id(cluster, name):
+        return ZEROS
+
+    with monkeypatch.context() as old:
+        old.setattr(Cluster, "topic", topic)
+        old.setattr(Cluster, "topic_id", topic_id)
+        await copy.begin()
+        place = (await log.begin([0], Start()))[0]
+        assert place.incarnation == ZEROS
+    log._target._topics._limits_at = -1000.0  # asked again in the next append
+    await copy.append(10, 1)
+    batch = (await log.read({0: place}, 5, 100_000, 10.0))[0]
+    assert batch.place.incarnation == facts.topic_id
+    with monkeypatch.context() as old:
+        old.setattr(Cluster, "topic_id", topic_id)
+        batch = (await log.read({0: batch.place}, 3, 100_000, 10.0))[0]
+    assert batch.place.incarnation == facts.topic_id
+    for found in (log, await backend.other(log), await backend.other(log)):
+        assert (await copy.take(found)).errors == {}
+    await backend.recreate(log, 0)
+    error = (await copy.take(await backend.other(log))).errors[0, 0]
+    assert f"made anew (id {facts.topic_id} is now" in error.message
+    assert isinstance((await log.read({0: batch.place}, 100, 100_000, 10.0))[0], SourceReset)
 
 
 # ------------------------------------------------------------------------------------------------- who may write

@@ -78,6 +78,76 @@ def test_a_board_that_stops_coming_is_given_up(monkeypatch, clock):
     assert 30.0 <= clock[0] <= 36.0
 
 
+class Topic:
+    """Records of a topic by their offsets, under an id, until it is made anew; and the consumers of it."""
+
+    def __init__(self, topic_id, bodies):
+        self.topic_id, self.bodies, self.consumers = topic_id, bodies, []
+
+    def __call__(self, properties):
+        self.consumers.append(Tail(self))
+        return self.consumers[-1]
+
+
+class Tail:
+    def __init__(self, topic):
+        self._topic, self._bodies, self._next, self.is_closed = topic, topic.bodies, 0, False
+
+    def assign(self, lanes):
+        pass
+
+    pause = resume = assign
+
+    def close(self):
+        self.is_closed = True
+
+    def consume(self, records_max, wait_s):
+        assert not self.is_closed
+        found = [Told(at, *self._bodies[at]) for at in range(self._next, len(self._bodies))]
+        self._next = len(self._bodies)
+        return found
+
+
+class Told(Message):
+    def __init__(self, offset, name, body):
+        super().__init__(offset)
+        self.key, self.value = lambda: name, lambda: body
+
+
+@pytest.mark.parametrize(
+    ("topic_id", "bodies"),
+    [
+        ("new", [(b"a", b"new")]),
+        ("", [(b"a", b"new")]),  # no broker could tell
+        ("new", [(b"a", b"new"), *[(b"c", b"beat")] * 9]),  # it has grown beyond the old one
+        ("new", []),
+    ],
+)
+def test_of_a_board_that_was_made_anew_nothing_old_is_told(monkeypatch, topic_id, bodies):
+    topic = Topic("old", [(b"b", b"old"), (b"b", b"old"), (b"a", b"old")])
+    monkeypatch.setattr(board_module, "Consumer", topic)
+    reader = _Reader(KafkaSettings({"bootstrap.servers": "127.0.0.1:1"}))
+    assert reader.catch_up(3, "old").keys() == {"a", "b"}
+    topic.bodies = bodies
+    for _ in range(2):
+        found = reader.catch_up(len(bodies), topic_id)
+        assert {name: one.body for name, one in found.items()} == {name.decode(): body for name, body in bodies}
+        assert not bodies or found["a"].version == 1
+    assert len(topic.consumers) == (2 if bodies else 1)
+    assert topic.consumers[0].is_closed
+    assert len(reader._settings._handles) == len(topic.consumers) - 1
+
+
+def test_a_board_whose_id_is_not_told_for_a_moment_is_read_on(monkeypatch):
+    topic = Topic("old", [(b"a", b"1")])
+    monkeypatch.setattr(board_module, "Consumer", topic)
+    reader = _Reader(SETTINGS)
+    for topic_id in ("", "id", "", "A" * 22, "id"):
+        topic.bodies.append((b"a", b"next"))
+        assert reader.catch_up(len(topic.bodies), topic_id)["a"].version == len(topic.bodies)
+    assert len(topic.consumers) == 1
+
+
 class NewCluster:
     """Three brokers, and no board yet."""
 

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from crossfade.brokers.kafka import KafkaInspector, names, verdicts
+from crossfade.brokers.kafka import failures as failures_module
+from crossfade.brokers.kafka import settings as settings_module
 from crossfade.brokers.kafka.board import TOPIC_CONFIG
 from crossfade.brokers.kafka.cluster import ConfigValue, TopicFacts
 from crossfade.brokers.kafka.failures import HandleHealth, doubt, translate
@@ -19,7 +22,7 @@ from crossfade.brokers.kafka.group import SESSION_TIMEOUT_MS, _Member
 from crossfade.brokers.kafka.guarantee import weaknesses
 from crossfade.brokers.kafka.lanes import generation_of
 from crossfade.brokers.kafka.properties import property_mistakes
-from crossfade.brokers.kafka.settings import DOUBT_S, REFUSED, RETRY_BACKOFF_MS, KafkaSettings
+from crossfade.brokers.kafka.settings import _LOGIN_TAKES_S, DOUBT_S, REFUSED, RETRY_BACKOFF_MS, KafkaSettings
 from crossfade.brokers.kafka.threads import HandleThread
 from crossfade.brokers.protocol import Level
 from crossfade.config import Secret
@@ -268,11 +271,90 @@ def test_a_login_that_is_empty_for_a_moment_is_given_to_no_handle():
     live = Handle()
     made.track(live)
     password[0] = ""
-    assert made.renew_login() is False
+    assert made.renew_login() is True  # perhaps it was the old one that was refused
+    assert live.got == []
     password[0] = "new"
     assert made.renew_login() is True
     _wait(lambda: live.got)
     assert live.got == [("relay", "new")]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    for module in (settings_module, failures_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def _with_password_in(file):
+    return KafkaSettings(
+        AT | {"sasl.username": "relay", "sasl.password": Secret("${file:" + file.name + "}", {}, file.parent).get}
+    )
+
+
+_BAD_PASSWORD = KafkaError(KafkaError._AUTHENTICATION, "bad password")
+
+
+def test_a_login_that_is_refused_while_its_file_is_away_is_waited_for_but_not_for_ever(tmp_path, clock):
+    """A password that changes: the brokers have the new one, and the file is just being replaced."""
+    file = tmp_path / "password"
+    file.write_text("old")
+    made, health = _with_password_in(file), HandleHealth("test")
+    made.consumer(health)
+    live = Handle()
+    made.track(live)
+    for _ in range(2):  # each time it is away is one of its own
+        file.unlink()
+        for waited_s in (0, _LOGIN_TAKES_S / 2):
+            clock[0] += waited_s
+            health.on_error(_BAD_PASSWORD)
+            assert health.refusal() is None
+            assert type(translate(_BAD_PASSWORD, "testing", health)) is Unreachable
+        assert live.got == []
+        file.write_text(f"new at {clock[0]}")
+        health.on_error(_BAD_PASSWORD)
+        assert health.refusal() is None
+        _wait(lambda: live.got)
+        assert live.got == [("relay", f"new at {clock[0]}")]
+        live.got.clear()
+    clock[0] += _LOGIN_TAKES_S
+    file.unlink()
+    health.on_error(_BAD_PASSWORD)
+    assert health.refusal() is None
+    clock[0] += _LOGIN_TAKES_S
+    health.on_error(_BAD_PASSWORD)
+    assert type(translate(KafkaError(KafkaError._TRANSPORT), "testing", health)) is AccessRefused
+
+
+def test_a_refusal_of_what_was_renewed_since_explains_nothing(tmp_path, clock):
+    file = tmp_path / "password"
+    file.write_text("old")
+    made, first, second = _with_password_in(file), HandleHealth("first"), HandleHealth("second")
+    for health in (first, second):
+        made.consumer(health)
+    clock[0] += 1
+    first.on_error(_BAD_PASSWORD)
+    assert first.refusal() is _BAD_PASSWORD
+    clock[0] += 1
+    file.write_text("new")
+    second.on_error(_BAD_PASSWORD)
+    assert (first.refusal(), second.refusal()) == (None, None)
+    assert type(translate(KafkaError(KafkaError._TRANSPORT), "testing", first)) is Unreachable
+    clock[0] += _LOGIN_TAKES_S
+    first.on_error(_BAD_PASSWORD)  # the new one is wrong too
+    assert first.refusal() is _BAD_PASSWORD
+
+
+def test_a_call_that_a_changed_password_fails_is_tried_again():
+    """What a member is told of a login that failed may come before the callback does."""
+    password = ["old"]
+    made = KafkaSettings(AT | {"sasl.username": "relay", "sasl.password": lambda: password[0]})
+    health = HandleHealth("test")
+    made.consumer(health)
+    assert type(translate(_BAD_PASSWORD, "testing", health)) is AccessRefused
+    password[0] = "new"
+    assert type(translate(_BAD_PASSWORD, "testing", health)) is Unreachable
 
 
 def test_addresses_that_are_a_reference_are_shown():

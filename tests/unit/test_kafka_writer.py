@@ -1,14 +1,14 @@
 """How a writer hands the records of a transaction to the client."""
 
 import pytest
-from confluent_kafka import TIMESTAMP_CREATE_TIME
+from confluent_kafka import TIMESTAMP_CREATE_TIME, TIMESTAMP_LOG_APPEND_TIME
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crossfade.brokers.kafka import writer as writing
 from crossfade.brokers.kafka.settings import DOUBT_S, KafkaSettings
 from crossfade.brokers.kafka.writer import _BATCHES_SENT_MAX, Lot, Patience, Writer
-from crossfade.errors import Indeterminate, InvariantBroken, UsageError
+from crossfade.errors import Indeterminate, InvariantBroken, Unreachable, UsageError
 from crossfade.model.lossless import without_origin_record
 
 
@@ -247,3 +247,90 @@ def test_slow_brokers_are_given_more_time_and_fast_ones_less_again():
     for _ in range(3):
         patience.observe(0.01)
     assert patience.limit_s == 2.0
+
+
+class Stamping(Transactions):
+    """Brokers acknowledge each batch with one time for all of its records."""
+
+    def __init__(self, clock, time_ms):
+        super().__init__(clock, takes_s=0.01)
+        self.time_ms = time_ms
+
+    def poll(self, wait_s):
+        if not self.waiting or not wait_s:
+            return 0
+        callback, offset = self.waiting.pop(0)
+        told = Acknowledged(offset)
+        told.timestamp = lambda: (TIMESTAMP_LOG_APPEND_TIME, self.time_ms)
+        callback(None, told)
+        return 1
+
+
+def timed_lot(times, own_times, lane=0):
+    return Lot(
+        (lane, lane), [(b"k", b"v", None, at) for at in times], list(range(len(times))), 0, "1;r/0@", ";1", own_times
+    )
+
+
+async def commit_stamped(lots, time_ms, gives_times=None):
+    writer, clock = make_writer(), Clock()
+    writer._producer = client = Stamping(clock, time_ms)
+    try:
+        await writer.commit(lots, [], lambda ends: [], None, gives_times=gives_times)
+    finally:
+        writer._producer = None
+        writer.discard()
+        assert client.steps in ([], ["offsets", "commit"])
+
+
+@pytest.mark.parametrize(
+    ("count", "own", "is_refused"),
+    [
+        (10, range(10), False),
+        (10, [9], True),  # nine would lose theirs
+        (10, [0], True),
+        (10, [], True),
+        (3_000, range(3_000), False),
+        (3_000, range(1_500), True),  # the second batch would
+        (3_000, range(1_500, 3_000), True),
+    ],
+)
+async def test_a_time_that_the_broker_gives_is_refused_where_one_record_would_lose_its_own(count, own, is_refused):
+    lots = [timed_lot([5] * count, dict.fromkeys(own, 3))]
+    if is_refused:
+        with pytest.raises(Indeterminate, match="its own time"):
+            await commit_stamped(lots, 77)
+    else:
+        await commit_stamped(lots, 77)
+
+
+class Topic:
+    """Tells, or does not tell, whether it gives records its own time."""
+
+    def __init__(self, tells):
+        self.tells, self.asked = tells, 0
+
+    async def gives_times(self):
+        self.asked += 1
+        if isinstance(self.tells, Exception):
+            raise self.tells
+        return self.tells
+
+
+@pytest.mark.parametrize(
+    ("tells", "words"),
+    [(False, ""), (True, "its own time since"), (Unreachable("nobody is there"), "cannot be asked.*nobody is there")],
+)
+async def test_a_batch_that_was_sent_again_is_no_topic_that_gives_its_own_time(tells, words):
+    """A broker that has it already acknowledges it with the latest of its records' times, as if it had given that."""
+    topic = Topic(tells)
+    lots = [timed_lot([5, 7, 6], {}), timed_lot([1, 9], {}, lane=1)]
+    if words:
+        with pytest.raises(Indeterminate, match=words):
+            await commit_stamped(lots[:1], 7, topic.gives_times)
+    else:
+        await commit_stamped(lots[:1], 7, topic.gives_times)
+    assert topic.asked == 1
+    with pytest.raises(Indeterminate, match="its own time since"):  # another lane has no such time
+        await commit_stamped(lots, 7, topic.gives_times)
+    assert topic.asked == 1

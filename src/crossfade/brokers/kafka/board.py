@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from ...errors import Fenced, Indeterminate, Unreachable, UsageError
 from ..protocol import DOCUMENT_BYTES_MAX, Document, VersionConflict
 from . import names
-from .cluster import LATEST, Cluster
+from .cluster import LATEST, Cluster, are_two_topics
 from .failures import HandleHealth, translate
 from .settings import RETRY_BACKOFF_MS, KafkaSettings
 from .threads import HandleThread, breathe, throw_away
@@ -108,10 +108,11 @@ class KafkaBoard:
             return {}  # reading creates nothing
         self._is_ready = True
         end = (await self._cluster.offsets(names.BOARD_TOPIC, [0], LATEST))[0]
+        topic_id = await self._cluster.topic_id(names.BOARD_TOPIC) or ""
         if self._reader is None or self._reader_thread is None:
             self._reader = _Reader(self._settings)
             self._reader_thread = HandleThread("board-reader")
-        return await self._reader_thread.call(self._reader.catch_up, end)
+        return await self._reader_thread.call(self._reader.catch_up, end, topic_id)
 
     async def _compare_and_set(self, name: str, body: bytes, expected_version: int) -> int:
         """Init, read, compare, write, commit; from the beginning whenever another writer came between."""
@@ -164,22 +165,30 @@ class _Reader:
         self._consumer: Any = None
         self._documents: dict[str, Document] = {}
         self._next = 0
+        self._topic_id = ""
 
-    def catch_up(self, end: int) -> dict[str, Document]:
-        """Read on to `end`; all documents there."""
+    def catch_up(self, end: int, topic_id: str = "") -> dict[str, Document]:
+        """Read on to `end`; all documents there. `topic_id`: as the brokers tell it now, "" = they could not."""
+        if end < self._next or are_two_topics(topic_id, self._topic_id):
+            # The topic was deleted and made anew: nothing of what was read is there any more.
+            self.close()
+            self._documents, self._next = {}, 0
+        self._topic_id = topic_id or self._topic_id
         if self._next < end:
             self._read(end)
         return dict(self._documents)
 
     def close(self) -> None:
         if self._consumer is not None:
-            self._settings.untrack(self._consumer)
-            self._consumer.close()
+            consumer, self._consumer = self._consumer, None
+            self._settings.untrack(consumer)
+            consumer.close()
 
     def _read(self, end: int) -> None:
         lane = TopicPartition(names.BOARD_TOPIC, 0)
         if self._consumer is None:
-            self._consumer = Consumer(
+            self._consumer = self._settings.make(
+                Consumer,
                 self._settings.consumer(
                     self.health,
                     group_id="crossfade-board",
@@ -190,9 +199,8 @@ class _Reader:
                     enable_partition_eof=True,
                     fetch_wait_max_ms=10,
                     max_poll_interval_ms=86_400_000,
-                )
+                ),
             )
-            self._settings.track(self._consumer)
             self._consumer.assign([TopicPartition(names.BOARD_TOPIC, 0, 0)])
         else:
             self._consumer.resume([lane])
@@ -252,7 +260,8 @@ class _PlainWriter:
 
     def _write(self, name: str, body: bytes | None) -> int:
         if self._producer is None:
-            self._producer = Producer(
+            self._producer = self._settings.make(
+                Producer,
                 self._settings.producer(
                     self.health,
                     enable_idempotence=True,
@@ -260,9 +269,8 @@ class _PlainWriter:
                     linger_ms=0,
                     retry_backoff_ms=RETRY_BACKOFF_MS,
                     message_timeout_ms=int(_WRITE_S * 1000),
-                )
+                ),
             )
-            self._settings.track(self._producer)
         outcome: list[Any] = []
         try:
             self._producer.produce(

@@ -13,12 +13,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 
-from ...errors import Fenced, RouteConflict, TargetReset, UsageError, invariant
+from ...errors import Fenced, RouteConflict, TargetReset, Unreachable, UsageError, invariant
 from ...model.position import Marker
 from ...model.record import Lane, Path
 from ..protocol import Owner
 from . import markers, names
-from .cluster import Cluster
+from .cluster import Cluster, are_two_topics, is_told
 from .comparing import STABLE_WAIT_S, Comparer
 from .guarantee import TargetLimits
 from .lanes import generation_of
@@ -91,8 +91,7 @@ class Claims:
                 paths=frozenset(paths),
                 stored=dict(found),
             )
-            if topic_id != self._topics.topic_id:
-                await self._note_new_topic(claim, topic_id)
+            await self._compare_topic(claim, topic_id)
             return claim
         except BaseException:  # cancelled too: a writer that nobody owns must not speak again
             writer.discard()
@@ -188,9 +187,15 @@ class Claims:
                 )
         return {path: marker for path, marker in found.items() if path in set(paths)}
 
-    async def _note_new_topic(self, claim: KafkaClaim, topic_id: str) -> None:
-        """The topic is not the one that the route began with: what was copied is gone."""
-        now_id = self._topics.topic_id
+    async def _compare_topic(self, claim: KafkaClaim, topic_id: str) -> None:
+        """Halt what was copied where the topic is not the one, `topic_id`, that the route began with."""
+        route, now_id = claim.owner.route, self._topics.topic_id
+        if are_two_topics(topic_id, now_id):
+            topic_id = await self._registry.enter(route, now_id, anew=True)
+        if not are_two_topics(topic_id, now_id):
+            if is_told(now_id) and not is_told(topic_id):  # entered before the brokers were upgraded
+                await self._registry.follow(route, now_id)
+            return
         for path, marker in claim.markers.items():
             if marker.target:
                 claim.errors[path] = TargetReset(
@@ -200,8 +205,20 @@ class Claims:
                     hint="start the route anew on this topic",
                     position=marker.relayed,
                 )
-        if not claim.errors:
-            await self._registry.follow(claim.owner.route, now_id)
+        if not claim.errors and not await self._has_copied(route):
+            await self._registry.follow(route, now_id)
+
+    async def _has_copied(self, route: str) -> bool:
+        """Whether any lane of the route had records in the target, also one that this claim does not cover."""
+        facts = await self._cluster.topic(names.lanes_topic(route))
+        if facts is None:  # it was there a moment ago
+            raise Unreachable(f"topic {names.lanes_topic(route)} is not known to a broker")
+        reader, thread = self._markers()
+        for look in (reader.peek, reader.read):  # who copies for the first time now may have begun in the old topic
+            texts = await thread.call(look, range(facts.lanes), STABLE_WAIT_S)
+            if any(marker.target for marker in _decoded(texts, [(lane, 0) for lane in texts]).values()):
+                return True
+        return False
 
     def _markers(self) -> tuple[MarkerReader, HandleThread]:
         if self._marker_reader is None or self._marker_thread is None:

@@ -78,6 +78,16 @@ class TopicFacts:
         return min((len(replicas) for replicas in self.replicas), default=0)
 
 
+def is_told(topic_id: str) -> bool:
+    """Whether this is the id of a topic: brokers before 2.8, or that speak as such a one, tell zeros."""
+    return topic_id.strip("A") != ""
+
+
+def are_two_topics(one: str, other: str) -> bool:
+    """Whether two ids are those of different topics; an id that is not told proves nothing."""
+    return is_told(one) and is_told(other) and one != other
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigValue:
     value: str

@@ -102,7 +102,8 @@ class EdgeReader:
 
     def _open(self) -> Any:
         if self._consumer is None:
-            self._consumer = Consumer(
+            self._consumer = self._settings.make(
+                Consumer,
                 self._settings.consumer(
                     self.health,
                     group_id=self._group,
@@ -115,9 +116,8 @@ class EdgeReader:
                     fetch_queue_backoff_ms=10,
                     queued_max_messages_kbytes=32_768,
                     max_poll_interval_ms=86_400_000,
-                )
+                ),
             )
-            self._settings.track(self._consumer)
         return self._consumer
 
     def _destroy(self) -> None:

@@ -73,8 +73,10 @@ class HandleHealth:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        #: reads the credentials anew; True where they have just changed, and a refusal was of the old ones
+        #: reads the credentials anew; True where they have just changed, or are being changed: a refusal was of the old
         self.renew_login: Callable[[], bool] = lambda: False
+        #: since when the credentials are those that they are now: `time.monotonic()`
+        self.login_since: Callable[[], float] = lambda: 0.0
         #: the error after which the handle is of no use
         self.fatal: KafkaError | None = None
         self._refused: KafkaError | None = None
@@ -103,7 +105,8 @@ class HandleHealth:
 
     def refusal(self) -> KafkaError | None:
         """The authentication failure that explains a transport error now, if any."""
-        return self._refused if time.monotonic() - self._refused_at < _EXPLAINS_S else None
+        is_recent = time.monotonic() - self._refused_at < _EXPLAINS_S
+        return self._refused if is_recent and self._refused_at >= self.login_since() else None
 
     def no_token(self) -> str:
         """What kept the identity provider from answering, where that explains a failure to log in just now, else "".
@@ -166,6 +169,11 @@ def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHe
         )
     refusal = health.refusal() if health is not None else None
     no_token = health.no_token() if health is not None else ""
+    if code in _AUTHENTICATION and refusal is None and health is not None and health.renew_login():
+        return Unreachable(
+            f"Kafka refused the credentials while {doing}: {text}",
+            hint="nothing to do: they have just changed, or are being changed, and the relay tries again",
+        )
     if (code in _AUTHENTICATION and not no_token) or refusal is not None:
         said = (refusal or error).str()
         fixes = (fix for words, fix in _FIXES if words.search(said.lower()))

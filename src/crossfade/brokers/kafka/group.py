@@ -163,8 +163,7 @@ class _Member:
 
     def join(self, listener: Listener, loop: asyncio.AbstractEventLoop, log: Any) -> None:
         self._listener, self._loop, self._log = listener, loop, log
-        self._consumer = Consumer(self._properties)
-        self._settings.track(self._consumer)
+        self._consumer = self._settings.make(Consumer, self._properties)
         self._consumer.subscribe(
             [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )

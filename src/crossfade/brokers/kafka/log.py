@@ -32,7 +32,7 @@ from ...telemetry import step
 from ..protocol import Appended, Bounds, Claim, From, Owner, Start
 from . import markers, names
 from .board import KafkaBoard
-from .cluster import EARLIEST, LATEST, Cluster, TopicFacts, at_time
+from .cluster import EARLIEST, LATEST, Cluster, TopicFacts, are_two_topics, at_time, is_told
 from .edges import EdgeReader
 from .failures import is_topic_missing
 from .markers import MarkerReader
@@ -221,7 +221,8 @@ class KafkaLog:
         if taken or troubled or time.monotonic() - self._checked_at > _IDLE_CHECK_S:
             incarnation = await self._incarnation_now(reader, thread)
             for lane in after:
-                if after[lane].incarnation and after[lane].incarnation != incarnation:
+                known = after[lane].incarnation
+                if are_two_topics(known, incarnation) or (known and not incarnation):
                     outcome[lane] = self._reset(lane, after[lane], incarnation)
             if outcome:
                 await thread.call(reader.forget)
@@ -498,7 +499,8 @@ def _batch(lane: Lane, lot: Taken, place: Place, incarnation: str) -> Batch:
         Place(
             position=str(lot.positions[-1]) if is_moved else place.position,
             count=lot.next_offset,
-            incarnation=incarnation,
+            # brokers that are upgraded one by one tell an id, then none
+            incarnation=incarnation if is_told(incarnation) else place.incarnation or incarnation,
             witness=witness,
         ),
         at_end=lot.at_end,

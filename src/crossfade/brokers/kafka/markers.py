@@ -162,16 +162,13 @@ class MarkerReader:
         self._peeking: Consumer | None = None
 
     def _open(self, isolation_level: str) -> Consumer:
-        consumer = Consumer(
-            self._settings.consumer(
-                self.health,
-                group_id=names.group(self._route),
-                enable_auto_commit=False,
-                isolation_level=isolation_level,
-            )
+        properties = self._settings.consumer(
+            self.health,
+            group_id=names.group(self._route),
+            enable_auto_commit=False,
+            isolation_level=isolation_level,
         )
-        self._settings.track(consumer)
-        return consumer
+        return self._settings.make(Consumer, properties)
 
     def memberless_handle(self) -> Any:
         """The group handle of a writer that is no member: lanes set by hand."""

@@ -35,20 +35,18 @@ class Registry:
         self._topic = topic
         self._entered: _Entry | None = None
 
-    async def enter(self, route: str, topic_id: str) -> str:
-        """Enter the route for the topic; the topic id that it was entered with. Raises RouteConflict."""
-        if self._entered is not None and self._entered.route == route:
+    async def enter(self, route: str, topic_id: str, *, anew: bool = False) -> str:
+        """Enter the route for the topic; the topic id that it was entered with. Raises RouteConflict.
+
+        What was found once is not asked for again, but `anew`: another process of the route may have followed.
+        """
+        if not anew and self._entered is not None and self._entered.route == route:
             return self._entered.topic_id
         name = names.target_document(self._topic)
         while True:
             found = await self._board.get(name)
             if found is not None:
-                entry = msgspec.json.decode(found.body, type=_Entry)
-                if entry.route != route:
-                    raise RouteConflict(
-                        f"route {entry.route} writes to topic {self._topic}; route {route} may not write there too",
-                        hint=f"stop route {entry.route} and run `crossfade uninstall` for it, or choose another topic",
-                    )
+                entry = self._entry_of(found, route)
                 self._entered = entry
                 return entry.topic_id
             entry = _Entry(1, route, topic_id)
@@ -60,13 +58,30 @@ class Registry:
             return topic_id
 
     async def follow(self, route: str, topic_id: str) -> None:
-        """Note that nothing was copied yet and the topic is a new one."""
-        entry = _Entry(1, route, topic_id)
-        found = await self._board.get(names.target_document(self._topic))
-        await self._board.put(
-            names.target_document(self._topic), msgspec.json.encode(entry), found.version if found is not None else 0
-        )
+        """Note that nothing was copied yet and the topic is a new one, or that its id is told at last.
+
+        Raises RouteConflict.
+        """
+        name, entry = names.target_document(self._topic), _Entry(1, route, topic_id)
+        while True:
+            found = await self._board.get(name)
+            if found is not None and self._entry_of(found, route) == entry:  # another process was first
+                break
+            try:
+                await self._board.put(name, msgspec.json.encode(entry), found.version if found is not None else 0)
+            except VersionConflict:
+                continue
+            break
         self._entered = entry
+
+    def _entry_of(self, found: Document, route: str) -> _Entry:
+        entry = msgspec.json.decode(found.body, type=_Entry)
+        if entry.route != route:
+            raise RouteConflict(
+                f"route {entry.route} writes to topic {self._topic}; route {route} may not write there too",
+                hint=f"stop route {entry.route} and run `crossfade uninstall` for it, or choose another topic",
+            )
+        return entry
 
     async def leave(self, route: str) -> None:
         """Remove the entry where it is the route's."""

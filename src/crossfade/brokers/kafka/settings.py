@@ -11,15 +11,16 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
+from confluent_kafka import KafkaException
 
 from ...config.secret import read_again
 from ...errors import Unreachable, UsageError
-from .failures import HandleHealth
+from .failures import HandleHealth, error_of, translate
 
 #: Properties that carry the guarantee, with the reason why they are not the user's to set.
 REFUSED: dict[str, str] = {
@@ -64,6 +65,8 @@ REFUSED: dict[str, str] = {
 _NEVER_EMPTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config|^sasl\.username$")
 #: files that librdkafka reads when a handle is made
 _TLS_FILES = tuple(f"ssl.{name}.location" for name in ("ca", "certificate", "key", "keystore", "crl"))
+#: where librdkafka makes no handle because of what such a file, or a secret in its place, holds
+_TLS_REFUSED = re.compile(r"\bssl\.(?:ca|certificate|key|keystore|crl)\.(?:location|pem)\b")
 #: a changed password is known to all brokers, and used by all connections, by then
 _LOGIN_TAKES_S = 20.0
 #: one line of librdkafka's log of each kind in this time
@@ -137,6 +140,9 @@ class _Rotatable(Protocol):
     def set_sasl_credentials(self, username: str, password: str) -> None: ...
 
 
+_Handle = TypeVar("_Handle", bound=_Rotatable)
+
+
 class _ToStructlog(logging.Handler):
     """Carries librdkafka's log lines over to structlog, of each kind one in a while: an outage gives 20 a second."""
 
@@ -196,6 +202,8 @@ class KafkaSettings:
         self._login: tuple[str, str] | None = None
         self._login_at = -_LOGIN_TAKES_S
         self._login_lock = threading.Lock()
+        #: since when they cannot be read
+        self._unread_at: float | None = None
         #: handles that are being given a new one
         self._given_to: set[int] = set()
         self._logger = _client_logger()
@@ -238,6 +246,26 @@ class KafkaSettings:
         """Properties of an admin handle. Raises Unreachable."""
         return self._build(_PRODUCER_ONLY | _CONSUMER_ONLY, health, {})
 
+    def make(self, kind: Callable[[dict[str, Any]], _Handle], properties: dict[str, Any]) -> _Handle:
+        """A handle of properties that were made here: it gets every new login, until `untrack`.
+
+        Raises Unreachable where what TLS needs is not fit now, PropertiesRefused.
+        """
+        try:
+            handle = kind(properties)
+        except KafkaException as failure:
+            said = error_of(failure).str().strip()
+            if not _TLS_REFUSED.search(said):
+                raise translate(failure, "making a connection") from failure
+            # They were right when the configuration was read: whoever writes them anew is not done.
+            files = ", ".join(str(properties[name]) for name in _TLS_FILES if properties.get(name))
+            raise Unreachable(
+                f"the TLS files of Kafka ({files or 'given as text'}) cannot be used now: {said}",
+                hint="the relay tries again; see that they are whole, and that certificate and key belong together",
+            ) from failure
+        self.track(handle)
+        return handle
+
     def track(self, handle: _Rotatable) -> None:
         """Give this handle every new login, until `untrack`."""
         self._handles[id(handle)] = handle
@@ -249,18 +277,23 @@ class KafkaSettings:
     def renew_login(self) -> bool:
         """Read user and password anew and give them to all handles; called when a broker has refused them.
 
-        True where they have changed a moment ago: then the refusal was of the old ones, and the next try decides.
+        True where they have changed a moment ago, or cannot be read since a moment, because they are being changed:
+        then the refusal was of the old ones, and the next one decides.
         """
         if not callable(self._properties.get("sasl.password")):
             return False
         try:
             return self._use_login(self._now("sasl.username"), self._now("sasl.password"))
         except Unreachable:  # the file is just being replaced: the next refusal looks again
-            return False
+            now = time.monotonic()
+            if self._unread_at is None:
+                self._unread_at = now
+            return now - self._unread_at < _LOGIN_TAKES_S
 
     def _use_login(self, username: str, password: str) -> bool:
         """Give them to all handles where they have changed a moment ago; False where they have not."""
         with self._login_lock:
+            self._unread_at = None
             known, self._login = self._login, (username, password)
             if known is not None and known != self._login:
                 self._login_at = time.monotonic()
@@ -310,6 +343,7 @@ class KafkaSettings:
         if "sasl.password" in built:
             self._use_login(str(built.get("sasl.username", "")), str(built["sasl.password"]))
         health.renew_login = self.renew_login
+        health.login_since = lambda: self._login_at
         built["error_cb"] = health.on_error
         built["logger"] = self._logger
         return built

@@ -83,7 +83,8 @@ class SourceReader:
         self._topic = topic
         lane_bytes_max = min(_LANE_BYTES_MAX, _ANSWER_BYTES // max(1, min(lanes, _LANES_AT_ONCE)))
         self.health = HandleHealth(f"source {topic}")
-        self._consumer = Consumer(
+        self._consumer = settings.make(
+            Consumer,
             settings.consumer(
                 self.health,
                 group_id=group,
@@ -103,10 +104,9 @@ class SourceReader:
                 queued_max_messages_kbytes=queue_kbytes_max,
                 queued_min_messages=max(_LANE_QUEUE_MIN, _QUEUE_RECORDS // max(1, lanes)),
                 max_poll_interval_ms=86_400_000,
-            )
+            ),
         )
         self._settings = settings
-        settings.track(self._consumer)
         self._cursors: dict[Lane, _Cursor] = {}
         #: lanes in trouble: what came behind that is not taken, until they are sought anew
         self._troubled: set[Lane] = set()

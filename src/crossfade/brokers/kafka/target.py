@@ -109,7 +109,7 @@ class KafkaTarget:
         def offsets(targets: Mapping[Path, int]) -> list[Any]:
             for path, plan in plans.items():
                 after[path] = plan.marker(claim.markers.get(path), targets.get(path))
-                self._refuse_another_log(path, claim.markers.get(path), targets.get(path, -1))
+                self._refuse_another_log(path, claim.markers.get(path), targets.get(path, -1), len(plan.lot.rows))
             return markers.offsets(claim.owner.route, after, lanes, claim.paths)
 
         invariant(claim.writer is not None, "a claim has a writer")
@@ -120,7 +120,9 @@ class KafkaTarget:
             self._log.info("a new producer", reason="a step of the last transaction took as long as sending it twice")
             await self._claims.renew(claim)
         try:
-            await claim.writer.commit(lots, notes, offsets, claim.group, on_sent)
+            await claim.writer.commit(
+                lots, notes, offsets, claim.group, on_sent, gives_times=self._topics.gives_own_times
+            )
         except BrokerError as error:
             self._topics.doubt()
             if is_size_refusal(error):
@@ -129,16 +131,17 @@ class KafkaTarget:
         claim.markers.update({path: after[path] for path in plans})
         claim.stored.update({path: marker for path, marker in after.items() if path[0] in lanes})
 
-    def _refuse_another_log(self, path: Path, before: Marker | None, offset: int) -> None:
-        """Raise Indeterminate where a path's records went in before those that it had: what it had copied is gone.
+    def _refuse_another_log(self, path: Path, before: Marker | None, offset: int, records: int) -> None:
+        """Raise Indeterminate where a path's records do not stand behind those that it had: what it had copied is gone.
 
         The topic was made anew, or its log cut off, under a live claim: the client follows, and brokers take what it
-        goes on with. Nothing is committed yet, and the next claim tells what has happened.
+        goes on with. Nothing is committed yet, and the next claim tells what has happened. `offset` is the last one of
+        `records`: however many these are, each takes one behind what was there.
         """
-        if before is not None and before.target and 0 <= offset <= int(before.target):
+        if before is not None and before.target and 0 <= offset < int(before.target) + records:
             raise Indeterminate(
-                f"records of source lane {path[0]} went to offset {offset} of target lane {path[1]}, which had them up "
-                f"to {before.target}",
+                f"{records} records of source lane {path[0]} went to target lane {path[1]} up to offset {offset}, "
+                f"which had them up to {before.target}",
                 hint="the relay claims anew and says whether the topic was made anew or cut off",
             )
 

@@ -7,19 +7,22 @@ whose guarantee was not found to hold, also where it was made anew under a runni
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import structlog
 
 from ...errors import AccessRefused, Indeterminate, RouteConflict, Unreachable, invariant
 from . import names
-from .cluster import SETTLE_S, Cluster, TopicFacts
+from .cluster import SETTLE_S, Cluster, TopicFacts, are_two_topics, is_told
 from .guarantee import TargetLimits, guarantee_of, read_limits
 from .lanes import ensure_lanes_topic
 from .rows import QUARANTINE_BODY_BYTES_MAX
 
 #: limits of the topic are asked for again after this long
 _LIMITS_S = 30.0
+#: brokers that were just started may not know a topic for a moment: one that was there is waited for so long
+_MISSED_S = 60.0
 
 
 class TargetTopics:
@@ -32,6 +35,8 @@ class TargetTopics:
         self._allow_weak = allow_weak
         self._route = ""
         self._facts: TopicFacts | None = None
+        #: since when brokers say that a topic does not exist which was there before
+        self._missed_since: float | None = None
         self._limits: TargetLimits | None = None
         self._limits_at = 0.0
         self._is_ready = False
@@ -118,8 +123,17 @@ class TargetTopics:
         if self._limits is not None:
             self._limits_at = -_LIMITS_S
 
+    async def gives_own_times(self) -> bool:
+        """Whether the stream's topic gives records its own time now. Raises Unreachable, AccessRefused."""
+        return read_limits(await self._cluster.config(self._topic)).is_broker_time
+
     async def _is_made_anew(self) -> bool:
-        return self._is_ready and await self._cluster.topic_id(self._topic) not in (None, "", self.topic_id)
+        if not self._is_ready:
+            return False
+        now_id = await self._cluster.topic_id(self._topic) or ""
+        if self._facts is not None and is_told(now_id) and not is_told(self.topic_id):
+            self._facts = dataclasses.replace(self._facts, topic_id=now_id)  # upgraded brokers tell it at last
+        return are_two_topics(now_id, self.topic_id)
 
     async def note_size_refusal(self) -> None:
         """A batch was refused for its size: ask for the limits, and isolate by size from now on."""
@@ -128,6 +142,26 @@ class TargetTopics:
         limits.is_exact = True
 
     async def _ask(self) -> TopicFacts:
-        facts = await self._cluster.existing_topic(self._topic)
-        self._facts = facts
+        try:
+            facts = await self._cluster.existing_topic(self._topic)
+        except AccessRefused as error:
+            if self._facts is not None:
+                await self._wait_for_missed(error)
+            raise
+        self._facts, self._missed_since = facts, None
         return facts
+
+    async def _wait_for_missed(self, error: AccessRefused) -> None:
+        """Raise Unreachable for a while where a topic is not known that was there before.
+
+        It is deleted, or the broker that was asked has just started. Raises AccessRefused where a right is missing.
+        """
+        found = await self._cluster.topic_id(self._topic)
+        now = time.monotonic()
+        if self._missed_since is None:
+            self._missed_since = now
+        if found != "" or now < self._missed_since + _MISSED_S:
+            raise Unreachable(
+                f"topic {self._topic} is not known to the brokers any more, or not yet",
+                hint="nothing to do where brokers have just started; else look who deleted it",
+            ) from error

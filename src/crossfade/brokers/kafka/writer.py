@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, KafkaException, Producer, TopicPartition
 
-from ...errors import Indeterminate, invariant
+from ...errors import BrokerError, Indeterminate, invariant
 from ...model.record import Lane, Path, Row
 from ...model.wire import XF
 from ...telemetry import step
@@ -65,6 +66,11 @@ class Lot:
     #: index -> the record's own time, to travel in `xf`
     own_times: Mapping[int, int]
 
+    def keeps_times(self, start: int, stop: int) -> bool:
+        """Whether the own times of all these records travel in `xf`."""
+        own = self.own_times
+        return bool(own) and (len(own) == len(self.rows) or all(at in own for at in range(start, stop)))
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -96,6 +102,9 @@ class Patience:
 
 
 Offsets = Callable[[Mapping[Path, int]], list[TopicPartition]]
+#: whether the topic gives records its own time; called in the event loop
+GivesTimes = Callable[[], Coroutine[Any, Any, bool]]
+_OWN_TIME = "the topic gives records its own time since a moment"
 
 
 class Writer:
@@ -139,6 +148,8 @@ class Writer:
         self._is_spent = False
         #: batches that are not acknowledged, by what tells of them -> their lane
         self._open_batches: dict[Any, Lane] = {}
+        #: (lane, time) that brokers acknowledged as given by them to records of this transaction
+        self._given_times: set[tuple[Lane, int]] = set()
         self._patience = patience or Patience()
         #: until when the records of the transaction under way must be delivered
         self._deliver_by_s = math.inf
@@ -168,11 +179,12 @@ class Writer:
         offsets: Offsets | None,
         group: Any,
         on_sent: Callable[[], None] | None = None,
+        gives_times: GivesTimes | None = None,
     ) -> dict[Any, int]:
         """Write everything in one transaction; the offset of each path's last record, and of each note by its index.
 
         `offsets` gives the group offsets that belong to those (None = none). `on_sent` is called in the event loop when
-        all is produced.
+        all is produced. `gives_times` is asked where that cannot be told from what the brokers acknowledge.
 
         Raises Fenced, Indeterminate, AccessRefused; after any of them the writer is dead.
         """
@@ -183,7 +195,18 @@ class Writer:
             if on_sent is not None:
                 loop.call_soon_threadsafe(on_sent)
 
-        call = asyncio.ensure_future(self._thread.call(self._commit, lots, notes, offsets, group, produced))
+        def loses_times() -> bool:
+            if gives_times is None:
+                return True
+            asked = asyncio.run_coroutine_threadsafe(gives_times(), loop)
+            try:
+                return asked.result(max(0.0, self._deliver_by_s - time.monotonic()))
+            finally:
+                asked.cancel()
+
+        call = asyncio.ensure_future(
+            self._thread.call(self._commit, lots, notes, offsets, group, produced, loses_times)
+        )
         try:
             while not call.done():
                 await asyncio.wait([call], timeout=_LOOK_S)
@@ -214,8 +237,7 @@ class Writer:
 
     def _open(self) -> None:
         deadline = time.monotonic() + _INIT_S
-        self._producer = Producer(self._properties)
-        self._settings.track(self._producer)
+        self._producer = self._settings.make(Producer, self._properties)
         while True:
             try:
                 self._producer.init_transactions(max(0.1, min(5.0, deadline - time.monotonic())))
@@ -236,8 +258,10 @@ class Writer:
         offsets: Offsets | None,
         group: Any,
         produced: Callable[[], None],
+        loses_times: Callable[[], bool],
     ) -> dict[Any, int]:
         producer = self._producer
+        self._given_times.clear()
         doing = "beginning a transaction"
         try:
             producer.begin_transaction()
@@ -257,6 +281,8 @@ class Writer:
             produced()
             # Within a path the broker keeps the order, so the last record of each tells of all.
             self._await(lambda: len(delivered) == len(lots) + len(notes), failed)
+            if self._given_times:
+                self._refuse_given_times(lots, loses_times)
             step("kafka.append.delivered")
             if offsets is not None:
                 doing = "storing the markers"
@@ -329,7 +355,8 @@ class Writer:
                 token = lot.path if is_last else (lot.path, stop)
                 told = delivered if is_last else acknowledged
                 self._open_batches[token] = lot.path[1]
-                self._produce(lot, start, stop, self._delivery(token, told, failed, stop - 1 in lot.own_times))
+                watched = None if lot.keeps_times(start, stop) else lot.path[1]
+                self._produce(lot, start, stop, self._delivery(token, told, failed, watched))
                 self._producer.poll(0)
                 if not is_last:
                     behind.append((lot, stop))
@@ -396,20 +423,45 @@ class Writer:
                     raise doubt("the client's queue stayed full", "sending records") from None
 
     def _delivery(
-        self, token: Any, delivered: dict[Any, int], failed: list[KafkaError], keeps_time: bool = True
+        self, token: Any, delivered: dict[Any, int], failed: list[KafkaError], watched: Lane | None = None
     ) -> Callable[[Any, Any], None]:
-        """Takes what the client tells of a batch's last record, whose own time may travel in `xf` (`keeps_time`)."""
+        """Takes what the client tells of a batch's last record.
+
+        `watched`: its lane, where a time that the broker gives the batch would be the only one of some record.
+        """
 
         def on_delivery(error: KafkaError | None, message: Any) -> None:
             self._open_batches.pop(token, None)
-            if error is None and not keeps_time and message.timestamp()[0] == TIMESTAMP_LOG_APPEND_TIME:
-                error = KafkaError(KafkaError._FAIL, "the topic gives records its own time since a moment")
             if error is None:
                 delivered[token] = message.offset()
+                if watched is not None:
+                    kind, time_ms = message.timestamp()
+                    if kind == TIMESTAMP_LOG_APPEND_TIME:
+                        self._given_times.add((watched, time_ms))
             else:
                 failed.append(error)
 
         return on_delivery
+
+    def _refuse_given_times(self, lots: Sequence[Lot], loses_times: Callable[[], bool]) -> None:
+        """Raise KafkaException where the topic has begun to give records its own time, which would replace theirs.
+
+        A batch that a broker has already, sent again behind a lost answer, is acknowledged as if the broker had given
+        it a time: the latest of its records. Those have kept theirs. Where the times do not tell the one from the
+        other, the topic does.
+        """
+        theirs = {(lot.path[1], row[3]) for lot in lots for row in lot.rows}
+        if not self._given_times <= theirs:
+            raise KafkaException(KafkaError(KafkaError._FAIL, _OWN_TIME))
+        try:
+            is_lost = loses_times()
+        except (BrokerError, CancelledError, TimeoutError) as error:
+            what = (
+                "a broker told a time of its own for records, and the topic cannot be asked whether it gives them one"
+            )
+            raise KafkaException(KafkaError(KafkaError._FAIL, f"{what}: {error}")) from error
+        if is_lost:
+            raise KafkaException(KafkaError(KafkaError._FAIL, _OWN_TIME))
 
     def _await(self, condition: Callable[[], bool], failed: list[KafkaError]) -> None:
         """Wait for deliveries. It polls: under flush() a delivery callback can be lost."""

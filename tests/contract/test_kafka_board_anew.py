@@ -1,0 +1,68 @@
+"""The board's topic deleted and made anew, under a process that has read it."""
+
+import asyncio
+import secrets
+
+import pytest
+from confluent_kafka import TopicCollection
+from confluent_kafka.admin import AdminClient
+from kafka_fixture import _wait_known
+
+from crossfade.brokers.kafka import KafkaBoard, KafkaSettings, names
+from crossfade.brokers.protocol import VersionConflict
+from crossfade.errors import Unreachable
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture
+async def boards(lab, monkeypatch):
+    """Those of a process that runs, and of an operator; on a topic of their own."""
+    monkeypatch.setattr(names, "BOARD_TOPIC", f"crossfade.control.{secrets.token_hex(4)}")
+    made = [KafkaBoard(KafkaSettings(lab.kafka_properties())) for _ in range(2)]
+    yield made
+    for board in made:
+        await board.close()
+
+
+def make_anew(lab):
+    properties, topic = lab.kafka_properties(), names.BOARD_TOPIC
+    admin = AdminClient(properties)
+    old_id = str(admin.describe_topics(TopicCollection([topic]))[topic].result().topic_id)
+    lab.faults.recreate_topic(topic)
+    _wait_known(properties, topic, old_id)
+
+
+async def beat(board):
+    """As a relay does: what is left of the producer from before may fail once, and the next try makes one."""
+    try:
+        return await board.put("status/x", b"still here")
+    except Unreachable:
+        return await board.put("status/x", b"still here")
+
+
+@pytest.mark.parametrize("heartbeats", [0, 60], ids=["shorter", "longer"])
+async def test_a_board_that_was_made_anew_is_read_from_its_start(lab, boards, heartbeats):
+    live, operator = boards
+    for number in range(20):
+        await live.put("status/x", b"%d" % number)
+    old = await live.put("desired/x", b"old", 0)
+    await live.put("desired/gone", b"old", 0)
+    assert (await live.get("desired/x")).version == old
+
+    await asyncio.to_thread(make_anew, lab)
+    version = await operator.put("desired/x", b"paused", 0)
+    for number in range(heartbeats):
+        await operator.put("status/y", b"%d" % number)
+    found = await live.list("")
+    assert found.keys() == {"desired/x"} | ({"status/y"} if heartbeats else set())
+    assert (found["desired/x"].version, found["desired/x"].body) == (version, b"paused")
+
+    # versions go on from there
+    with pytest.raises(VersionConflict):
+        await live.put("desired/x", b"lost", old)
+    version = await live.put("desired/x", b"resumed", version)
+    for board in boards:
+        assert (await board.get("desired/x")).version == version
+    assert await beat(live) > version
+    assert (await operator.get("status/x")).body == b"still here"
