@@ -1,5 +1,7 @@
 """A Redis target that has lost all of Crossfade's own keys and kept its streams: nothing is copied into it again."""
 
+from dataclasses import replace
+
 import pytest
 from backends import MemoryBackend
 from redis_fixture import RedisBackend
@@ -27,24 +29,31 @@ async def server(valkey_lab):
     await made.close()
 
 
-def rows(shape):
+def rows(shape, first=0, last=RECORDS):
     if shape is Shape.ENTRY:
-        return [([b"value", b"%d" % number], PAST + number) for number in range(RECORDS)]
-    return [(b"k", b"%d" % number, None, PAST + number) for number in range(RECORDS)]
+        return [([b"value", b"%d" % number], PAST + number) for number in range(first, last)]
+    return [(b"k", b"%d" % number, None, PAST + number) for number in range(first, last)]
 
 
-async def start(source, target, where, **how):
-    return await start_lanes(
-        ROUTE, source, target, RouteBoard(MemoryBoard(MemoryBroker()), ROUTE.id), where, [0], **how
-    )
+async def start(source, target, where, lanes=(0,), *, route=ROUTE, **how):
+    board = RouteBoard(MemoryBoard(MemoryBroker()), route.id)
+    return await start_lanes(route, source, target, board, where, list(lanes), **how)
 
 
-async def copy(source, target, place):
-    """What a relay copies in one go."""
-    claim = await target.claim(Owner(ROUTE.id, "a", ROUTE.source, paths=((0, 0),)), [(0, 0)])
-    batch = (await source.read({0: place}, 100, 1 << 20, 2.0))[0]
-    copied = mapping_named("lossless").translate(batch, Shape.ENTRY)
-    await target.append(claim, [Write((0, 0), batch.positions, copied.rows, batch.place)])
+async def copy(source, target, place, path=(0, 0)):
+    """What a relay copies."""
+    claim = await target.claim(Owner(ROUTE.id, "a", ROUTE.source, paths=(path,)), [path])
+    is_end = False
+    while not is_end:
+        batch = (await source.read({path[0]: place}, 5000, 1 << 20, 2.0))[path[0]]
+        copied = mapping_named("lossless").translate(batch, Shape.ENTRY)
+        await target.append(claim, [Write(path, batch.positions, copied.rows, batch.place)])
+        place, is_end = batch.place, batch.at_end
+
+
+async def lose_keys(server, target):
+    for key in target.stream_keys:
+        await server.application.delete(b"crossfade:lane:{" + key + b"}")
 
 
 @pytest.mark.parametrize("shape", Shape)
@@ -59,13 +68,77 @@ async def test_a_stream_with_copies_is_not_started_anew(server, shape, left):
     entries = await server.application.xrange(target.stream_keys[0])
     assert len(entries) == RECORDS
     assert not any(b"xf" in fields for _, fields in entries)
-    await server.application.delete(*await server.application.keys(b"crossfade:lane:{" + target.stream_keys[0] + b"}"))
+    await lose_keys(server, target)
     await server.application.xtrim(target.stream_keys[0], maxlen=left, approximate=False)
+    last = (await source.bounds([0]))[0].last
+    await there.write_native(source, 0, rows(shape, RECORDS, RECORDS + 1))
     for where in (Start(), Start(From.LATEST)):
         with pytest.raises(MarkerLost, match="holds copies of"):
             await start(source, target, where)
-    last = (await source.bounds([0]))[0].last
     assert set(await start(source, target, Start(From.POSITION, last), by_hand=True)) == {0}
+
+
+@pytest.mark.parametrize("shape", Shape)
+async def test_a_start_that_goes_on_from_the_last_copy_is_none_anew(server, shape):
+    """Between two Redis also the way back, with a route of its own."""
+    there = server if shape is Shape.ENTRY else MemoryBackend(Shape.RECORD)
+    source, target = await there.log(1), await server.log(1)
+    await there.write_native(source, 0, rows(shape))
+    await copy(source, target, (await start(source, target, Start()))[0])
+    await lose_keys(server, target)
+    if shape is Shape.ENTRY:
+        with pytest.raises(MarkerLost, match="equal both in id and content"):
+            await start(target, source, Start())
+        assert set(await start(target, source, Start(From.LATEST))) == {0}
+    assert set(await start(source, target, Start(From.LATEST))) == {0}
+
+
+@pytest.mark.parametrize("before", [63, 64, 70, 900])
+async def test_marks_are_found_behind_entries_of_others(server, before):
+    """A server is asked for few entries at first, as they may be large."""
+    source, target = await server.log(1), await server.log(1)
+    for number in range(before):
+        await server.application.xadd(target.stream_keys[0], {b"theirs": b"1"}, id=b"%d-7" % (PAST + number))
+    await server.write_native(source, 0, rows(Shape.ENTRY))
+    await copy(source, target, (await start(source, target, Start()))[0])
+    await lose_keys(server, target)
+    with pytest.raises(MarkerLost, match="carries the route's mark"):
+        await start(source, target, Start())
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+async def test_an_id_that_is_equal_by_chance_is_no_copy(server, is_long):
+    """At the end of a target whose last entry is read, and of one whose last entry is far from its beginning."""
+    source, target = await server.log(1), await server.log(1)
+    await server.write_native(source, 0, rows(Shape.ENTRY))
+    for number in range(1100 if is_long else 2):
+        await server.application.xadd(target.stream_keys[0], {b"theirs": b"1"}, id=b"%d-0" % (PAST - 2000 + number))
+    await server.application.xadd(target.stream_keys[0], {b"theirs": b"1"}, id=b"%d-0" % (PAST + 2))
+    assert set(await start(source, target, Start())) == {0}
+
+
+async def test_a_copy_far_from_the_beginning_is_known_by_id_and_content(server):
+    """Where retention has taken the first originals, and the target is longer than what is looked through."""
+    source, target = await server.log(1), await server.log(1)
+    await server.write_native(source, 0, rows(Shape.ENTRY, 0, 1200))
+    await copy(source, target, (await start(source, target, Start()))[0])
+    await lose_keys(server, target)
+    await server.trim(source, 0, 50)
+    await server.write_native(source, 0, rows(Shape.ENTRY, 1200, 1210))
+    with pytest.raises(MarkerLost, match=f"{PAST + 1199}-0 is equal both in id and content"):
+        await start(source, target, Start())
+
+
+async def test_by_key_a_new_lane_may_have_the_ids_of_others(server):
+    """All lanes are written to at a time; their copies stand in every target lane."""
+    route = replace(ROUTE, source_lanes=2, target_lanes=2, lane_map=LaneMap.BY_KEY)
+    source, target = await server.log(2), await server.log(2)
+    for lane in range(2):
+        await server.write_native(source, lane, rows(Shape.ENTRY))
+    places = await start(source, target, Start(), [0], route=route)
+    for at in range(2):
+        await copy(source, target, places[0], (0, at))
+    assert set(await start(source, target, Start(), [1], route=route)) == {1}
 
 
 @pytest.mark.parametrize("shape", Shape)

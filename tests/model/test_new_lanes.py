@@ -50,7 +50,7 @@ class Stage:
         await source.open()
         await target.open()
         board = RouteBoard(MemoryBoard(self.broker, instance=instance), "r1")
-        started = await board.started()
+        started = await board.known()
         route = make_route(
             id="r1",
             name="route",

@@ -202,7 +202,7 @@ MUTANTS = [
     Mutant(
         "markers-of-idle-lanes-never-written-again",
         "relay/copier.py",
-        "self._take(self._idle_markers(after) | batches, after)",
+        "self._take(self._idle_markers(after, batches) | batches, after)",
         "self._take(batches, after)",
         "tests/model/test_lane_halts.py::test_the_markers_of_idle_lanes_are_kept_alive",
     ),
@@ -551,6 +551,20 @@ MUTANTS = [
         "            delivered = dict.fromkeys([lot.path for lot in lots], 0) | delivered\n",
         f"{WRITER}::test_a_slow_transaction_is_committed_and_is_the_last_one_of_its_producer",
     ),
+    Mutant(
+        "last-record-speaks-for-the-times-of-its-batch",
+        "brokers/kafka/writer.py",
+        "None if lot.keeps_times(start, stop) else",
+        "None if stop - 1 in lot.own_times else",
+        f"{WRITER}::test_a_time_that_the_broker_gives_is_refused_where_one_record_would_lose_its_own",
+    ),
+    Mutant(
+        "batch-that-was-sent-again-passes-for-another-time-of-the-topic",
+        "brokers/kafka/writer.py",
+        "            is_lost = loses_times()\n",
+        "            is_lost = True\n",
+        f"{WRITER}::test_a_batch_that_was_sent_again_is_no_topic_that_gives_its_own_time",
+    ),
     # -- brokers, on real servers --------------------------------------------------------------------------------------
     Mutant(
         "append-does-not-ask-for-the-claim",
@@ -641,6 +655,22 @@ MUTANTS = [
         "            group = owner.token\n",
         "            group = None\n",
         f"{KAFKA_GROUP}::test_lanes_move_between_processes_and_an_old_generation_cannot_write",
+        lab=True,
+    ),
+    Mutant(
+        "large-append-goes-into-a-topic-made-anew",
+        "brokers/kafka/target.py",
+        "0 <= offset < int(before.target) + records:",
+        "0 <= offset <= int(before.target):",
+        f"{KAFKA_APPENDS}::test_nothing_is_committed_into_a_topic_that_was_made_anew_under_a_claim",
+        lab=True,
+    ),
+    Mutant(
+        "lanes-without-records-take-a-new-topic-for-all",
+        "brokers/kafka/claims.py",
+        "if not claim.errors and not await self._has_copied(route):",
+        "if not claim.errors:",
+        f"{KAFKA_CLAIMS}::test_who_has_copied_nothing_does_not_take_a_topic_made_anew_for_who_has",
         lab=True,
     ),
     Mutant(

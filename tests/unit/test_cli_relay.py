@@ -45,6 +45,10 @@ class FakeBoard:
     trouble: list[CrossfadeError] = field(default_factory=list)
     asked: int = 0
     opened: int = 0
+    left: set[int] = field(default_factory=set)
+
+    async def unstarted(self) -> frozenset[int]:
+        return frozenset(self.left)
 
     async def started(self) -> frozenset[int]:
         return frozenset(self.lanes)
@@ -104,6 +108,19 @@ def test_wait_for_a_route_that_was_never_started_is_refused(
     assert told.out == ""
     assert "never started" in told.err
     assert "crossfade relay start forward" in told.err
+
+
+def test_wait_for_lanes_that_were_never_started_is_refused(
+    board: FakeBoard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board.lanes, board.left, board.held = {3}, {0, 1, 2}, [heard(copied(3))]
+    assert run(["relay", "wait"]) == 4
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: route 'forward' has lanes that were never started (0-2)")
+    assert "crossfade relay start forward" in told.err
+    board.held = [heard(*map(copied, range(4)))]  # a start that was cut short had begun them all the same
+    assert run(["relay", "wait"]) == 0
 
 
 def test_wait_believes_no_look_at_the_source_that_is_older_than_the_command(board: FakeBoard) -> None:
@@ -249,6 +266,20 @@ def test_status_shows_the_routes_whose_broker_answers(
 def test_status_says_that_nothing_was_started(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["relay", "status"]) == 0
     assert capsys.readouterr().err == "route forward was never started: crossfade relay start forward\n"
+
+
+def test_status_says_which_lanes_were_never_started(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes, board.left = {1}, {0, 2, 3}
+    assert run(["relay", "status", "-o", "json"]) == 0
+    told = capsys.readouterr()
+    assert [(row["lane"], row["state"]) for row in json.loads(told.out)["rows"]] == [("m:1", "started")]
+    assert told.err == "route forward has lanes that were never started (0, 2-3): crossfade relay start forward\n"
+    board.held = [heard(copied(0), copied(3))]
+    assert run(["relay", "status"]) == 0
+    assert (
+        capsys.readouterr().err
+        == "route forward has lanes that were never started (2): crossfade relay start forward\n"
+    )
 
 
 def test_status_tells_what_to_do_about_a_halted_lane(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:

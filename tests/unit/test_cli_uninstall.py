@@ -128,6 +128,38 @@ def test_a_route_whose_target_in_the_file_is_another_goes_only_where_that_is_sai
     assert brokers.old.erased == [GROUP]
 
 
+OF_RELAYS = [
+    DOCUMENT,
+    "document status/idforward/relay-1",
+    "document shards/idforward",
+    "document target/messages.v1",
+    "key crossfade:lane:{msg:stream:0}",
+]
+
+
+@pytest.mark.parametrize(("left", "told"), [*((name, 0) for name in OF_RELAYS), ("document desired/idforward", 4)])
+@pytest.mark.parametrize("by_id", [False, True])
+def test_only_what_a_start_or_a_relay_leaves_tells_that_relays_report_there(
+    brokers: Brokers, left: str, told: int, by_id: bool
+) -> None:
+    """A pause goes to whatever target the file names; a refused start has claimed lanes, and has no document."""
+    route = "idearlier" if by_id else "idforward"
+    brokers.old.things = {route: [GROUP.replace("idforward", route)]}
+    brokers.new.things = {route: [left.replace("idforward", route)]}
+    assert run(["uninstall", "forward", "--yes", *["--id", route] * by_id]) == told
+    assert bool(brokers.old.erased) is bool(brokers.new.erased) is (told == 0)
+
+
+@pytest.mark.parametrize("left", OF_RELAYS)
+def test_what_relays_left_beside_the_source_tells_nothing_of_the_target_in_the_file(
+    brokers: Brokers, left: str
+) -> None:
+    """The target that they write to may be on the source's own server: nobody has asked the board there."""
+    brokers.old.things = {"idforward": [GROUP, left]}
+    assert run(["uninstall", "forward", "--yes"]) == 4
+    assert brokers.old.erased == []
+
+
 def test_one_route_that_would_not_be_seen_keeps_the_others_from_being_half_removed(brokers: Brokers) -> None:
     brokers.old.things = {"idforward": ["a"]}
     brokers.new.things = {"idforward": [DOCUMENT], "idback": ["group msg:stream:0 crossfade.idback.abc"]}

@@ -19,6 +19,7 @@ from crossfade import wiring
 from crossfade.brokers.kafka.cluster import Cluster, ConfigValue
 from crossfade.brokers.kafka.log import KafkaLog
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker
+from crossfade.brokers.redis.log import RedisLog
 from crossfade.config import Config, load
 from crossfade.errors import GuaranteeRefused
 from crossfade.relay.documents import RouteBoard
@@ -70,6 +71,43 @@ async def test_it_can_be_compared_and_goes_on_where_it_was_started(config: Confi
     await RouteBoard(stored, "idforward").add_started({0, 1})
     async with wiring.open_route(config, "forward") as opened:
         assert opened.route.target_lanes == 64
+
+
+async def test_lanes_that_nobody_has_started_yet_are_no_later_ones(config: Config, stored: MemoryBoard) -> None:
+    board = RouteBoard(stored, "idforward")
+    await board.add_started({1}, 2)
+    async with wiring.open_route(config, "forward") as opened:
+        assert opened.new_lanes == ()
+
+
+async def test_lanes_behind_those_of_the_first_start_are_later_ones(config: Config, stored: MemoryBoard) -> None:
+    await RouteBoard(stored, "idforward").add_started({0}, 1)
+    async with wiring.open_route(config, "forward") as opened:
+        assert opened.new_lanes == (1,)
+
+
+@pytest.mark.parametrize("back", ["", ", reverse_of: forward"])
+async def test_a_redis_target_knows_whether_its_route_is_one_of_a_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: str
+) -> None:
+    opened: dict[str, str] = {}
+
+    async def open_log(log: RedisLog | KafkaLog) -> None:
+        if isinstance(log, RedisLog):
+            opened[log.name] = log.claims.alone
+        log.lanes, log.identity = 2, log.name
+
+    monkeypatch.setattr(RedisLog, "open", open_log)
+    monkeypatch.setattr(KafkaLog, "open", open_log)
+    monkeypatch.setattr(KafkaLog, "is_compacted", lambda log: asyncio.sleep(0, False))
+    monkeypatch.setattr(opening, "_make_board", lambda at: MemoryBoard(MemoryBroker()))
+    forward = "  forward: {id: idforward, stream: messages, source: old, target: new}\n"
+    text = CONFIG.partition("  forward:")[0] + (forward if back else "")
+    text += f"  back: {{id: idback, stream: messages, source: new, target: old{back}}}\n"
+    (tmp_path / "crossfade.yaml").write_text(text)
+    async with wiring.open_route(load(tmp_path / "crossfade.yaml", {}, {}), "back"):
+        pass
+    assert opened == {"m:<lane>": "" if back else "idback"}
 
 
 # -- a pair --------------------------------------------------------------------------------------------------------

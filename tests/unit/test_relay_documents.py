@@ -59,6 +59,27 @@ async def test_a_document_without_beginnings_is_read_and_kept(board: RouteBoard,
     assert (await board.started(), await board.first_lanes()) == (frozenset({0, 1, 2}), 2)
 
 
+async def test_lanes_that_the_first_start_left_out_are_unstarted_and_no_later_ones(board: RouteBoard) -> None:
+    await board.add_started(set(), 4)
+    assert (await board.known(), await board.first_lanes()) == (frozenset(), 0), "nothing was started"
+    await board.add_started({1}, 4)
+    assert (await board.started(), await board.unstarted()) == ({1}, {0, 2, 3})
+    assert (await board.known(), await board.first_lanes()) == (frozenset(range(4)), 4)
+    await board.add_started({4}, 5)  # a later one
+    await board.add_started({0, 1}, 5)
+    await board.add_started({5}, 6)
+    assert (await board.started(), await board.unstarted()) == ({0, 1, 4, 5}, {2, 3})
+    assert (await board.unowned(), await board.first_lanes()) == ({4, 5}, 4)
+    await board.add_started({2, 3}, 6)
+    assert (await board.started(), await board.unstarted(), await board.unowned()) == (set(range(6)), set(), {4, 5})
+
+
+async def test_lanes_of_an_earlier_release_are_all_started(board: RouteBoard, stored: MemoryBoard) -> None:
+    await stored.put("started/r1", b'{"lanes":[0,1,2],"first_lanes":2,"unowned":[2]}')
+    assert (await board.started(), await board.unstarted(), await board.known()) == ({0, 1, 2}, set(), {0, 1, 2})
+    assert (await board.unowned(), await board.first_lanes()) == ({2}, 2)
+
+
 async def test_thousands_of_lanes_fit_a_document(board: RouteBoard, stored: MemoryBoard) -> None:
     lanes = set(range(4_096))
     await board.note_beginning(lanes, Start(From.POSITION, f"{2**64 - 1}-{2**64 - 1}"))
@@ -67,6 +88,17 @@ async def test_thousands_of_lanes_fit_a_document(board: RouteBoard, stored: Memo
     assert found is not None
     assert len(found.body) < SIZE_BYTES_MAX
     assert json.loads(found.body)["lanes"] == sorted(lanes)
+
+
+async def test_thousands_of_lanes_fit_a_document_where_each_was_begun_elsewhere(
+    board: RouteBoard, stored: MemoryBoard
+) -> None:
+    for lane in range(4_096 - 256, 4_096):
+        await board.note_beginning({lane}, Start(From.POSITION, f"{1_700_000_000_000 + lane}-0"))
+        await board.add_started({lane}, 4_096)
+    found = await stored.get("started/r1")
+    assert found is not None
+    assert len(found.body) < SIZE_BYTES_MAX
 
 
 @pytest.mark.parametrize("body", [b'{"version":2,"lanes":{}}', b'{"version":2}', b"{"])

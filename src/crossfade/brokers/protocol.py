@@ -177,7 +177,8 @@ class Log(Protocol):
     async def markers_of(self, route: str, paths: Sequence[Path]) -> dict[Path, Marker]:
         """As the target of `route`: its markers as they stand, without claiming anything; absent where there is none.
 
-        Raises GuaranteeRefused where that route's records may lack an `xf` of their own, Unreachable, AccessRefused.
+        Raises GuaranteeRefused where the records of that route, another one than the log's own, may lack an `xf` of
+        their own; Unreachable, AccessRefused.
         """
         ...
 

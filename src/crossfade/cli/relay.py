@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 from collections.abc import Coroutine
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
@@ -65,7 +66,8 @@ def start(
 ) -> None:
     """Write the first marker of each lane into the target: where its copy begins.
 
-    Lanes that have a marker keep it, so starting twice changes nothing.
+    Lanes that have a marker keep it, so starting twice changes nothing. Lanes that came after the first start begin at
+    their first record, unless both --lane and --from are given.
 
     Example: crossfade relay start forward --from earliest
     """
@@ -83,27 +85,32 @@ async def _start(config: Config, names: list[str], begin: Start | None, chosen: 
     for name in names:
         async with wiring.open_route(config, name) as opened:
             where = begin or opened.start
-            lanes = [lane for lane in range(opened.route.source_lanes) if lane not in opened.new_lanes]
-            for line in await follow_new_lanes(opened):
-                output.note(line)
-            if beyond := chosen - set(range(opened.route.source_lanes)):
+            every = set(range(opened.route.source_lanes))
+            if beyond := chosen - every:
                 raise UsageError(
                     f"route {name!r} has no lane {min(beyond)}",
                     hint=f"its lanes are 0 to {opened.route.source_lanes - 1}",
                 )
-            if chosen:
-                lanes = [lane for lane in lanes if lane in chosen]
-                if not await opened.board.started():
-                    # Else the others would count as lanes that came later, and be copied from their first record.
-                    await opened.board.add_started(set(range(opened.route.source_lanes)))
+            lanes = chosen or every
+            # `from` of the file is where the first lanes begin. Lanes that came later begin at their first record, but
+            # for those of which an operator says where: the way out where they hold copies already.
+            later = () if chosen and begin else tuple(lane for lane in opened.new_lanes if lane in lanes)
+            for line in await follow_new_lanes(replace(opened, new_lanes=later)):
+                output.note(line)
             places = await start_lanes(
-                opened.route, opened.source, opened.target, opened.board, where, lanes, by_hand=begin is not None
+                opened.route,
+                opened.source,
+                opened.target,
+                opened.board,
+                where,
+                sorted(lanes.difference(later)),
+                by_hand=begin is not None,
             )
             rows.append(
                 {
                     "route": name,
                     "lanes": len(lanes),
-                    "started": len(places),
+                    "started": len(places) + len(later),
                     "from": where.where.value,
                     "id": opened.route.id,
                 }

@@ -150,6 +150,10 @@ async def _look_at(config: Config, name: str, board: RouteBoard) -> tuple[list[d
     rows += [_unreported(name, lane_name(config, name, lane), lane) for lane in sorted(started - known)]
     if not started:
         below.append(f"route {name} was never started: crossfade relay start {name}")
+    elif unstarted := (await board.unstarted()) - known:
+        below.append(
+            f"route {name} has lanes that were never started ({ranges(unstarted)}): crossfade relay start {name}"
+        )
     return rows, below
 
 
@@ -181,6 +185,17 @@ def lane_name(config: Config, route: str, lane: int) -> str:
         keys = side.first_keys(lane + 1)
         return keys[lane] if lane < len(keys) else str(lane)
     return f"{side.topic}[{lane}]"
+
+
+def ranges(lanes: Iterable[int]) -> str:
+    """`0-3, 7` for 0, 1, 2, 3 and 7."""
+    runs: list[list[int]] = []
+    for lane in sorted(lanes):
+        if runs and lane == runs[-1][-1] + 1:
+            runs[-1][1:] = [lane]
+        else:
+            runs.append([lane])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _is_fresh(report: Report, now_s: float) -> bool:
@@ -259,9 +274,9 @@ def wait(
 ) -> None:
     """Wait until running relays have copied everything that the sources hold; for scripts.
 
-    Exits with 0 then, with 3 when a lane is halted, with 1 when time is up, with 4 where a route was never started.
-    While a source is written to, it waits for the first moment at which the lag was at or below --lag-records. A broker
-    that cannot be reached is told and asked again until time is up (then it exits with 5).
+    Exits with 0 then, with 3 when a lane is halted, with 1 when time is up, with 4 where a route, or one of its lanes,
+    was never started. While a source is written to, it waits for the first moment at which the lag was at or below
+    --lag-records. A broker that cannot be reached is told and asked again until time is up (then it exits with 5).
 
     Example: crossfade relay wait forward --timeout-s 60
     """
@@ -293,7 +308,7 @@ async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: f
 async def _heard(boards: Mapping[str, RouteBoard], since_s: float) -> tuple[list[dict[str, Any]], int]:
     """The rows of lanes with a fresh heartbeat, and how many started lanes have none.
 
-    Raises NotStarted for a route without any started lane: nothing would ever be copied.
+    Raises NotStarted for a route that was not started, or not with all its lanes: they would never be copied.
     """
     rows: list[dict[str, Any]] = []
     missing = 0
@@ -308,6 +323,12 @@ async def _heard(boards: Mapping[str, RouteBoard], since_s: float) -> tuple[list
         # What was seen before this command could be older than the last write.
         reports, after_s = await board.reports(), since_s + _CLOCKS_S
         latest = latest_of_lanes(reports, time.time())
+        # What a relay has is started, also where the start was cut short before it was noted.
+        if unstarted := (await board.unstarted()).difference(latest):
+            raise NotStarted(
+                f"route {name!r} has lanes that were never started ({ranges(unstarted)}): what they hold is not copied",
+                hint=f"start them too: `crossfade relay start {name}`",
+            )
         seen = {lane for lane, (report, found) in latest.items() if report.at_s - report.look_age_s > after_s}
         found = status_rows(name, reports, Desired(), time.time())
         rows += [row for row in found if row.get("number") in seen]

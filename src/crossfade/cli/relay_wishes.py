@@ -12,7 +12,7 @@ import getpass
 import math
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, TypeAlias
 
@@ -24,7 +24,7 @@ from ..errors import RefusedByRail, UsageError
 from ..relay.documents import AcceptedLoss, Desired
 from ..relay.losses import OF_THE_SOURCE, still_to_answer
 from .output import Column, Output, output_of
-from .relay_status import latest_of_lanes
+from .relay_status import latest_of_lanes, ranges
 from .routes import RouteName, RouteNames, chosen_routes
 
 #: as a rate: none of an operator's
@@ -168,7 +168,7 @@ async def _change_desired(config: Config, route: str, change: Change, lanes: Seq
             if unknown:
                 raise UsageError(
                     f"route {route!r} has no started lane {', '.join(map(str, unknown))}",
-                    hint=f"started are: {_ranges(started) or 'none'}; see `crossfade relay status {route}`",
+                    hint=f"started are: {ranges(started) or 'none'}; see `crossfade relay status {route}`",
                 )
             change(desired)
 
@@ -213,14 +213,3 @@ async def _accept(config: Config, route: str, lanes: list[int], reason: str, out
     await _change_desired(config, route, change)
     for lane in lanes:
         output.note(f"accepted: {halted[lane].name}: {halted[lane].reason}")
-
-
-def _ranges(lanes: Iterable[int]) -> str:
-    """`0-3, 7` for 0, 1, 2, 3 and 7."""
-    runs: list[list[int]] = []
-    for lane in sorted(lanes):
-        if runs and lane == runs[-1][-1] + 1:
-            runs[-1][1:] = [lane]
-        else:
-            runs.append([lane])
-    return ", ".join("-".join(map(str, run)) for run in runs)

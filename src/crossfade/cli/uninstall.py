@@ -30,6 +30,10 @@ uninstall_app = typer.Typer()
 _LOOKS = 6
 _LOOK_PAUSE_S = 0.5
 _ROLES = ("target", "source")
+#: what only a start or a relay leaves on the target: it tells that the route's relays report there. An operator's wish
+#: (`desired`) tells nothing: it was written to whatever target the file named. A start that was refused has written no
+#: document yet, but has claimed its lanes before it gave births on the source.
+_OF_RELAYS = (*(f"document {kind}/" for kind in ("started", "status", "shards", "target")), "key crossfade:lane:")
 #: what is told of each thing that was found
 _LISTED = "would be removed"
 _REMOVED = "removed"
@@ -111,8 +115,8 @@ def uninstall(
     What is of routes that are not in this file (an earlier id, or another file on the same brokers) is listed too, and
     stays; --id removes it.
 
-    Where a route has a group on its source and no document on these brokers (the file names another target by now), its
-    relays report elsewhere and would not be seen: that is refused (exit code 4) unless --unseen is given.
+    Where a route has a group on its source and its relays left nothing on these brokers (the file names another target
+    by now), they report elsewhere and would not be seen: that is refused (exit code 4) unless --unseen is given.
 
     A broker that gives no answer is listed as such, and the others are cleaned all the same, unless it is the one that
     tells whether relays run. Run it again when the broker is back; with --unseen, if it is the source.
@@ -214,9 +218,9 @@ async def _uninstall_id(config: Config, names: Sequence[str], route_id: str, *, 
 
 
 def _refuse_unseen(route_id: str, found: Outcome, danger: str, hint: str) -> None:
-    """Raises RefusedByRail where the route has a group, but no board that was asked has anything of it."""
+    """Raises RefusedByRail where the route has a group, but its relays left nothing on what was asked."""
     groups = [each for each in found.states if each.name.startswith("group ")]
-    if groups and not any(map(_is_document, found.states)):
+    if groups and not any(map(_is_of_relays, found.states)):
         raise RefusedByRail(
             f"route {route_id} has {groups[0].name} on {groups[0].broker}, but reports on none of these brokers: "
             f"{danger}",
@@ -244,8 +248,9 @@ async def _refuse_changed(config: Config, name: str) -> None:
     for trouble in found.troubles:
         if trouble.broker != at_source:
             raise trouble.error
-    # A group on a Kafka target is the relays' own, and may outlive the documents where a removal was cut off.
-    telling = {left: state for left, state in found.states.items() if left.broker == at_source or _is_document(left)}
+    # A group on a Kafka target is the relays' own, and may outlive the documents where a removal was cut off. What
+    # relays left beside the source tells nothing of this target: the one that they write to may be on that server.
+    telling = {left: state for left, state in found.states.items() if _is_of_relays(left) is (left.broker != at_source)}
     _refuse_unseen(
         config.routes[name].id,
         Outcome(telling),
@@ -364,8 +369,8 @@ def _broker(config: Config, name: str, role: str) -> str:
     return route.target if role == "target" else route.source
 
 
-def _is_document(left: Left) -> bool:
-    return left.name.startswith("document ")
+def _is_of_relays(left: Left) -> bool:
+    return left.name.startswith(_OF_RELAYS)
 
 
 def _is_shared(name: str) -> bool:

@@ -64,7 +64,7 @@ async def start_lanes(
                 raise
             structlog.get_logger().warning("starting again", route=route.name, reason=error.message)
             await asyncio.sleep(0.2 * (_START_TRIES - left))
-    await board.add_started(set(lanes))
+    await board.add_started(set(lanes), route.source_lanes)
     return places
 
 
@@ -101,12 +101,10 @@ async def _start_once(
             f"{_numbers(fresh)} would start at it",
             hint=f"start them one by one: `crossfade relay start {route.name} --lane {fresh[0]} --from position:...`",
         )
+    begun = {} if route.pair else await begin(source, fresh, start)
     if not is_one:
-        await refuse_copies(route, source, target, fresh)
-    if route.pair:
-        places |= await begin_with_echoes(source, route.pair, fresh, start)
-    else:
-        places |= await begin(source, fresh, start)
+        await refuse_copies(route, source, target, fresh, begun)
+    places |= await begin_with_echoes(source, route.pair, fresh, start) if route.pair else begun
     await board.note_beginning(set(fresh), start)
     writes = [
         Write(path, [], [], places[lane])
@@ -124,7 +122,7 @@ async def _markers_now(route: Route, target: Log, lanes: list[Lane]) -> dict[Pat
     paths = [path for lane in lanes for path in route.paths_of(lane)]
     try:
         found = await target.markers_of(route.id, paths)
-    except (GuaranteeRefused, Indeterminate):  # records without marks of their own, a transaction that is under way
+    except (GuaranteeRefused, Indeterminate):  # one of a pair that marks no records yet, a transaction under way
         return {}
     return {path: marker for path, marker in found.items() if marker.source == route.source}
 

@@ -38,7 +38,10 @@ class Started(msgspec.Struct, omit_defaults=True):
     """Lanes that have had their first marker: without it, a missing marker means a lost one."""
 
     version: int = _VERSION
+    #: with those of `unstarted`: what is not among these came after the first start
     lanes: list[int] = []
+    #: lanes that the source had at the first start, and that nobody has started yet (`relay start --lane`)
+    unstarted: list[int] = []
     #: lanes that the source had at the first start: the route stays bound to them when more come; 0 = all in `lanes`
     first_lanes: int = 0
     #: lanes that came later and that no process has owned yet: the group has to hand them out
@@ -228,7 +231,17 @@ class RouteBoard:
         self._desired = f"desired/{route_id}"
         self._status = f"status/{route_id}/"
 
-    async def started(self) -> frozenset[int]:
+    async def started(self) -> frozenset[Lane]:
+        """Lanes that have had their first marker."""
+        found, _ = await self._get_started()
+        return frozenset(found.lanes) - frozenset(found.unstarted)
+
+    async def unstarted(self) -> frozenset[Lane]:
+        """Lanes that were there at the first start, which was of others: nobody has started them yet."""
+        return frozenset((await self._get_started())[0].unstarted)
+
+    async def known(self) -> frozenset[Lane]:
+        """Both of these; a lane that is not among them came after the first start. Empty = there was none."""
         return frozenset((await self._get_started())[0].lanes)
 
     async def beginnings(self) -> dict[Lane, Start]:
@@ -265,16 +278,21 @@ class RouteBoard:
 
         await self._change_started(note)
 
-    async def add_started(self, lanes: set[Lane]) -> None:
-        """Lanes have their first marker. Raises VersionConflict, Unreachable, AccessRefused."""
+    async def add_started(self, lanes: set[Lane], source_lanes: int = 0) -> None:
+        """Lanes have their first marker. `source_lanes`: so many there are now; at the first start of the route, those
+        that are not among `lanes` are unstarted, and no later ones. Raises VersionConflict, Unreachable, AccessRefused.
+        """
 
         def add(found: Started) -> None:
-            known = set(found.lanes)
-            if lanes <= known:
+            if lanes <= set(found.lanes) - set(found.unstarted):
                 return
-            found.first_lanes = found.first_lanes or max(known or lanes) + 1
-            if known:
-                found.unowned = sorted({*found.unowned, *lanes} - known)
+            known = set(found.lanes)
+            if not known:
+                known = lanes | set(range(source_lanes))
+                found.unstarted = sorted(known)
+            found.first_lanes = found.first_lanes or max(known) + 1
+            found.unowned = sorted({*found.unowned, *(lanes - known)})
+            found.unstarted = sorted(set(found.unstarted) - lanes)
             found.lanes = sorted(known | lanes)
 
         await self._change_started(add)

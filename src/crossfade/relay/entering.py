@@ -62,10 +62,11 @@ async def claimed_lanes(
 
 
 async def _refuse_without_marker(route: Route, source: Log, board: RouteBoard, missing: set[Lane]) -> None:
-    names = ", ".join(source.lane_name(lane) for lane in sorted(missing)[:5])
-    if missing & await board.started():
+    lost = missing & await board.started()
+    names = ", ".join(source.lane_name(lane) for lane in sorted(lost or missing)[:5])
+    if lost:
         raise MarkerLost(
-            f"route {route.name!r}: {len(missing)} started lanes have no marker in the target: {names}",
+            f"route {route.name!r}: {len(lost)} started lanes have no marker in the target: {names}",
             hint="the marker was deleted or expired; compare both sides with `crossfade verify`, then start each of "
             "these lanes behind its last copied record: "
             f"`crossfade relay start {route.name} --lane N --from position:...`",

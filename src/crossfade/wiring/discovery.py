@@ -13,11 +13,12 @@ async def discovered_lanes(at: RedisBroker, side: RedisSide, known: int) -> int:
     """How many lanes a stream has whose count is not configured; 0 where it is. Raises UsageError, Unreachable."""
     if not side.is_discovered:
         return 0
-    from ..brokers.redis.discover import count_keys
+    from ..brokers.redis.discover import BEYOND_AT_OPEN, count_keys
     from ..brokers.redis.nodes import Nodes
 
     nodes = Nodes(redis_settings(at))
     try:
-        return await count_keys(nodes, side.key_of, known=known)
+        # Behind lanes that are copied already a hole keeps nobody from opening: the relay tells it as it copies.
+        return await count_keys(nodes, side.key_of, known=known, beyond=0 if known else BEYOND_AT_OPEN)
     finally:
         await nodes.close()

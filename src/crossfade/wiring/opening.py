@@ -69,10 +69,11 @@ async def open_route(
         board = _make_board(config.brokers[settings.target])
         stack.push_async_callback(board.close)
         routes_board = RouteBoard(board, settings.id)
-        started = await routes_board.started()
+        started = await routes_board.known()  # a lane that waits for its start came no later than the others
         known = max(started, default=-1) + 1
         source = await _open_log(stack, config, settings, settings.source, known_lanes=known, copies=copies)
-        target = await _open_log(stack, config, settings, settings.target, source.lanes)
+        pair = config.pair_of(name)
+        target = await _open_log(stack, config, settings, settings.target, source.lanes, is_paired=bool(pair))
         if await _are_one(source, target):
             raise copies_into_itself(name)
         mapping = mapping_named(stream.mapping.name, **stream.mapping.options)
@@ -86,7 +87,7 @@ async def open_route(
             partitioner=stream.partitioner,
             mapping_digest=mapping.digest(),
             first_lanes=await routes_board.first_lanes(),
-            pair=config.routes[pair].id if (pair := config.pair_of(name)) else "",
+            pair=config.routes[pair].id if pair else "",
         )
         if copies and not started:
             _refuse_crowded(config, settings, route)
@@ -171,6 +172,7 @@ async def _open_log(
     source_lanes: int | None = None,
     known_lanes: int = 0,
     copies: bool = True,
+    is_paired: bool = False,
 ) -> Log:
     """The stream of a route on one of its brokers, connected.
 
@@ -193,6 +195,7 @@ async def _open_log(
             read=at.read if is_source and copies else "at_once",
             memory_bytes_max=0 if is_source else at.memory_bytes_max,
             key_of=redis.key_of if redis.is_discovered and is_source else None,
+            is_paired=is_paired,
         )
     else:
         from ..brokers.kafka.log import KafkaLog

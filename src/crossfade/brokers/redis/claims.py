@@ -62,9 +62,11 @@ class RedisClaim(Claim):
 class Claims:
     """Takes claims and reads markers on the stream keys of one log."""
 
-    def __init__(self, nodes: Nodes, stream_keys: Sequence[bytes]) -> None:
+    def __init__(self, nodes: Nodes, stream_keys: Sequence[bytes], *, alone: str = "") -> None:
+        """`alone`: id of a route that is none of a pair: nobody needs to tell its records from others."""
         self._nodes = nodes
         self._keys = stream_keys
+        self.alone = alone
 
     async def claim(self, owner: Owner, paths: Sequence[Path]) -> RedisClaim:
         """See `Log.claim`. Raises RouteConflict, Fenced, Indeterminate, Unreachable, AccessRefused."""
@@ -194,37 +196,35 @@ class Claims:
             claim.paths[path] = ClaimedPath(known, text.decode())
         return int(epoch)
 
-    async def markers(self, paths: Sequence[Path]) -> dict[Path, Marker]:
-        """The markers as they stand, without claiming anything. Raises Unreachable, AccessRefused."""
-        found: dict[Path, Marker] = {}
-        for source, target in paths:
-            key = state_key(self._keys[target])
-            fields: Command = ("HMGET", key, f"m:{source}", f"t:{source}")
-            (reply,) = await call_key(self._nodes, key, [fields], "reading the markers")
-            text, last = check(reply, "reading the markers")
-            if text:
-                marker = decode_marker(text.decode())
-                found[source, target] = msgspec.structs.replace(marker, target=(last or b"").decode())
-        return found
-
     async def markers_of(self, route: str, paths: Sequence[Path]) -> dict[Path, Marker]:
-        """The markers of `route`, whose records must all carry `xf`. Raises GuaranteeRefused, Unreachable."""
-        mine = []
-        for path in paths:
-            key = state_key(self._keys[path[1]])
-            (reply,) = await call_key(self._nodes, key, [("HMGET", key, "route", "form")], "reading the markers")
-            writer, form = check(reply, "reading the markers")
+        """The markers of `route`, without claiming anything.
+
+        Raises GuaranteeRefused where its records may lack an `xf`, and it is not `alone`, Unreachable, AccessRefused.
+        """
+        sources: dict[Lane, list[Lane]] = {}
+        for source, target in paths:
+            sources.setdefault(target, []).append(source)
+        found: dict[Path, Marker] = {}
+        for target, lanes in sources.items():
+            key = state_key(self._keys[target])
+            fields = [name for lane in lanes for name in (f"m:{lane}", f"t:{lane}")]
+            ask: Command = ("HMGET", key, "route", "form", *fields)
+            (reply,) = await call_key(self._nodes, key, [ask], "reading the markers")
+            writer, form, *told = check(reply, "reading the markers")
             if writer != route.encode():
                 continue
-            if form == b"exclusive":
+            if form == b"exclusive" and route != self.alone:
                 raise GuaranteeRefused(
-                    f"route {route} writes to {self._name(path[1])} without marks of its own: what it writes could not "
+                    f"route {route} writes to {self._name(target)} without marks of its own: what it writes could not "
                     "be told from what applications write",
                     hint="restart that route's relay with the present configuration first (`reverse_of` makes it mark "
                     "every record), or run `crossfade relay start` for it if it never ran",
                 )
-            mine.append(path)
-        return await self.markers(mine)
+            for lane, text, last in zip(lanes, told[::2], told[1::2], strict=True):
+                if text:
+                    marker = decode_marker(text.decode())
+                    found[lane, target] = msgspec.structs.replace(marker, target=(last or b"").decode())
+        return found
 
     def _name(self, lane: Lane) -> str:
         return self._keys[lane].decode(errors="replace")

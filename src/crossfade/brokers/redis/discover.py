@@ -25,11 +25,14 @@ async def count_keys(
 ) -> int:
     """How many lanes there are; the first `known` are taken for granted (a lane that is gone shows when it is read).
 
-    Raises UsageError where there are none, or naming the key that is missing before others, Unreachable, AccessRefused.
+    Those that came behind `known` ones are told before any hole is: they can be followed. Raises UsageError where there
+    are none, or naming the key that is missing before others, Unreachable, AccessRefused.
     """
     count = known
     while await _is_stream(nodes, key_of(count)):
         count += 1
+    if count > known > 0:
+        return count
     for later in range(count + 1, count + 1 + beyond):
         if await _is_stream(nodes, key_of(later)):
             raise UsageError(

@@ -43,11 +43,12 @@ class RedisLog:
         read: Literal["at_once", "replicated"] = "at_once",
         memory_bytes_max: int = 0,
         key_of: Callable[[int], str] | None = None,
+        is_paired: bool = False,
     ) -> None:
         """`route`: id of the route, as a source on whose keys it gives births. `deleted`: what happens if applications
         delete entries that are not copied yet. `read`: hand out entries at once, or only when all replicas have them.
         `memory_bytes_max`: as a target, stop above it (0 = maxmemory). `key_of`: the stream key of any lane, where more
-        lanes may come than there are now."""
+        lanes may come than there are now. `is_paired`: the route is one of a pair, and must mark what it writes."""
         if not stream_keys:
             raise UsageError(f"stream {name} has no stream keys", hint="set count, or name the keys")
         self.stream_keys: list[bytes] = [key.encode() if isinstance(key, str) else key for key in stream_keys]
@@ -60,7 +61,7 @@ class RedisLog:
         self._key_of = key_of
         self.nodes = Nodes(settings)
         self.source = Source(self.nodes, self.stream_keys, route=route, deleted=deleted, read=read)
-        self.claims = Claims(self.nodes, self.stream_keys)
+        self.claims = Claims(self.nodes, self.stream_keys, alone="" if is_paired else route)
         self.target = Target(self.nodes, self.stream_keys, memory_bytes_max)
 
     def lane_name(self, lane: Lane) -> str:
@@ -87,10 +88,7 @@ class RedisLog:
         """See `Log.count_lanes`. Raises UsageError, Unreachable, AccessRefused."""
         if self._key_of is None:
             return self.lanes
-        found = await count_keys(self.nodes, self._key_of, known=self.lanes, beyond=BEYOND_LATER)
-        if found > self.lanes:  # who opens the stream for them looks as far: a hole is told while the others are copied
-            await count_keys(self.nodes, self._key_of, known=found)
-        return found
+        return await count_keys(self.nodes, self._key_of, known=self.lanes, beyond=BEYOND_LATER)
 
     async def bounds(self, lanes: Sequence[Lane]) -> dict[Lane, Bounds]:
         """See `Log.bounds`. Raises Unreachable, AccessRefused."""
