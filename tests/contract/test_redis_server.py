@@ -17,6 +17,7 @@ from crossfade.brokers.redis.packing import VALUES_MAX
 from crossfade.brokers.redis.removal import RedisRemover
 from crossfade.brokers.redis.rights import acl_line, key_patterns
 from crossfade.brokers.removal import Removal
+from crossfade.config.shape import RedisBroker, RedisSide
 from crossfade.errors import (
     AccessRefused,
     Fenced,
@@ -26,12 +27,14 @@ from crossfade.errors import (
     TargetReset,
     TargetTorn,
     Unreachable,
+    UsageError,
 )
 from crossfade.model.mapping import mapping_named
 from crossfade.model.position import Place
 from crossfade.model.record import Batch, Write
 from crossfade.model.wire import decode_origin
 from crossfade.verify.audit import audit
+from crossfade.wiring.discovery import discovered_lanes
 
 pytestmark = pytest.mark.lab
 
@@ -405,7 +408,9 @@ async def test_markers_can_be_read_without_a_claim(server):
     log = await server.log(2)
     taken = await claim(log, (0, 0), (1, 1))
     outcome = (await log.append(taken, [write([4], [PAST])]))[0, 0]
-    assert await log.claims.markers([(0, 0), (1, 1)]) == {(0, 0): outcome.marker}
+    alone = await make_redis_log(server.settings, 2, log.name, route=taken.owner.route)
+    assert await alone.markers_of(taken.owner.route, [(0, 0), (1, 1)]) == {(0, 0): outcome.marker}
+    await alone.close()
     assert isinstance((await log.append(taken, [write([5], [PAST])]))[0, 0], Appended)
 
 
@@ -532,6 +537,33 @@ async def test_the_printed_rights_are_enough(server, users):
     await board.delete("name")
     for made in (source, target, board):
         await made.close()
+
+
+async def test_a_hole_keeps_no_lane_before_it_from_being_discovered(server, monkeypatch):
+    """Producers make their keys in any order: what has no gap before it is followed, the hole is told beside it."""
+    stem = f"{{discovered}}:{secrets.token_hex(4)}:"
+
+    def key_of(lane):
+        return f"{stem}{lane}"
+
+    for lane in (0, 1, 5, 2):
+        await server.application.xadd(key_of(lane), {"n": 1})
+    nodes = Nodes(server.settings)
+    with pytest.raises(UsageError, match=rf"no stream {stem}3, but {stem}5 is one"):
+        await count_keys(nodes, key_of)
+    assert await count_keys(nodes, key_of, known=2) == 3
+    with pytest.raises(UsageError, match=rf"no stream {stem}3, but {stem}5 is one"):
+        await count_keys(nodes, key_of, known=3)
+    await nodes.close()
+    log = RedisLog(server.settings, [key_of(lane).encode() for lane in range(2)], name="a", key_of=key_of)
+    await log.open()
+    assert await log.count_lanes() == 3
+    await log.close()
+    monkeypatch.setattr("crossfade.wiring.discovery.redis_settings", lambda at: server.settings)
+    side, at = RedisSide(lanes=f"{stem}<lane>"), RedisBroker(url="redis://unused")
+    assert await discovered_lanes(at, side, known=3) == 3
+    with pytest.raises(UsageError):
+        await discovered_lanes(at, side, known=0)
 
 
 async def test_the_printed_rights_are_enough_to_discover_verify_repair_and_uninstall(server, users):

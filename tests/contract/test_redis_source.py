@@ -7,7 +7,8 @@ from redis_fixture import RedisBackend, make_redis_log
 
 from crossfade.brokers.protocol import From, Owner, Start
 from crossfade.brokers.redis import RedisInspector
-from crossfade.errors import SourceDeleted, SourceRegressed, SourceReset
+from crossfade.errors import Kind as Treatment
+from crossfade.errors import SourceDeleted, SourceRegressed, SourceReset, Unreachable
 from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Batch, Write
 from crossfade.verify.audit import audit
@@ -160,6 +161,29 @@ async def test_what_an_accepted_loss_passes_over_behind_a_failover_is_named_by_v
     await target.append(taken, [Write((0, 0), batch.positions, batch.rows, batch.place)])
     report = await audit(log, target, mapping_named("lossless"), route_id="one", lanes=[0])
     assert report.lanes[0].counts == {Kind.ALTERED: 1, Kind.MISSING: 1, Kind.EXTRA: 1}  # 4-0, 4-1; 5-0 was lost
+
+
+async def test_a_source_without_memory_for_its_birth_is_waited_for_and_says_what_to_do(server, routes):
+    if server.settings.mode != "standalone":
+        pytest.skip("each server has a limit of its own")
+    one, other = routes
+    await add(server, one, 1)
+    place = (await one.begin([0], Start()))[0]
+    await server.application.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(Unreachable, match=r"used memory .*is above maxmemory") as told:
+            await other.begin([0], Start())
+        assert told.value.kind is Treatment.RETRY
+        if "valkey_version" in await server.application.info("server"):  # Redis refuses transactions then, so all reads
+            assert f"giving {one.lane_name(0)} a birth" in told.value.message
+            assert "raise maxmemory" in told.value.hint
+            assert "a few hundred bytes" in told.value.hint
+            # what has its birth is copied all the same
+            assert (await one.begin([0], Start()))[0] == place
+            assert (await read(one, place)).positions == [b"1-0"]
+    finally:
+        await server.application.config_set("maxmemory", "0")
+    assert (await other.begin([0], Start()))[0].incarnation.startswith("crossfade.two.")
 
 
 async def test_a_source_key_of_another_type_takes_its_lane_out_alone(server):

@@ -6,9 +6,10 @@ import asyncio
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,14 @@ import pytest
 
 from crossfade import wiring
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker, MemoryLog
+from crossfade.brokers.memory.broker import Quarantined
 from crossfade.brokers.protocol import From, Start
 from crossfade.cli import verify_scope, verify_watch
 from crossfade.cli.main import run
 from crossfade.cli.output import Output
 from crossfade.cli.verify_scope import parse_lanes
 from crossfade.config import Config
-from crossfade.errors import Unreachable, UsageError
+from crossfade.errors import CrossfadeError, SourceRegressed, Unreachable, UsageError
 from crossfade.model.mapping import mapping_named
 from crossfade.model.partitioner import partition_many
 from crossfade.model.record import Record, Shape
@@ -32,6 +34,7 @@ from crossfade.model.wire import XF, Origin, encode_origin
 from crossfade.relay.beginning import start_lanes
 from crossfade.relay.documents import RouteBoard
 from crossfade.verify import by_key
+from crossfade.verify.beyond import add_beyond
 from crossfade.verify.diff import Kind
 from crossfade.verify.report import AuditReport, LaneReport
 
@@ -55,6 +58,13 @@ class World:
 
     broker: MemoryBroker
     lane_map: LaneMap = LaneMap.ONE_TO_ONE
+    pair: str = ""
+    #: lanes of each side that came later
+    later: Counter[str] = field(default_factory=Counter)
+
+    def add_lane(self, side: str) -> int:
+        self.later[side] += 1
+        return self.broker.add_lane(side)
 
     def write(self, lane: int, first: int, last: int, *, copied: int | None = None) -> None:
         """Records `first` to `last` of a lane, the first `copied` of them on the target too."""
@@ -86,12 +96,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     async def open_route(
         config: Config, name: str, *, instance: str, copies: bool = True
     ) -> AsyncIterator[SimpleNamespace]:
-        ends = [MemoryLog(made.broker, end, LANES, Shape.RECORD) for end in ("a", "b")]
+        ends = [MemoryLog(made.broker, end, LANES + made.later[end], Shape.RECORD) for end in ("a", "b")]
         for end in ends:
             await end.open()
-        route = SimpleNamespace(
-            id="idforward", source_lanes=LANES, lane_map=made.lane_map, partitioner="murmur2", pair=""
-        )
+        lanes = min(end.lanes for end in ends)
+        route = Route("idforward", "forward", lanes, ends[1].lanes, made.lane_map, "murmur2", "digest", made.pair)
+        route = replace(route, lanes_without_target=ends[0].lanes - lanes)
         yield SimpleNamespace(
             route=route,
             source=ends[0],
@@ -150,6 +160,40 @@ def test_a_record_too_few_and_one_too_many(world: World, capsys: pytest.CaptureF
     world.broker.write("b", 2, [copy(2, number) for number in numbers])
     code, told = verified(capsys)
     assert (code, told["missing"], told["duplicate"], told["altered"], told["reordered"]) == (3, 1, 1, 0, 0)
+
+
+def test_what_readers_cannot_see_is_no_complete_proof(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write(0, 0, RECORDS)
+    lane: Any = world.broker.stream("a", LANES, Shape.RECORD).lanes[0]
+    lane.write_open("app", record(0, RECORDS))
+    world.broker.write("a", 0, [record(0, number) for number in range(RECORDS, 2 * RECORDS)])
+    code, told = verified(capsys)
+    assert (code, told["matched"], told["complete"]) == (0, RECORDS, False)
+    assert verified(capsys, "--complete")[0] == 1
+    assert run(["verify"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "  records that readers cannot see yet, in 1 lanes: an open transaction holds up readers"
+    assert "equal as far as both sides can be compared" in lines[3]
+
+
+def test_what_is_quarantined_while_an_audit_begins_is_not_missing(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.write(0, 0, RECORDS)
+    bounds, happened = MemoryLog.bounds, []
+
+    async def relayed_before(self: MemoryLog, lanes: Any) -> Any:
+        if self.name == "b" and not happened:
+            happened.append(1)
+            world.broker.write("a", 0, [record(0, RECORDS), record(0, RECORDS + 1)])
+            refused = Quarantined("idforward", (0, 0), str(RECORDS), record(0, RECORDS), "too large", Shape.RECORD)
+            world.broker.stream("b", LANES, Shape.RECORD).quarantine.append(refused)
+            world.broker.write("b", 0, [copy(0, RECORDS + 1)])
+        return await bounds(self, lanes)
+
+    monkeypatch.setattr(MemoryLog, "bounds", relayed_before)
+    code, told = verified(capsys)
+    assert (code, told["missing"], told["quarantined"], told["matched"]) == (0, 0, 1, RECORDS + 1)
 
 
 def test_what_is_gone_from_the_beginning_is_no_complete_proof(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,6 +389,96 @@ def test_limits_that_mean_nothing_are_refused(
     assert words in capsys.readouterr().err
 
 
+# ------------------------------------------------------------------------------------------------ lanes of one side
+
+
+def test_a_source_lane_without_target_lane_has_no_verdict(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write(0, 0, RECORDS)
+    world.broker.write("a", world.add_lane("a"), [record(3, 0)])
+    assert run(["verify"]) == 1
+    shown = capsys.readouterr().out
+    assert "lane 3 was not compared to its end: new source lane a[3] has no lane in b, which has 3; add one: " in shown
+    assert "--topic b --partitions 4" in shown
+    assert "NO VERDICT" in shown
+    code, told = verified(capsys, "--resume", "audit.json", "--processes", "1")
+    assert (code, told["matched"], told["complete"]) == (1, RECORDS, False)
+    assert told["lanes"][3]["error"]["error"] == "TargetTooNarrow"  # type: ignore[index]
+    assert verified(capsys, "--lanes", "0-2")[0] == 0
+    world.add_lane("b")  # the lane goes on by itself
+    world.broker.write("b", 3, [copy(3, 0)])
+    code, told = verified(capsys, "--resume", "audit.json", "--complete")
+    assert (code, told["matched"]) == (0, RECORDS + 1)
+
+
+def test_records_in_target_lanes_that_the_source_does_not_have_are_extra(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("crossfade.verify.beyond.READ_RECORDS_MAX", 7)
+    world.write(0, 0, RECORDS)
+    world.broker.write("a", 1, [record(1, number) for number in range(RECORDS)])
+    world.broker.write("b", 1, [copy(1, number, b"other" if number == 7 else None) for number in range(RECORDS)])
+    for _ in range(2):
+        lane = world.add_lane("b")
+        world.broker.write_aborted("b", lane, [record(lane, 0)])
+    code, told = verified(capsys, "--complete")
+    assert (code, told["extra"], told["altered"], len(told["lanes"])) == (3, 0, 1, 3)  # type: ignore[arg-type]
+    world.broker.write("b", 4, [record(4, number) for number in range(150)])
+    code, told = verified(capsys)
+    assert (code, told["extra"], told["matched"]) == (3, 150, 2 * RECORDS - 1)
+    assert [lane["extra"] for lane in told["lanes"]] == [0, 0, 0, 150]  # type: ignore[union-attr]
+    named = [one for one in told["differences"] if one["kind"] == "extra"]  # type: ignore[union-attr]
+    assert len(named) == 100
+    assert (named[0]["lane"], named[0]["target"], named[0]["detail"]) == (4, "2", "the source has no such lane")
+    monkeypatch.delenv("COLUMNS", raising=False)  # else a table is cut to them
+    assert run(["verify", "--repair", "list"]) == 3
+    assert capsys.readouterr().out.count("b[4] lets no single record be removed") == 150
+    for part in (["--lanes", "0-2"], ["--to", "time:2027-01-01"]):
+        assert verified(capsys, *part)[1]["extra"] == 0
+    world.pair = "idback"
+    assert verified(capsys)[1]["extra"] == 0
+
+
+def test_a_lane_that_the_source_got_meanwhile_is_not_beyond_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.write(0, 0, RECORDS)
+    world.broker.write("b", world.add_lane("b"), [copy(3, 0)])
+    assert verified(capsys)[1]["extra"] == 1
+    world.broker.add_lane("a")  # since this route was opened
+    assert verified(capsys)[1]["extra"] == 0
+
+
+async def test_a_lane_beyond_the_source_that_is_trimmed_or_fails_while_it_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossfade.verify.beyond.READ_RECORDS_MAX", 10)
+    source, target = MemoryLog(world.broker, "a", LANES, Shape.RECORD), MemoryLog(world.broker, "e", 5, Shape.ENTRY)
+    for log in (source, target):
+        await log.open()
+    for lane in (3, 4):
+        world.broker.write("e", lane, [([b"v", b"%d" % number], 1_000 + number) for number in range(50)])
+    read, turns = target.read, iter(range(100))
+
+    async def troubled(*options: Any) -> Any:
+        turn = next(turns)
+        if turn == 2:
+            world.broker.trim("e", 3, 25)
+        outcomes = await read(*options)
+        if turn == 4:
+            outcomes[4] = SourceRegressed(4, "the lane was cut off")
+        return outcomes
+
+    monkeypatch.setattr(target, "read", troubled)
+    report = AuditReport("a", "e", {})
+    await add_beyond(source, target, report)
+    read_until_trimmed = report.lanes[3].counts[Kind.EXTRA] - 25
+    assert 0 < read_until_trimmed <= 20
+    assert report.lanes[3].error is None
+    assert report.lanes[4].error is not None
+    places = [one.difference.target for one in report.named[Kind.EXTRA] if one.lane == 3]
+    assert len(places) == len(set(places))
+
+
 # ------------------------------------------------------------------------------------------------ watch
 
 
@@ -404,6 +538,34 @@ async def test_a_watch_remembers_a_difference_and_survives_a_broker_that_is_away
     assert [body["duplicate"] for body in told] == [0, 1, 1, 1]
     assert [body.get("error", {}).get("error") for body in told] == [None, None, "Unreachable", None]
     assert [len(body["differences"]) for body in told] == [0, 1, 0, 0]
+
+
+async def test_a_watch_survives_a_process_that_ended_early_and_remembers_what_it_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.write(0, 0, RECORDS)
+    world.broker.write("b", 0, [copy(0, 7)])
+    bounds = MemoryLog.bounds
+
+    async def ended(*_: object) -> None:
+        raise CrossfadeError("a process that audits a part of the lanes ended early")
+
+    def between(at: int) -> None:
+        monkeypatch.setattr(MemoryLog, "bounds", ended if at == 1 else bounds)
+
+    code, told, _ = await watched(3, between)
+    assert code == 3
+    assert [body["duplicate"] for body in told] == [1, 1, 1]
+    assert [body.get("error", {}).get("error") for body in told] == [None, "CrossfadeError", None]
+
+
+async def test_a_watch_ends_where_its_configuration_is_wrong(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wrong(*_: object) -> None:
+        raise UsageError("the stream has a hole")
+
+    monkeypatch.setattr(MemoryLog, "bounds", wrong)
+    with pytest.raises(UsageError, match="has a hole"):
+        await watched(1, lambda _: None)
 
 
 async def test_a_watch_that_never_audited_anything_has_no_verdict(

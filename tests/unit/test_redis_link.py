@@ -231,6 +231,27 @@ async def test_a_large_command_under_tls_too(certificates):
     assert took_s > 0.9
 
 
+async def test_whoever_waits_may_look_while_a_connection_under_tls_is_just_lost(certificates):
+    """asyncio lets go of the socket a turn of the loop before it tells that the connection is lost."""
+    context, tls = certificates
+    async with slow_server(1e9, taken_max=1, tls=context) as address:
+        link = Link(address, 2.0)
+        await asyncio.get_running_loop().create_connection(
+            lambda: link, address.host, address.port, ssl=tls.context_now(), server_hostname=address.host
+        )
+        answer = link.send(pack([("PING",)]), 1)
+        link._transport._ssl_protocol._transport._force_close(ConnectionResetError("reset by peer"))
+        for _ in range(3):
+            if link._transport.get_extra_info("socket") is None:
+                break
+            await asyncio.sleep(0)
+        assert link.is_open
+        assert link._sent_bytes() >= 0
+        with pytest.raises(LinkLost, match="reset by peer"):
+            await link.wait(answer)
+        assert link._sent_bytes() == 0
+
+
 @pytest.mark.parametrize(
     ("size_bytes", "why"), [(32 << 20, "took no data for"), (1 << 20, "did not answer within")], ids=["drain", "wait"]
 )

@@ -195,6 +195,31 @@ async def test_a_node_that_is_cut_off_is_not_asked_again_before_the_others():
         await nodes.close()
 
 
+@pytest.mark.parametrize("told", [slots(NOBODY), b"*0\r\n"], ids=["who is gone", "nobody"])
+async def test_nodes_that_are_cut_off_from_the_first_contact_do_not_keep_the_others_from_being_asked(told):
+    lost, other, new = Primary(b"lost"), Primary(b"other"), Primary(b"new")
+    async with server(lost) as (first, _), server(other) as (second, _), server(new) as (last, _):
+        lost.slots = other.slots = told
+        new.slots = slots(last)
+        nodes = Nodes(settings_for(first, second, last, mode="cluster"))
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                await nodes.of_key(b"k")
+        assert await write(nodes) == b"new"
+        await nodes.close()
+
+
+async def test_all_primaries_are_found_though_a_node_that_is_cut_off_is_asked_first():
+    lost, new = Primary(b"lost"), Primary(b"new")
+    async with server(lost) as (first, _), server(new) as (last, _):
+        lost.slots, new.slots = slots(NOBODY), slots(last)
+        nodes = Nodes(settings_for(first, last, mode="cluster"))
+        with pytest.raises(Unreachable):
+            await nodes.primaries()
+        assert [link.address for link in await nodes.primaries()] == [last]
+        await nodes.close()
+
+
 async def test_a_node_that_nobody_can_replace_is_asked_again():
     one = Primary(b"one")
     async with server(one) as (address, _):

@@ -364,7 +364,11 @@ async def test_quarantined_records_are_not_missing() -> None:
     positions = [position for position, _ in world.broker.rows("source", 0)]
     del world.stored(0)[300]
     assert found(await world.audit()) == {"missing": 1}
-    report = await world.audit(quarantined={0: {positions[300]}})
+
+    async def quarantined() -> dict[int, set[str]]:
+        return {0: {positions[300]}}
+
+    report = await world.audit(quarantined=quarantined)
     assert report.ok
     assert report.total("quarantined") == 1
 

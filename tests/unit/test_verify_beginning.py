@@ -6,7 +6,18 @@ import json
 from typing import Any
 
 import pytest
-from test_verify_audit import DIRECTIONS, ENTRY, LANES, RECORD, TIME_MS, World, found
+from test_verify_audit import (
+    DIRECTIONS,
+    ENTRY,
+    LANES,
+    RECORD,
+    TARGET_LANES,
+    TIME_MS,
+    KeyedWorld,
+    World,
+    found,
+    rows_swapped,
+)
 
 from crossfade.brokers.protocol import From, Start
 from crossfade.model.record import Shape
@@ -331,3 +342,70 @@ async def test_one_copy_by_id_before_others_entries_stays_one() -> None:
     first_gone(world)
     report = await world.audit(starts=LATEST, is_settled=True)
     assert (found(report), report.total("source_gone")) == ({"extra": 20 * LANES}, LANES)
+
+
+# ------------------------------------------------------------------------------------------------ N lanes to M, by key
+
+HALFWAY = Start(From.TIME, str(TIME_MS + BEFORE))
+
+
+async def spread_late(source: Shape, target: Shape) -> tuple[KeyedWorld, int]:
+    """A copy by key that began behind the first records of the source; and the target lane that has the most of it."""
+    world = KeyedWorld(source, target)
+    await world.fill(BEFORE + COPIED)
+    await world.copy(HALFWAY)
+    return world, max(range(TARGET_LANES), key=lambda lane: len(world.stored(lane)))
+
+
+async def audited(world: KeyedWorld, **options: Any) -> dict[str, int]:
+    return found(await world.audit(starts=dict.fromkeys(range(LANES), HALFWAY), is_settled=True, **options))
+
+
+def lose_first(world: KeyedWorld, lane: int, records: int) -> None:
+    """They were never written: the counters of the broker do not know of them."""
+    del world.stored(lane)[:records]
+    if world.target.shape is ENTRY:
+        world.broker.stream("target", TARGET_LANES, ENTRY).lanes[lane].added -= records  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_the_first_copies_by_key_are_missing_where_the_number_in_the_first_mark_tells(
+    source: Shape, target: Shape
+) -> None:
+    world, to = await spread_late(source, target)
+    assert await audited(world) == {}
+    lose_first(world, to, 10)
+    assert await audited(world) == {"missing": 10}
+    report = await world.audit(starts=dict.fromkeys(range(LANES), HALFWAY))
+    (first, *_) = report.as_dict()["differences"]  # type: ignore[misc]
+    assert (first["source"], first["target"]) == (None, None)
+    assert f"the first 10 records of the copy into {world.target.lane_name(to)} are gone" in first["detail"]
+
+
+async def test_what_was_trimmed_of_a_target_by_key_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossfade.verify.by_key.READ_RECORDS_MAX", 30)
+    world, to = await spread_late(ENTRY, ENTRY)
+    read, turns = world.target.read, iter(range(1_000))
+
+    async def trimming(*options: Any) -> Any:
+        if next(turns) == 0:
+            world.broker.trim("target", to, 20)
+        return await read(*options)
+
+    monkeypatch.setattr(world.target, "read", trimming)
+    assert await audited(world) == {}  # while it is read
+    assert await audited(world) == {}  # and before
+
+
+@pytest.mark.parametrize("target", [ENTRY, RECORD])
+async def test_first_copies_by_key_that_changed_places_are_not_missing(target: Shape) -> None:
+    world, to = await spread_late(ENTRY, target)
+    rows_swapped(world.stored(to), 0, 1)
+    assert "missing" not in await audited(world)
+
+
+async def test_nor_are_those_whose_originals_are_gone() -> None:
+    world, _ = await spread_late(RECORD, RECORD)
+    for lane in range(LANES):
+        world.broker.trim("source", lane, 20)
+    assert await audited(world) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from crossfade.cli.verify_parts import Part, audit_part, packed, unpacked
 from crossfade.cli.verify_scope import Scope
 from crossfade.config import Config
 from crossfade.errors import CrossfadeError
+from crossfade.verify.report import AuditReport
 
 CONFIG = """\
 version: 1
@@ -79,3 +81,44 @@ async def test_a_child_needs_no_configuration_file(config: Config) -> None:
     Path("password").unlink()  # it reads this one itself, when it connects
     with pytest.raises(CrossfadeError, match="cannot read password: No such file"):
         await verify_parts._audit_there(part, [verify_parts._Told(), verify_parts._Told()], 1)
+
+
+class Child:
+    """A process that has said these things."""
+
+    def __init__(self, *messages: tuple[str, object]) -> None:
+        pipe = io.BytesIO()
+        for kind, body in messages:
+            verify_parts._send(pipe, kind, body)
+        self.stdout = asyncio.StreamReader()
+        self.stdout.feed_data(pipe.getvalue())
+        self.stdout.feed_eof()
+        self.stdin = self
+
+    def write(self, data: bytes) -> None:
+        assert unpacked(data).lanes == [1]
+
+    def close(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    async def wait(self) -> None: ...
+
+
+async def test_what_a_part_told_of_its_lanes_is_kept_until_it_tells_more(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = verify_parts._Told
+    child = Child(
+        ("progress", told(records=5, lanes={"1": {"matched": 5}})),
+        ("progress", told(records=9)),
+        ("report", AuditReport("a", "b", {})),
+    )
+
+    async def start(*_: object, **__: object) -> Child:
+        return child
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    heard = [told(), told()]
+    await verify_parts._audit_there(Part(config, "forward", [1], 2, Scope(), None, is_kept=True), heard, 1)
+    assert (heard[1].records, heard[1].lanes) == (9, {"1": {"matched": 5}})

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import CrossfadeError, first_of
@@ -112,7 +112,8 @@ async def _audit_there(part: Part, told: list[_Told], at: int) -> AuditReport:
         while True:
             kind, body = await _receive(child.stdout)
             if kind == "progress":
-                told[at] = body
+                # it tells its lanes now and then only
+                told[at] = body if body.lanes else replace(body, lanes=told[at].lanes)
             elif kind == "report":
                 report: AuditReport = body
                 return report

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -56,7 +57,7 @@ async def audit_route(
                     if store.failure is not None and not had_failed:
                         output.note(f"{store.failure.message}; the audit goes on")
 
-            if by_key:
+            if by_key:  # no lane is without lanes of the other side
                 return await audit_opened(opened, lanes, scope, None, tell)
             parts = share_out(lanes, await _worth(opened, lanes, processes))
             if len(parts) == 1:
@@ -66,7 +67,9 @@ async def audit_route(
 
                 others = [Part(config, name, part, len(parts), scope, state, store.is_kept) for part in parts[1:]]
                 report = await audit_in_parts(opened, parts[0], others, scope, state, tell)
-    store.save(opened.route.id, report.state)
+        store.save(opened.route.id, report.state)
+        if scope.lanes is None:
+            await _add_unpaired(opened, scope, report)
     return report
 
 
@@ -86,7 +89,7 @@ async def audit_opened(
     from ..verify.one_way import copies_only, without_echoes
 
     extents = await extents_of(opened.source, lanes, scope.since, scope.until)
-    quarantined = await opened.target.quarantined(opened.route.id)
+    quarantined = partial(opened.target.quarantined, opened.route.id)
     starts = await _starts(opened)
     if opened.route.lane_map is LaneMap.BY_KEY:
         return await audit_by_key(
@@ -126,6 +129,19 @@ async def audit_opened(
     for lane, count in echoes.items():
         report.lanes[lane].quarantined += count
     return report
+
+
+async def _add_unpaired(opened: OpenRoute, scope: Scope, report: AuditReport) -> None:
+    """Name what lies in lanes that only one side has. Raises UsageError, Unreachable, AccessRefused."""
+    from ..relay.entering import lanes_without_target
+    from ..verify.beyond import add_beyond
+    from ..verify.report import LaneReport
+
+    route, source, target = opened.route, opened.source, opened.target
+    for lane, state in lanes_without_target(route, source, target).items():
+        report.lanes[lane] = LaneReport(lane, state.name, "", error=state.error)
+    if not route.pair and scope.since is None and scope.until is None:
+        await add_beyond(source, target, report)
 
 
 async def _starts(opened: OpenRoute) -> dict[int, Start]:

@@ -1,8 +1,8 @@
 """`crossfade verify --watch`: audits again and again, each time from where the last audit ended.
 
-Hides rounds, their state (bounded, in memory) and the gauges of `--metrics-port`. A broker that does not answer costs
-a round, never the watch. Invariant: a difference that was ever seen stays seen, in the counts and in the exit code.
-Called by `verify`.
+Hides rounds, their state (bounded, in memory) and the gauges of `--metrics-port`. A broker that does not answer, or a
+process that ends early, costs a round, never the watch. Invariant: a difference that was ever seen stays seen, in the
+counts and in the exit code. Called by `verify`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BrokerError, CrossfadeError, UsageError
+from ..errors import CrossfadeError, UsageError
 from ..serving import NOT_FOUND, OK, UNAVAILABLE, HttpServer
 from .output import Output
 from .verify_run import audit_route
@@ -154,7 +154,9 @@ async def _round(config: Config, output: Output, one: Watched, scope: Scope, pro
     began_s = time.time()
     try:
         report = await audit_route(config, output, one.name, scope, one.store, processes)
-    except BrokerError as error:
+    except UsageError:
+        raise
+    except CrossfadeError as error:  # a broker does not answer, or a process that audits a part of the lanes has ended
         one.error = error
     else:
         one.hear(report, began_s)

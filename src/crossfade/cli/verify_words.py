@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import TargetTooNarrow
+
 if TYPE_CHECKING:
     from ..verify.report import AuditReport
 
@@ -36,10 +38,15 @@ def text_of(route: str, report: AuditReport) -> str:
     counts = "  ".join(f"{name} {report.total(name):,}" for name in KINDS)
     lines.append(f"  matched {report.matched:,}  {counts}")
     lines += [f"  {report.total(name):,} {words}" for name, words in _ASIDE.items() if report.total(name)]
+    held_up = [lane.held_up for lane in report.lanes.values() if lane.held_up]
+    if held_up:
+        lines.append(f"  records that readers cannot see yet, in {len(held_up)} lanes: {held_up[0]}")
     lines += named_lines(report)
     for lane in report.lanes.values():
         if lane.error is not None:
-            lines.append(f"  lane {lane.lane} was not compared to its end: {lane.error.message}")
+            # what others say of a loss is written for the relay, whose next step is this audit
+            hint = f"; {lane.error.hint}" if isinstance(lane.error, TargetTooNarrow) else ""
+            lines.append(f"  lane {lane.lane} was not compared to its end: {lane.error.message}{hint}")
     if report.total("stale_epochs"):
         lines.append(f"  {report.total('stale_epochs'):,} records of an older epoch stand behind a newer one")
     lines.append(f"  {verdict_of(report)} ({report.seconds:.1f} s, {report.records_per_s:,.0f} records/s)")

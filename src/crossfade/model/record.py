@@ -139,6 +139,8 @@ class Batch:
     size_bytes: int = 0
     #: records before `place` that were deleted from the source, which the reader was told to count and not to miss
     deleted: int = 0
+    #: up to this position single records were gone from between others when it was read (XDEL); "" = none, or not told
+    holes_until: str = ""
 
 
 class Reject(NamedTuple):

@@ -1,21 +1,22 @@
 """Reads both sides of a route itself and compares them, lane by lane, in bounded memory.
 
-Only `read` and `bounds` of the two logs are used: nothing is claimed, nothing is written. Bounds are taken from the
-target first and from the source after it, so that whatever the target holds up to its bound had its original in the
-source by then; what the source holds beyond is *pending*, never a difference. Called by the CLI, the demo and gates.
+Only `read` and `bounds` of the two logs are used: nothing is claimed, nothing is written. Both are compared up to where
+they end when the audit begins (see `ends`); what the source holds beyond is *pending*, never a difference. Called by
+the CLI, the demo and gates.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..brokers.protocol import Log, Start
 from ..errors import LaneError, SourceDeleted, SourceTrimmed, invariant
 from ..model.position import Place
 from ..model.record import Batch, Lane, Shape
+from .ends import Quarantine, ends_of
 from .extent import Extent
 from .lane import LaneAudit
 from .progress import Progress, Watch, collector_calmed
@@ -43,7 +44,7 @@ async def audit(
     resume: Mapping[str, Any] | None = None,
     starts: Mapping[Lane, Start] | None = None,
     is_settled: bool = False,
-    quarantined: Mapping[Lane, Collection[str]] | None = None,
+    quarantined: Quarantine | None = None,
     extents: Mapping[Lane, Extent] | None = None,
     keep: Keeping | None = None,
     parts: int = 1,
@@ -53,15 +54,14 @@ async def audit(
     `starts`: where the copy of a lane began (default: earliest; anything else is found from the first record on the
     target).
     `is_settled`: nothing is on its way any more, so what the target's end lacks is missing, not pending.
-    `quarantined`: source positions that the route quarantined, by lane. `resume`: the `state` of an earlier audit.
+    `quarantined`: asks for the source positions that the route quarantined. `resume`: the `state` of an earlier audit.
     `extents`: the part of each source lane to compare, see `extents_of`; such an audit leaves no state to go on from.
     `keep`: how many differences are kept by name, and whether with their rows. `parts`: this is one of so many audits
     that run side by side; together they hold as many rows as one alone.
     Raises Unreachable, AccessRefused.
     """
     started_s = time.monotonic()
-    target_bounds = await target.bounds(lanes)
-    source_bounds = await source.bounds(lanes)
+    ends = await ends_of(source, target, lanes, lanes, quarantined, is_settled=is_settled)
     report = AuditReport(source.name, target.name, {}, **(keep or {}))
     run = _Run(source, target, on_progress, max(1, parts))
     known = (resume or {}).get("lanes", {})
@@ -72,14 +72,15 @@ async def audit(
             target,
             mapping,
             report,
-            source_bounds[lane],
-            target_bounds[lane],
+            ends.source[lane],
+            ends.target[lane],
             route_id=route_id,
             window_rows=window_rows,
             is_earliest=is_from_earliest(starts, lane),
-            quarantined=frozenset((quarantined or {}).get(lane, ())),
+            quarantined=ends.quarantined.get(lane, frozenset()),
             extent=None if extents is None else extents[lane],
         )
+        report.lanes[lane].held_up = ends.held_up(lane, None if extents is None else extents[lane], [lane])
         if str(lane) in known:
             one.restore(known[str(lane)])
         run.lanes[lane] = one
@@ -87,16 +88,16 @@ async def audit(
     with collector_calmed():
         await run.to_the_end()
     for one in run.lanes.values():
-        one.finish(is_settled=is_settled)
+        one.finish(is_settled=ends.is_settled_in(one.lane))
     if report.strays:
         await second_look(
             source,
             mapping,
             target.shape,
             report,
-            source_bounds,
+            ends.source,
             route_id=route_id,
-            quarantined=quarantined or {},
+            quarantined=ends.quarantined,
             ids_may_mark=True,
         )
     report.state = {} if extents is not None else run.state()

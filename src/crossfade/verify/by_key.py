@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,13 +21,16 @@ from ..model.record import Batch, Lane, Path, Row, Shape
 from ..model.wire import newest_origin
 from .audit import BUFFERED_ROWS_MAX, READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_S
 from .diff import NO_MARK, Difference, Kind, LaneDiff
+from .ends import Quarantine, ends_of
 from .extent import Extent
 from .one_way import leaves_out
-from .origins import Copy, codec_for
+from .origins import Codec, Copy, codec_for
 from .progress import Progress, Watch, collector_calmed
 from .reading import Reading, Translates, cut, has_lost_behind, is_from_earliest, lost_before
 from .report import AuditReport, Keeping, LaneReport
 from .second_look import second_look
+
+_BEFORE_ALL = position_order("")
 
 
 class MapsByKey(Translates, Protocol):
@@ -48,7 +51,7 @@ async def audit_by_key(
     starts: Mapping[Lane, Start] | None = None,
     first_lanes: int = 0,
     is_settled: bool = False,
-    quarantined: Mapping[Lane, Collection[str]] | None = None,
+    quarantined: Quarantine | None = None,
     extents: Mapping[Lane, Extent] | None = None,
     keep: Keeping | None = None,
 ) -> AuditReport:
@@ -58,32 +61,33 @@ async def audit_by_key(
     The report has one entry per source lane. Raises Unreachable, AccessRefused, UsageError (unknown partitioner).
     """
     started_s = time.monotonic()
-    target_bounds = await target.bounds(range(target.lanes))
-    source_bounds = await source.bounds(range(source.lanes))
+    sources, targets = range(source.lanes), range(target.lanes)
+    ends = await ends_of(source, target, sources, targets, quarantined, is_settled=is_settled)
     report = AuditReport(source.name, target.name, {}, **(keep or {}))
     run = _Run(source, target, mapping, report, partitioner, on_progress)
     run.ids_may_mark = (first_lanes or source.lanes) == 1 and target.shape is Shape.ENTRY
     run.extents = dict(extents or {})
-    run.bounds = source_bounds
-    for lane, bounds in source_bounds.items():
+    run.bounds = ends.source
+    for lane, bounds in ends.source.items():
         extent = run.extents.get(lane)
         clipped = bounds if extent is None else extent.clip(bounds, source.shape)
         run.sources[lane] = Reading(clipped, extent, source.shape)
-    run.targets = {lane: Reading(bounds) for lane, bounds in target_bounds.items()}
-    run.quarantined = {lane: frozenset(positions) for lane, positions in (quarantined or {}).items()}
-    for lane in range(source.lanes):
-        report.lanes[lane] = LaneReport(lane, source.lane_name(lane), target.name)
+    run.targets = {lane: Reading(bounds) for lane, bounds in ends.target.items()}
+    run.quarantined = ends.quarantined
+    for lane in sources:
+        held_up = ends.held_up(lane, run.extents.get(lane), targets)
+        report.lanes[lane] = LaneReport(lane, source.lane_name(lane), target.name, held_up=held_up)
         run.add_paths(lane, route_id, window_rows, is_from_earliest(starts, lane))
     with collector_calmed():
         await run.to_the_end()
-    run.finish(is_settled=is_settled)
+    run.finish(ends.is_settled_in)
     if report.strays:
         await second_look(
             source,
             mapping,
             target.shape,
             report,
-            source_bounds,
+            ends.source,
             route_id=route_id,
             quarantined=run.quarantined,
             ids_may_mark=run.ids_may_mark if run.ids_may_mark or first_lanes else None,
@@ -112,6 +116,8 @@ class _Run:
         #: per target lane: its last marked record belongs to the extents, and so does what stands unmarked behind it
         self._is_inside: dict[Lane, bool] = {}
         self._paths: dict[Path, LaneDiff] = {}
+        #: begun late, nothing trimmed, and no copy seen so far: the number in the mark of the first one tells more
+        self._unbegun: dict[Path, Codec] = {}
         self._source = source
         self._target = target
         self._mapping = mapping
@@ -142,6 +148,8 @@ class _Run:
             before, is_told = lost_before(bounds, self._source.shape)
             diff.source_lost("", before, is_told=is_told, holes_until=self._holes_until(bounds))
             self._paths[lane, to] = diff
+            if not is_earliest and not reading.is_trimmed and lane not in self.extents:
+                self._unbegun[lane, to] = codec
 
     def _holes_until(self, bounds: Bounds) -> str:
         return "" if leaves_out(self._source) else bounds.holes_until
@@ -218,16 +226,18 @@ class _Run:
         before, _ = lost_before(bounds, self._source.shape)
         for to in self.targets:
             self._paths[lane, to].source_lost(last, before, holes_until=self._holes_until(bounds))
-        reading.done_until = position_order(last)
-        reading.reanchor(bounds)
+        reading.go_on_behind_loss(bounds, last, self._source.shape)
 
     async def _go_on_behind_target_gap(self, to: Lane) -> None:
         reading = self.targets[to]
-        done = position_order(reading.place.position) if reading.place.position else None
+        # A second gap may be told before anything came behind the first: what was dealt with stays dealt with.
+        reached = max(position_order(reading.place.position), reading.done_until or _BEFORE_ALL)
+        done = None if reached == _BEFORE_ALL else reached
         bounds = (await self._target.bounds([to]))[to]
         reading.begin_again(bounds, done)
         if has_lost_behind(done, bounds, self._target.shape):
             for lane in self.sources:
+                self._unbegun.pop((lane, to), None)
                 self._paths[lane, to].target_lost()
 
     def _fail(self, lane: Lane, error: LaneError) -> None:
@@ -259,6 +269,8 @@ class _Run:
             positions, expected = sorted_out.setdefault(to, ([], []))
             positions.append(position)
             expected.append(row)
+        for to in self.targets if not leaves_out(self._source) else ():
+            self._paths[lane, to].source_has_holes(reading.holes_until(batch))
         for to, (positions, expected) in sorted_out.items():
             self._paths[lane, to].expect(positions, expected)
 
@@ -285,7 +297,26 @@ class _Run:
             actual.append(row)
         for lane, (positions, actual) in sorted_out.items():
             if not self._has_failed(lane):
+                self._check_beginning(lane, to, positions, actual)
                 self._paths[lane, to].see(positions, actual)
+
+    def _check_beginning(self, lane: Lane, to: Lane, positions: list[Any], rows: list[Row]) -> None:
+        """Nothing was trimmed on the target: then the first copies of a path have the numbers from 1 on."""
+        codec = self._unbegun.get((lane, to))
+        if codec is None:
+            return
+        copies = codec.normal(positions, rows)
+        marked = [at for at, copy in enumerate(copies) if copy.ordinal >= 0 and self._expects(lane, to, copy)]
+        before = copies[: marked[0]] if marked else copies
+        may_be_by_id = self.ids_may_mark and lane == 0 and any(copy.ordinal < 0 for copy in before)
+        if not marked and not may_be_by_id:
+            return
+        del self._unbegun[lane, to]
+        absent = 0 if may_be_by_id else min(copies[at].ordinal for at in marked) - 1
+        if absent > 0:
+            words = f"the first {absent} records of the copy into {self._target.lane_name(to)} are gone"
+            self._report.add(lane, Difference(Kind.MISSING, None, None, words), to)
+            self._report.lanes[lane].counts[Kind.MISSING] += absent - 1
 
     def _advance(self) -> None:
         for (lane, to), diff in self._paths.items():
@@ -294,12 +325,12 @@ class _Run:
             if (diff.expected or diff.actual) and not self._has_failed(lane):
                 diff.advance()
 
-    def finish(self, *, is_settled: bool) -> None:
+    def finish(self, is_settled_in: Callable[[Lane], bool]) -> None:
         """Name what never came."""
-        for (lane, _), diff in self._paths.items():
+        for (lane, to), diff in self._paths.items():
             mine = self._report.lanes[lane]
             if mine.error is None:
-                is_copied = is_settled or diff.has_seen_beyond
+                is_copied = is_settled_in(to) or diff.has_seen_beyond
                 unnamed = diff.finish(is_settled=is_copied)
                 if is_copied:
                     mine.counts[Kind.MISSING] += unnamed

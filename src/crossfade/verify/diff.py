@@ -156,6 +156,10 @@ class LaneDiff:
         verifiable."""
         self._gone.lose(after, first, is_told=is_told, holes_until=holes_until)
 
+    def source_has_holes(self, until: str) -> None:
+        """Tell before `expect` that single records may be gone from what comes, up to here (`Reading.holes_until`)."""
+        self._gone.widen(until)
+
     def target_lost(self) -> None:
         """The target no longer has what stood behind the last copy that was found: what is expected before the next
         copy is only counted, and so is what was read and not yet compared."""

@@ -34,6 +34,10 @@ class Gone:
         (`is_told`), or nothing says so but marked copies. Up to `holes_until` single records may be gone."""
         before = position_order(first) if first else EVERYTHING
         self._gaps.append((position_order(after), before, is_told))
+        self.widen(holes_until)
+
+    def widen(self, holes_until: str) -> None:
+        """Single records may be gone up to here, as far as the source tells by now."""
         self._holes_until = max(self._holes_until, position_order(holes_until))
 
     def place(self, order: Order, ordinal: int) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from ..brokers.protocol import Bounds, Log
 from ..errors import LaneError, SourceReset, invariant
-from ..model.position import Place, order_of, position_order, position_text
+from ..model.position import Place, order_of, position_text
 from ..model.record import Batch, Lane, Row, Shape
 from .columns import Columns
 from .diff import NO_MARK, Difference, Kind, LaneDiff
@@ -23,7 +23,7 @@ from .extent import Extent
 from .first_rows import FirstRows, Question
 from .one_way import leaves_out, read_again
 from .origins import Copy, codec_for
-from .reading import Reading, Translates, cut, has_lost_behind, lost_before
+from .reading import Once, Reading, Translates, cut, has_lost_behind, lost_before
 from .report import AuditReport, LaneReport, Range
 
 _BEFORE_ALL = (-2, 0)
@@ -87,6 +87,7 @@ class LaneAudit:
         #: what the comparison counted stands in the report
         self._is_counted = False
         self._quarantined = quarantined
+        self._rejected, self._left_out = Once(), Once()
         self._in_doubt: _InDoubt | None = None
         #: the state that cannot be gone on from: it stays as it is, so that no later audit passes over that either
         self._stale: Mapping[str, Any] | None = None
@@ -95,6 +96,8 @@ class LaneAudit:
         #: source rows left out because nothing of the copy is on the target: a later audit reads them again
         self._before_nothing = 0
         self._is_whole = is_earliest and not self.target.is_trimmed
+        #: the target lost its beginning since its bounds were taken
+        self._has_lost = False
         if self._is_whole and target.shape is Shape.RECORD:
             self._floor = _BEFORE_ALL  # what is a copy on Kafka needs no finding out
         before, is_told = lost_before(whole, source.shape)
@@ -149,8 +152,10 @@ class LaneAudit:
         rows = self.source.new_rows(outcome)
         self.source.take(outcome)
         mapped = self._mapping.translate(cut(outcome, rows), self._target_shape)
-        self._mine.quarantined += len(mapped.rejects)
+        self._mine.quarantined += self._rejected.count([reject.position for reject in mapped.rejects])
         positions, expected = self._without_quarantined(mapped.positions, mapped.rows)
+        if self._seeks_holes:
+            self._diff.source_has_holes(self.source.holes_until(outcome))
         self._diff.expect(*self._from_floor(positions, expected))
 
     def take_target(self, outcome: Batch | LaneError) -> None:
@@ -228,8 +233,7 @@ class LaneAudit:
         last = position_text(waiting.last) if waiting else self.source.place.position
         before, _ = lost_before(bounds, self._source_shape)
         self._diff.source_lost(last, before, holes_until=bounds.holes_until if self._seeks_holes else "")
-        self.source.done_until = position_order(last)
-        self.source.reanchor(bounds)
+        self.source.go_on_behind_loss(bounds, last, self._source_shape)
 
     def target_trimmed(self, bounds: Bounds) -> None:
         """Rows of the target were removed while it was read: go on with what is still there. What it lost at its
@@ -246,6 +250,7 @@ class LaneAudit:
     def _go_on_behind_loss(self) -> None:
         """The first copy that the target still has says where to go on."""
         self._is_whole = False
+        self._has_lost = True
         self._diff.target_lost()
 
     def fail(self, error: LaneError) -> None:
@@ -302,6 +307,7 @@ class LaneAudit:
             "matched": mine.matched,
             "counts": {kind.value: count for kind, count in mine.counts.items()},
             "quarantined": mine.quarantined,
+            "quarantined_until": [list(self._rejected.until), list(self._left_out.until)],
             # what lies before a copy that is not there yet comes again
             "before_target": mine.before_target
             - self._before_nothing
@@ -328,6 +334,8 @@ class LaneAudit:
         self._matched_before = mine.matched = saved["matched"]
         mine.counts.update({Kind(kind): count for kind, count in saved["counts"].items()})
         mine.quarantined, mine.before_target = saved["quarantined"], saved["before_target"]
+        rejected, left_out = saved.get("quarantined_until", ((), ()))
+        self._rejected, self._left_out = Once(rejected), Once(left_out)
         mine.source_gone, mine.stale_epochs = saved["source_gone"], saved["stale_epochs"]
         mine.ranges.extend(msgspec.convert(saved["ranges"], list[Range]))
         self._digests = RangeDigests(mine.ranges)
@@ -438,7 +446,8 @@ class LaneAudit:
 
     def _check_beginning(self, copy: Copy, *, is_first: bool) -> None:
         """Nothing was trimmed on the target: then its first record is the first of the copy, and has ordinal 1."""
-        if is_first and self._extent is None and not self._is_whole and not self.target.is_trimmed and copy.ordinal > 1:
+        is_trimmed = self.target.is_trimmed or self._has_lost
+        if is_first and self._extent is None and not self._is_whole and not is_trimmed and copy.ordinal > 1:
             absent = copy.ordinal - 1
             self._differs(Difference(Kind.MISSING, None, None, f"the first {absent} records of the copy are gone"))
             self._mine.counts[Kind.MISSING] += absent - 1
@@ -456,7 +465,9 @@ class LaneAudit:
         if not self._quarantined:
             return positions, rows
         kept = [at for at, position in enumerate(positions) if position_text(position) not in self._quarantined]
-        self._mine.quarantined += len(positions) - len(kept)
+        if len(kept) < len(positions):
+            left_out = [position for position in positions if position_text(position) in self._quarantined]
+            self._mine.quarantined += self._left_out.count(left_out)
         return [positions[at] for at in kept], [rows[at] for at in kept]
 
     def _expected_done(self, positions: Sequence[Any], columns: Columns) -> None:

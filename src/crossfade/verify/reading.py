@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -21,6 +21,7 @@ from .extent import Extent
 
 #: places of batches that are remembered before those that are dealt with are let go
 _PLACES_MAX = 64
+_BEFORE_ALL = position_order("")
 
 
 class Translates(Protocol):
@@ -58,7 +59,7 @@ class Reading:
         self.place = msgspec.structs.replace(batch.place, incarnation="")
         place, end = self.place, self.bounds
         is_behind = position_order(place.position) >= position_order(end.last)
-        self.is_ended = batch.at_end or place.count >= end.count or is_behind
+        self.is_ended = ends_with(batch) or place.count >= end.count or is_behind
 
     def new_rows(self, batch: Batch) -> slice:
         """Which rows of a batch were not dealt with before and are not newer than the bounds."""
@@ -70,6 +71,11 @@ class Reading:
         if positions and order_of(positions[-1]) > end:
             last = bisect_right(positions, end, key=order_of)
         return slice(first, last)
+
+    def holes_until(self, batch: Batch) -> str:
+        """Up to where single records may be gone, as this batch tells, of those that the bounds know of: a target row
+        that names a newer one is no copy."""
+        return min(batch.holes_until, self.bounds.last, key=position_order)
 
     def join(self) -> None:
         """Remember all batches that are not compared yet by the place before the first of them alone."""
@@ -89,6 +95,20 @@ class Reading:
         """Go on from what is still there."""
         self.place = Place("", bounds.count - bounds.length)
         self.is_ended = bounds.length <= 0
+
+    def go_on_behind_loss(self, bounds: Bounds, last: str, shape: Shape) -> None:
+        """Something behind the place is gone: read what is still there and was not read; `last`: so far it was."""
+        place = self.place
+        read_until = max(position_order(last), position_order(place.position))
+        self.done_until = max(read_until, self.done_until or _BEFORE_ALL)
+        # What is left before the place shows that nothing was trimmed there: then a Redis source reads on without the
+        # count, which accounts for no single entries that were deleted. (A live queue deletes all the time.)
+        is_there = bool(bounds.first) and position_order(bounds.first) <= position_order(place.position)
+        was_tried = place.count < 0 and not place.witness
+        if shape is Shape.ENTRY and is_there and not was_tried:
+            self.place = msgspec.structs.replace(place, count=-1, witness="")
+        else:
+            self.reanchor(bounds)
 
     def begin_again(self, bounds: Bounds, done: tuple[int, int] | None) -> None:
         """Read what is still there anew, but for what was dealt with."""
@@ -134,13 +154,27 @@ class Reading:
     def restore(self, saved: Mapping[str, Any]) -> bool:
         """Go on from what `save` gave. Gives False where that was trimmed meanwhile."""
         place = msgspec.convert(saved["place"], Place)
-        is_there = place.count >= self.place.count
+        is_there = place.count >= self.place.count or place.count < 0  # not known: the next read tells
         if is_there:
             self.place = place
         if saved["after"] is not None:
             self.done_until = (saved["after"][0], saved["after"][1])
             self.is_ended = self.is_ended or self.place.count >= self.bounds.count
         return is_there
+
+
+class Once:
+    """Counts rows of a lane that may be read again: each once. They come in order."""
+
+    def __init__(self, until: Sequence[int] = ()) -> None:
+        #: order of the last row that was counted
+        self.until: tuple[int, int] = (until[0], until[1]) if until else _BEFORE_ALL
+
+    def count(self, positions: Sequence[Any]) -> int:
+        """How many of these were not counted yet."""
+        orders = [order for position in positions if (order := order_of(position)) > self.until]
+        self.until = max(orders, default=self.until)
+        return len(orders)
 
 
 def lost_before(source: Bounds, shape: Shape) -> tuple[str, bool]:
@@ -163,6 +197,12 @@ def has_lost_behind(done: tuple[int, int] | None, bounds: Bounds, shape: Shape) 
         return is_told
     behind = (done[0] + 1, 0) if shape is Shape.RECORD else done
     return is_told and position_order(first) > behind
+
+
+def ends_with(batch: Batch) -> bool:
+    """Whether nothing stands behind the batch, whatever the bounds say. In Kafka only they do: a new leader may tell an
+    end before theirs, and comes to know in a moment how far the log was committed."""
+    return batch.at_end and batch.shape is Shape.ENTRY
 
 
 def cut(batch: Batch, rows: slice) -> Batch:

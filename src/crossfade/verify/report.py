@@ -59,6 +59,8 @@ class LaneReport:
     #: records of an epoch older than one before them: a fenced relay wrote
     stale_epochs: int = 0
     ranges: list[Range] = field(default_factory=list)
+    #: what hid records from readers on either side: they were not compared; "" = nothing
+    held_up: str = ""
     #: why the lane could not be compared to its end
     error: LaneError | None = None
     is_done: bool = False
@@ -87,6 +89,7 @@ class LaneReport:
                 {"last": part.last, "records": part.records, "digest": part.digest, "differences": part.differences}
                 for part in self.ranges
             ],
+            "held_up": self.held_up,
             "error": self.error.as_dict() if self.error else None,
         }
 
@@ -164,9 +167,9 @@ class AuditReport:
 
     @property
     def is_complete(self) -> bool:
-        """Every source record was there to compare: nothing pending, nothing gone on either side."""
+        """Every source record was there to compare: nothing pending or hidden, nothing gone on either side."""
         return all(
-            lane.is_done and not lane.pending and not lane.before_target and not lane.source_gone
+            lane.is_done and not (lane.pending or lane.before_target or lane.source_gone) and not lane.held_up
             for lane in self.lanes.values()
         )
 

@@ -16,7 +16,7 @@ from ..errors import LaneError
 from ..model.position import Place, position_order, position_text
 from ..model.record import Lane, Row, Shape
 from .diff import Kind
-from .reading import Translates
+from .reading import Translates, ends_with
 from .report import AuditReport, Named
 from .surplus import Surplus
 
@@ -60,7 +60,7 @@ async def second_look(
             end = bounds[lane]
             places[lane] = Place(batch.place.position, batch.place.count, "", batch.place.witness)
             is_behind = position_order(batch.place.position) >= position_order(end.last)
-            if batch.at_end or batch.place.count >= end.count or is_behind:
+            if ends_with(batch) or batch.place.count >= end.count or is_behind:
                 del places[lane]
                 surplus.looked_at.add(lane)
     for named in report.strays:

@@ -230,8 +230,11 @@ class EntryLane:
             length=len(self.entries),
             incarnation=self.birth,
             first_time_ms=first[0] if first else -1,
-            holes_until=_text(self.max_deleted) if self.max_deleted > (0, 0) else "",
+            holes_until=self._holes_until(),
         )
+
+    def _holes_until(self) -> str:
+        return _text(self.max_deleted) if self.max_deleted > (0, 0) else ""
 
     def begin(self, start: Start, birth: str) -> Place:
         if not self.birth:
@@ -284,6 +287,7 @@ class EntryLane:
             moved,
             len(taken) == len(behind),
             size_bytes,
+            holes_until=self._holes_until(),
         )
 
     def _check(self, place: Place, position: EntryId, behind: int) -> LaneError | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from ...errors import Unreachable
 from ...model.position import Place, position_order
 from ...model.record import Lane
 from .keys import new_birth, route_of_birth
@@ -110,6 +111,12 @@ class Births:
         (reply,) = await call_key(self._nodes, self._keys[lane], [create], doing)
         if is_error(reply) and code_of(reply) == "NOPERM":
             return ""  # without the right the claim is weaker, and doctor says so
+        if is_error(reply) and code_of(reply) == "OOM":
+            raise Unreachable(
+                f"{doing}: used memory of the source is above maxmemory",
+                hint="raise maxmemory a little, or free some memory: the consumer group that is made takes a few "
+                "hundred bytes, and is all that is ever written there; a relay that waits goes on by itself",
+            )
         if not (is_error(reply) and code_of(reply) == "BUSYGROUP"):
             check(reply, doing)
         return name

@@ -172,9 +172,13 @@ class Link(asyncio.Protocol):
             return 0
         sent_bytes = self._written_bytes - self._transport.get_write_buffer_size()
         if sys.platform == "linux":
-            over: socket.socket = self._transport.get_extra_info("socket")
-            if over.family in (socket.AF_INET, socket.AF_INET6):
-                told = over.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_ACKED.stop)
+            # A connection under TLS that was lost has none any more, a turn of the loop before we are told.
+            over: socket.socket | None = self._transport.get_extra_info("socket")
+            if over is not None and over.family in (socket.AF_INET, socket.AF_INET6):
+                try:
+                    told = over.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_ACKED.stop)
+                except OSError:  # it is closed
+                    return sent_bytes
                 sent_bytes += int.from_bytes(told[_TCP_ACKED], sys.byteorder)
         return sent_bytes
 

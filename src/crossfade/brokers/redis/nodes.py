@@ -29,9 +29,9 @@ class Nodes:
         self._links: dict[Address, Link] = {}
         #: from before the last trouble: to be asked first whether they lead to a primary still
         self._suspects: set[Link] = set()
-        #: Cluster: who told the slots, and who told those that proved wrong
+        #: Cluster: who told the slots, and all who told what proved wrong, the last one last
         self._told_by: Address | None = None
-        self._doubted: Address | None = None
+        self._doubted: list[Address] = []
         #: Cluster: the primary of each slot; else empty
         self._slots: list[Address | None] = []
         #: standalone and Sentinel: the primary, once found
@@ -62,7 +62,7 @@ class Nodes:
                 return [await self._find(b"")]
             await self._learn_slots()
             addresses = dict.fromkeys(address for address in self._slots if address is not None)
-            return [await self._link_to(address) for address in addresses]
+            return [await self._link_as_told(address) for address in addresses]
 
     async def at(self, address: Address) -> Link:
         """A link to a node named by a redirection. Raises Unreachable, AccessRefused."""
@@ -72,10 +72,9 @@ class Nodes:
     def distrust(self) -> None:
         """Forget where the primaries are. Open links are kept for those who use them now; who asks for one next gets it
         only if its server says that it is a primary: a name may lead to another one by now."""
-        self._slots = []
+        self._doubt_slots()
         self._primary = None
         self._suspects = set(self._links.values())
-        self._doubted = self._told_by
 
     def heed(self, replies: Iterable[Any]) -> None:
         """Distrust where a reply says that the primary is elsewhere; the caller raises on the same reply."""
@@ -101,16 +100,30 @@ class Nodes:
                 await self._learn_slots()
             address = self._known(key)
             if address is None:
+                self._doubt_slots()
                 raise Unreachable(
                     f"no node of the Cluster serves slot {slot_of(key)}", hint="see CLUSTER INFO: cluster_state"
                 )
-            return await self._link_to(address)
+            return await self._link_as_told(address)
         if mode == "sentinel":
             if self._primary is not None and self._is_open(self._primary):
                 return await self._link_to(self._primary)
             return await self._ask_sentinels()
         self._primary = self.settings.addresses[0]
         return await self._link_to(self._primary)
+
+    async def _link_as_told(self, address: Address) -> Link:
+        """The link to a node of the slot map; where it leads nowhere, the next call asks somebody else for the map."""
+        try:
+            return await self._link_to(address)
+        except Unreachable:
+            self._doubt_slots()
+            raise
+
+    def _doubt_slots(self) -> None:
+        self._slots = []
+        if self._told_by is not None:
+            self._doubted = [*(seed for seed in self._doubted if seed != self._told_by), self._told_by]
 
     def _is_open(self, address: Address) -> bool:
         link = self._links.get(address)
@@ -191,7 +204,8 @@ class Nodes:
         known = [link.address for link in self._links.values() if link.is_open]
         reasons: list[str] = []
         seeds = dict.fromkeys([*known, *self.settings.addresses])
-        for seed in sorted(seeds, key=lambda seed: seed == self._doubted):
+        # Whoever was wrong longest ago first: several may be cut off together.
+        for seed in sorted(seeds, key=lambda seed: self._doubted.index(seed) + 1 if seed in self._doubted else 0):
             try:
                 reply = await self._slots_seen_by(seed)
             except (Unreachable, LinkLost) as error:

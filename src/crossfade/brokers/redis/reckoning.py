@@ -50,6 +50,11 @@ class Look:
     #: identity of the server's replication history; it changes with every failover and restart, "" = not known
     history: str = ""
 
+    @property
+    def holes_until(self) -> str:
+        """Up to this id single entries are gone from between others; "" = none is."""
+        return "" if self.max_deleted == "0-0" else self.max_deleted
+
     def with_read(self, *, has_own: bool, witness: str, rows: int, at_end: bool) -> Look:
         """The look, together with what the read of the same moment gave."""
         return replace(self, has_own=has_own, witness=witness, rows=rows, at_end=at_end)
@@ -86,7 +91,7 @@ def witness_text(digest: str, look: Look, count: int) -> str:
     Where the count is not known, the highest id that was deleted by then as well ("" = none).
     """
     if count == _UNKNOWN:
-        return f"{digest}.{look.history}.{'' if look.max_deleted == '0-0' else look.max_deleted}"
+        return f"{digest}.{look.history}.{look.holes_until}"
     return f"{digest}.{look.history}" if look.history else digest
 
 

@@ -29,6 +29,7 @@ _PASSING = {
     "UNKILLABLE": "a script has been running for too long",
     "UNBLOCKED": "the server has become a replica while it was waited for",
 }
+_OOM_HINT = "raise maxmemory, or free memory: Redis refuses transactions above it, also those that only read"
 #: older servers lack entries-added, without which losses cannot be counted
 VERSION_MIN = (7, 0)
 _COMMAND = re.compile(r"'([^']+)' command")
@@ -54,7 +55,7 @@ def as_error(reply: Any, doing: str) -> CrossfadeError:
     if code in ("MOVED", "ASK"):
         return Moved(f"{doing}: {_PASSING[code]}", hint="the slot map is read again; this passes by itself")
     if code in _PASSING:
-        return Unreachable(f"{doing}: {_PASSING[code]}", hint=text)
+        return Unreachable(f"{doing}: {_PASSING[code]}", hint=_OOM_HINT if code == "OOM" else text)
     if code in ("NOPERM", "DENIED") or (code == "EXECABORT" and "NOPERM" in text):
         named = _COMMAND.search(text)
         right = f"+{named.group(1).lower()}" if named else "the key (see ACL GETUSER)"

@@ -107,7 +107,7 @@ class Source:
                 length=look.length,
                 incarnation=self._births.present(lane, look),
                 first_time_ms=int(look.first.partition("-")[0]) if look.first else -1,
-                holes_until="" if look.max_deleted == "0-0" else look.max_deleted,
+                holes_until=look.holes_until,
             )
         return result
 
@@ -257,12 +257,13 @@ class Source:
         if verdict.fault is not None:
             return self._error(lane, place.position, verdict)
         self._pacing.observe(lane, len(entries), size_bytes, at_end=at_end)
+        deleted, holes_until = verdict.forgiven_records, look.holes_until
         if not entries:
             moved = Place(place.position, verdict.count, place.incarnation, place.witness)
             if moved == place and self._told_end.get(lane) == place:
                 return None
             self._told_end[lane] = moved
-            return Batch(lane, Shape.ENTRY, [], [], moved, at_end=at_end, deleted=verdict.forgiven_records)
+            return Batch(lane, Shape.ENTRY, [], [], moved, at_end, 0, deleted, holes_until)
         self._told_end.pop(lane, None)
         last_id, last_fields = entries[-1]
         ids = [entry[0] for entry in entries]
@@ -272,8 +273,7 @@ class Source:
             place.incarnation,
             witness_text(digest_of(last_fields), look, verdict.count),
         )
-        deleted = verdict.forgiven_records
-        return Batch(lane, Shape.ENTRY, ids, _rows(ids, entries), here, at_end, size_bytes, deleted)
+        return Batch(lane, Shape.ENTRY, ids, _rows(ids, entries), here, at_end, size_bytes, deleted, holes_until)
 
     def _error(self, lane: Lane, position: str, verdict: Verdict) -> LaneError:
         kind, hint = _FAULTS[verdict.fault or Fault.RESET]
