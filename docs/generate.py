@@ -128,8 +128,9 @@ A running relay takes up what changed in a file; the variables of a process do n
 | `sasl.password` of Kafka, and with it `sasl.username` | when a broker refuses the old ones |
 | anything else, such as certificates and keys of Kafka, or the client secret of OAUTHBEARER | restart the relay |
 
-Where a file is missing or empty when a relay connects anew, somebody may be writing it: the relay tries again, and logs
-in with nothing else meanwhile. When a process starts, it is a mistake in the configuration.
+Where a file is missing, empty or half written when a relay connects anew, or certificate and key do not fit together,
+somebody may be writing them: the relay tries again, and logs in with nothing else meanwhile. When a process starts, it
+is a mistake in the configuration.
 
 How to change a password without a stop: [security.md](security.md#changing-a-password).
 

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
+from confluent_kafka import Producer
 from rig import CROSSFADE, Copy, KafkaSide, RedisSide, wait_for
 from test_lanes_added import _add_partition as add_partition
 
@@ -56,6 +57,32 @@ def test_a_part_and_several_processes(copy: Callable[..., Copy], way: str) -> No
     assert not _kinds(_verified(made, 0, "--lanes", "2", "--settled", *ends))
     assert _kinds(_verified(made, 3, "--processes", "2")) == {"extra": 1}
     assert _verified(made, 0, "--from", "time:2100-01-01T00:00:00Z")["matched"] == 0
+
+
+def test_what_readers_cannot_see_and_lanes_of_the_target_alone(workshop) -> None:
+    source, target = workshop.kafka(2), workshop.kafka(3)
+    made = workshop.copy(source, target)
+    for lane in range(2):
+        source.write_numbers(lane, range(lane * 1000, lane * 1000 + 100))
+    _copied(made, 200)
+    assert _verified(made, 0, "--settled", "--complete")["matched"] == 200
+    for side in (source, target):
+        app = Producer({**side.direct, "transactional.id": f"app-{side.topic}"})
+        app.init_transactions(30)
+        app.begin_transaction()
+        app.produce(side.topic, b"in an open transaction", b"tx", 0)
+        assert app.flush(30) == 0
+        side.write_numbers(0, range(100, 110))  # committed, behind it
+        told = _verified(made, 1, "--settled", "--complete")
+        assert (told["matched"], told["complete"], _kinds(told)) == (200, False, {})
+        assert [bool(lane["held_up"]) for lane in told["lanes"]] == [True, False]
+        assert f"{side.topic}[0]: an open transaction" in told["lanes"][0]["held_up"]
+        app.abort_transaction(30)
+    told = _verified(made, 3, "--settled")
+    assert (_kinds(told), [lane["held_up"] for lane in told["lanes"]]) == ({"missing": 10, "duplicate": 10}, ["", ""])
+    target.write(2, [(b"k", b"v", None, 0)])
+    told = _verified(made, 3)
+    assert [(lane["lane"], lane["extra"]) for lane in told["lanes"]] == [(0, 0), (1, 0), (2, 1)]
 
 
 @pytest.mark.parametrize("way", ["rk", "kr"])

@@ -407,6 +407,13 @@ def test_json_writes_numbers_and_objects_as_text_where_told_to_drop():
     assert to_entries(rows, name="json", others="drop") == [([b"a", b"1.5", b"b", b'{"c":[true,null]}'], 1)]
 
 
+@pytest.mark.parametrize("text", ["1.10", "1e400", "12345678901234567890.123456789", "-0", "1" * 5000, "NaN"])
+def test_json_writes_numbers_as_they_stand_where_told_to_drop(text):
+    nested = f'{{"x":{text},"x":[{text},"\u00e9"]}}'
+    rows = [(None, f'{{"a": {text}, "b": {nested}}}'.encode(), None, 1)]
+    assert to_entries(rows, name="json", others="drop") == [([b"a", text.encode(), b"b", nested.encode()], 1)]
+
+
 # --------------------------------------------------------------------------------------------------- names and digests
 
 

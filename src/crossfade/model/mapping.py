@@ -395,7 +395,7 @@ class _Json(_Chosen):
             names.add(name)
             if not isinstance(content, str):
                 self._refuse(f"the value of {_shown(name)} is not a text")
-                content = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+                content = _json_text(content)
             fields += (name, _encoded(content))
         if not fields:
             raise NotCarried("the JSON object is empty")
@@ -407,26 +407,44 @@ class _Json(_Chosen):
 
 
 def _json_pairs(value: bytes | None) -> list[tuple[bytes, Any]]:
-    """Names and values of a JSON object, in order, repeats included; objects within are plain. Raises NotCarried."""
+    """Names and values of a JSON object, in order, repeats included, see `_json_text`. Raises NotCarried."""
     if value is None:
         raise NotCarried("the record has no value (a tombstone)")
     try:
-        found = json.loads(value.decode(), object_pairs_hook=_Pairs)
+        found = json.loads(
+            value.decode(),
+            object_pairs_hook=_Pairs,
+            parse_int=_Number,
+            parse_float=_Number,
+            parse_constant=_Number,
+        )
     except ValueError:
         raise NotCarried("the value is not JSON") from None
     if not isinstance(found, _Pairs):
         raise NotCarried("the value is JSON, but not an object")
-    return [(_encoded(name), _plain(content)) for name, content in found]
+    return [(_encoded(name), content) for name, content in found]
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object as its pairs: a dict would lose repeats in silence."""
 
 
-def _plain(content: Any) -> Any:
+class _Number:
+    """A JSON number as it is written: as a float it would lose digits, as an integer it may be too long."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _json_text(content: Any) -> str:
+    """A value of `_json_pairs` as JSON again, without spaces; numbers, and names that repeat, as they were."""
+    if isinstance(content, _Number):
+        return content.text
     if isinstance(content, _Pairs):
-        return {name: _plain(inner) for name, inner in content}
-    return [_plain(inner) for inner in content] if isinstance(content, list) else content
+        return "{" + ",".join(f"{_json_text(name)}:{_json_text(inner)}" for name, inner in content) + "}"
+    if isinstance(content, list):
+        return "[" + ",".join(map(_json_text, content)) + "]"
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _encoded(text: str) -> bytes:
