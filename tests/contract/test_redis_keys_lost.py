@@ -8,7 +8,7 @@ from redis_fixture import RedisBackend
 
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker
 from crossfade.brokers.protocol import From, Owner, Start
-from crossfade.errors import MarkerLost
+from crossfade.errors import MarkerLost, TargetTorn
 from crossfade.model.mapping import mapping_named
 from crossfade.model.record import Shape, Write
 from crossfade.model.route import LaneMap, Route
@@ -149,3 +149,51 @@ async def test_entries_of_others_do_not_hold_up_a_start(server, shape):
     for number in range(3):
         await server.application.xadd(target.stream_keys[0], {b"theirs": b"1"}, id=b"%d-7" % (PAST + number))
     assert set(await start(source, target, Start())) == {0}
+
+
+@pytest.mark.parametrize("form", ["mixed", "exclusive"])
+async def test_an_older_marker_that_was_put_back_copies_nothing_twice(server, form):
+    """From a backup of `crossfade:*`, say: the copies behind what it covers are seen, and the lane halts."""
+    there = MemoryBackend(Shape.RECORD)
+    source, target = await there.log(1), await server.log(1)
+    key = target.stream_keys[0]
+    state = b"crossfade:lane:{" + key + b"}"
+    if form == "mixed":
+        await server.application.xadd(key, {"n": 1})
+    await there.write_native(source, 0, rows(Shape.RECORD))
+    places = await start(source, target, Start())
+    await copy(source, target, places[0])
+    backup = await server.application.dump(state)
+    owner = Owner(ROUTE.id, "a", ROUTE.source, paths=((0, 0),))
+    (marker,) = (await target.claim(owner, [(0, 0)])).markers.values()
+    await there.write_native(source, 0, rows(Shape.RECORD, RECORDS, 60 + RECORDS))
+    await copy(source, target, marker.place)
+    count = await server.application.xlen(key)
+    assert not (await target.claim(owner, [(0, 0)])).errors
+    await server.application.restore(state, 0, backup, replace=True)
+    claim = await target.claim(owner, [(0, 0)])
+    assert isinstance(claim.errors[0, 0], TargetTorn)
+    assert f"--from position:{59 + RECORDS}`" in claim.errors[0, 0].hint
+    assert await server.application.xlen(key) == count
+
+
+@pytest.mark.parametrize("form", ["mixed", "exclusive"])
+async def test_what_others_write_behind_our_last_append_is_no_older_marker(server, form):
+    there = MemoryBackend(Shape.RECORD)
+    source, target = await there.log(1), await server.log(1)
+    key = target.stream_keys[0]
+    if form == "mixed":
+        await server.application.xadd(key, {"n": 1})
+    await there.write_native(source, 0, rows(Shape.RECORD))
+    places = await start(source, target, Start())
+    await copy(source, target, places[0])
+    entries = await server.application.xrange(key)
+    last_ms = int(entries[-1][0].partition(b"-")[0])
+    for number in range(RECORDS, 3 * RECORDS):  # as servers give ids out within one millisecond
+        await server.application.xadd(key, {"n": 1}, id=f"{last_ms}-{number}")
+    marked = list(entries[-1][1]) if form == "mixed" else [b"n", b"1"]
+    await server.application.execute_command("XADD", key, "*", *marked)  # an application copies one with its mark
+    for _ in range(40):
+        await server.application.xadd(key, {"n": 1})
+    claim = await target.claim(Owner(ROUTE.id, "a", ROUTE.source, paths=((0, 0),)), [(0, 0)])
+    assert not claim.errors

@@ -1,6 +1,7 @@
 """A heartbeat that the board does not take ends nothing: what is copied does not hang on what is told of it."""
 
 import asyncio
+from types import SimpleNamespace
 
 import structlog
 from test_stopping import Hanging, Member
@@ -8,6 +9,7 @@ from virtual import run_virtual
 
 from crossfade.errors import UsageError
 from crossfade.relay import service as service_module
+from crossfade.relay.documents import Desired
 from crossfade.relay.service import RelayService
 
 
@@ -39,3 +41,40 @@ def test_a_heartbeat_that_cannot_be_stored_ends_nothing_and_is_told_once(monkeyp
     assert len(told) == 3  # once in a row: after each that was stored
     assert told[0]["hint"] == "make it smaller"
     assert not [line for line in logs if line["event"] == "stop cut short"]
+
+
+def test_wishes_that_are_gone_from_the_board_stay_in_force_and_are_told_once(monkeypatch):
+    """Whoever deleted the board did not wish that a paused lane is copied."""
+    board = Hanging()
+    monkeypatch.setattr(service_module, "make_report", lambda copier, at_s: SimpleNamespace(state="copying"))
+    wishes, alarms = [Desired(paused_lanes=[2])], []
+    board.tell_alarm = alarms.append
+
+    async def wished():
+        return wishes[-1]
+
+    board.board.desired_if_any = wished
+
+    async def main():
+        service = RelayService(board, Member(board))
+        running = asyncio.ensure_future(service.run())
+        await asyncio.sleep(3.5)
+        assert board.desired.paused_lanes == [2]
+        for _ in range(2):
+            wishes.append(None)
+            await asyncio.sleep(5)
+            assert board.desired.paused_lanes == [2]
+            assert "is gone from the board" in alarms.pop()
+            assert not alarms
+            wishes.append(Desired(paused_lanes=[2]))
+            await asyncio.sleep(5)
+        wishes.append(Desired())
+        await asyncio.sleep(5)
+        assert board.desired == Desired()
+        wishes.append(None)
+        await asyncio.sleep(5)
+        service.stop()
+        await running
+
+    run_virtual(main())
+    assert not alarms

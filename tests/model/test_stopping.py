@@ -9,6 +9,7 @@ from virtual import run_virtual
 
 from crossfade.errors import Fenced
 from crossfade.relay import service as service_module
+from crossfade.relay.documents import Desired
 from crossfade.relay.service import RelayService
 
 #: five seconds are promised for the process; what comes behind the service takes some of them
@@ -28,7 +29,8 @@ class Hanging:
         self.route = SimpleNamespace(name="copy")
         self.limits = SimpleNamespace(discover_s=60.0)
         self.has_new_lanes = asyncio.Event()
-        self.board = SimpleNamespace(report=self.report, desired=self.desired)
+        self.desired = Desired()
+        self.board = SimpleNamespace(report=self.report, desired_if_any=self.wished)
         self._stop = asyncio.Event()
 
     async def answer(self, name):
@@ -52,11 +54,11 @@ class Hanging:
         await self.answer("heartbeat")
         self.said.append(report.state)
 
-    async def desired(self):
+    async def wished(self):
         await self.answer("board")
 
     async def obey(self, desired):
-        pass
+        self.desired = desired
 
     async def note_owned(self):
         pass

@@ -261,6 +261,42 @@ def test_ctrl_c_ends_a_waiting_command_with_130_and_no_trace() -> None:
     assert (process.returncode, out, words) == (130, "", "")
 
 
+def test_a_name_that_the_terminal_cannot_show_is_shown_in_other_letters() -> None:
+    code = "import sys; sys.argv = ['crossfade', 'nothing-b\\u00e9la']; from crossfade.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "nothing-b\\xe9la" in done.stderr
+    code = (
+        "import sys, crossfade.cli.main as main; main.run = lambda args: print('b\\u00e9la') or 0; "
+        "sys.argv = ['crossfade']; main.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "b\\xe9la\n")
+
+
+def test_a_relay_may_open_many_files() -> None:
+    code = (
+        "import resource as r; from crossfade.cli.runtime import allow_open_files as allow\n"
+        "_, hard = r.getrlimit(r.RLIMIT_NOFILE)\n"
+        "for soft, most in ((100, min(hard, 65536)), (min(hard, 65536), min(hard, 65536))):\n"
+        "    r.setrlimit(r.RLIMIT_NOFILE, (soft, hard)); allow(); assert r.getrlimit(r.RLIMIT_NOFILE) == (most, hard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def completed(words: str, **environ: str) -> list[str]:
     settings = {"_CROSSFADE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     code = "from crossfade.cli.main import main; main()"

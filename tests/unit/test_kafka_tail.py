@@ -207,9 +207,12 @@ def test_a_plain_offset_is_told_with_the_way_out():
 
     reader = object.__new__(markers.MarkerReader)
     reader._route = "r1"
-    with pytest.raises(UsageError, match=r"group crossfade\.r1 has a plain offset on lane 3") as told:
+    with pytest.raises(UsageError, match=r"group crossfade\.r1 has a plain offset on lane 3, and") as told:
         reader._read(Group(), [3], 1.0)
-    assert "--delete-offsets --group crossfade.r1 --topic crossfade.r1.lanes:3" in told.value.hint
+    assert "--delete-offsets --group crossfade.r1 --topic crossfade.r1.lanes:3`" in told.value.hint
+    with pytest.raises(UsageError, match=r"group crossfade\.r1 has a plain offset on lanes 3,5, and") as told:
+        reader._read(Group(), [5, 3], 1.0)
+    assert "--delete-offsets --group crossfade.r1 --topic crossfade.r1.lanes:3,5`" in told.value.hint
 
 
 def test_too_many_target_lanes_are_refused_by_name():

@@ -226,6 +226,9 @@ def options(
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
     _replace_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a stream's name
     code = run(sys.argv[1:] if args is None else list(args))
     try:
         have_ended = have_threads_ended()

@@ -34,7 +34,7 @@ from .relay_status import status, wait
 from .relay_stop import Ending
 from .relay_wishes import journal, pause, rate, resume
 from .routes import RouteNames, chosen_routes
-from .runtime import calm_collector, keep_freed_memory
+from .runtime import allow_open_files, calm_collector, keep_freed_memory
 
 relay_app = typer.Typer(
     no_args_is_help=True,
@@ -188,6 +188,7 @@ def run(
 
 async def _serve(fleet: Fleet, configured_port: int, port: int | None, ending: Ending) -> None:
     keep_freed_memory()
+    allow_open_files()
     is_stopping = False
 
     def stop() -> None:

@@ -319,6 +319,11 @@ class RouteBoard:
     async def desired(self) -> Desired:
         return (await self._get_desired())[0]
 
+    async def desired_if_any(self) -> Desired | None:
+        """The same; None where nobody has wished anything yet, or the document is gone."""
+        found, document = await self._get_desired()
+        return found if document else None
+
     async def change_desired(self, change: Callable[[Desired], None]) -> Desired:
         """Change the newest document, or nothing; `change` sees each newest one anew. Returns what is desired now.
 

@@ -16,7 +16,7 @@ from ..brokers.protocol import Assignment, Listener, VersionConflict
 from ..errors import BrokerError, Fenced, Kind, NameLost, Unreachable, UsageError
 from ..model.record import Lane
 from .copier import Copier
-from .documents import OPENING, STOPPED, Report
+from .documents import OPENING, STOPPED, Desired, Report
 from .reporter import make_report, wall_clock
 
 _HEARTBEAT_S = 1.0
@@ -57,6 +57,8 @@ class RelayService:
         self._is_name_in_doubt = False
         #: that the last heartbeat could not be stored was told
         self._has_told_heartbeat = False
+        #: that the board has no wishes any more was told
+        self._has_kept_wishes = False
         #: loop time of the end's deadline
         self._ends_at_s: float | None = None
         self._log = structlog.get_logger().bind(route=copier.route.name, instance=copier.instance)
@@ -228,8 +230,23 @@ class RelayService:
             self._has_told_heartbeat = True
 
     async def _look_at_board(self) -> None:
-        await self.copier.obey(await self.copier.board.desired())
+        desired = await self.copier.board.desired_if_any()
+        if desired is not None:
+            await self.copier.obey(desired)
+        elif self.copier.desired != Desired():
+            self._keep_wishes()
+        self._has_kept_wishes = desired is None
         await self.copier.note_owned()
+
+    def _keep_wishes(self) -> None:
+        """Whoever deleted the board wished nothing by that: a lane that was paused is not copied for it."""
+        if not self._has_kept_wishes:
+            alarm = (
+                f"route {self.copier.route.name}: what was wished of it (pauses, rate, accepted losses) is gone from "
+                "the board; this process keeps to it until it ends or something is wished anew"
+            )
+            self._log.error("wishes are gone from the board", alarm=alarm)
+            self.copier.tell_alarm(alarm)
 
     async def _look_at_source(self) -> None:
         lanes = list(self.copier.lanes)

@@ -216,17 +216,20 @@ class MarkerReader:
                     ) from failure
                 raise translate(failure, "reading the markers", self.health) from failure
         texts: dict[Lane, str] = {}
+        plain: list[Lane] = []
         for partition in found:
             if partition.error is not None:
                 raise translate(partition.error, "reading the markers", self.health)
-            if partition.offset >= 0:
-                if not partition.metadata:
-                    group = names.group(self._route)
-                    raise UsageError(
-                        f"group {group} has a plain offset on lane {partition.partition}, and no marker",
-                        hint=_put_right(group, f"{topic}:{partition.partition}"),
-                    )
+            if partition.offset >= 0 and partition.metadata:
                 texts[partition.partition] = partition.metadata
+            elif partition.offset >= 0:
+                plain.append(partition.partition)
+        if plain:
+            group, numbers = names.group(self._route), ",".join(map(str, sorted(plain)))
+            raise UsageError(
+                f"group {group} has a plain offset on lane{'s' * (len(plain) > 1)} {numbers}, and no marker",
+                hint=_put_right(group, f"{topic}:{numbers}"),
+            )
         return texts
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ from ..protocol import Claim, Owner
 from .keys import state_key
 from .link import Command, Link, LinkLost, Replies, pack
 from .nodes import Nodes, call_key
+from .outrun import copies_behind
 from .replies import as_error, check, code_of, is_error
 from .scripts import script
 
@@ -86,9 +87,31 @@ class Claims:
         for lane, reply in (await self._run("raise", asks)).items():
             if reply[0] == b"FENCED":
                 raise Fenced(f"another process claimed target lane {self._name(lane)} at the same time")
+        for lane, reply in replies.items():
+            await self._look_behind(claim, lane, reply)
         if owner.pair:
             await self._mark_every_record(sources)
         return claim
+
+    async def _look_behind(self, claim: RedisClaim, lane: Lane, reply: list[Any]) -> None:
+        """Take out the paths whose copies stand behind what others wrote, or seem to have written, since our append."""
+        last_id, last, own, form = reply[4], reply[7], reply[9], reply[10]
+        markers = {
+            source: marker
+            for (source, target), marker in claim.markers.items()
+            if target == lane and (source, target) not in claim.errors
+        }
+        if not own or last_id == last or not markers:
+            return
+        found = await copies_behind(
+            self._nodes,
+            self._keys[lane],
+            last.decode(),
+            claim.owner.route,
+            markers,
+            is_marked=form != b"exclusive",
+        )
+        claim.errors |= {(source, lane): error for source, error in found.items()}
 
     async def _mark_every_record(self, lanes: Iterable[Lane]) -> None:
         """Give up entry ids that carry the source position: the route of the other way knows our records by `xf`.
@@ -178,8 +201,8 @@ class Claims:
         is_torn = own and position_order(last_id.decode()) < position_order(last.decode())
         if own and last_id != last and form == b"exclusive" and not is_reset and not is_torn:
             claim.alarms.append(
-                f"lane {self._name(lane)}: {added - seen} records by other writers since our last append; "
-                "entry ids carry the source position no longer, an `xf` field does"
+                f"lane {self._name(lane)}: {added - seen} records by other writers since our last append (or our own, "
+                "if an older marker was put back); entry ids carry the source position no longer, an `xf` field does"
             )
         for source, text, target in zip(reply[12::3], reply[13::3], reply[14::3], strict=True):
             path = (int(source), lane)

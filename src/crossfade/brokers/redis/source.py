@@ -49,7 +49,11 @@ _FAULTS: dict[Fault, tuple[type[LaneError], str]] = {
         SourceDeleted,
         "set `deleted: count` where applications delete entries, or resume with --accept-loss",
     ),
-    Fault.RESET: (SourceReset, "resume with --accept-loss from the new beginning, or copy the lane anew"),
+    Fault.RESET: (
+        SourceReset,
+        "if it is put back as it was, restart the relay: it goes on where it stood; else resume with --accept-loss "
+        "from the new beginning, or copy the lane anew",
+    ),
     Fault.REPLACED: (
         SourceReset,
         "correct the stream's keys, or put the stream back and restart the relay; if it is gone, remove the key and "
