@@ -41,7 +41,15 @@ def test_starting_again_beside_a_running_relay_changes_nothing(workshop, way: st
 
 
 def _epochs(copy: Copy) -> dict[int, int]:
-    return {row["number"]: row["epoch"] for row in copy.cli("relay", "status").rows}
+    """Of each lane, once heartbeats tell that all it holds has been copied."""
+
+    def told() -> dict[int, int]:
+        rows = copy.cli("relay", "status").rows
+        is_all = len(rows) == 3 and all(row.get("state") == "idle" and row["lag_records"] == 0 for row in rows)
+        return {row["number"]: row["epoch"] for row in rows} if is_all else {}
+
+    found: dict[int, int] = wait_for(told, "a heartbeat that tells of all lanes", pause_s=0.5)
+    return found
 
 
 def test_a_first_start_that_fails_starts_nothing_and_leaves_nothing_for_good(workshop) -> None:
