@@ -42,6 +42,8 @@ from .scripts import script
 #: how often a call is sent again that the server refused unseen (NOSCRIPT, MOVED, ASK, TRYAGAIN)
 ROUNDS_MAX = 8
 ROUND_PAUSE_S = 0.05
+#: lanes of which the entries of others are looked at together
+_LOOKS_AT_ONCE = 16
 
 
 @dataclass(slots=True)
@@ -87,8 +89,10 @@ class Claims:
         for lane, reply in (await self._run("raise", asks)).items():
             if reply[0] == b"FENCED":
                 raise Fenced(f"another process claimed target lane {self._name(lane)} at the same time")
-        for lane, reply in replies.items():
-            await self._look_behind(claim, lane, reply)
+        told = list(replies.items())
+        for first in range(0, len(told), _LOOKS_AT_ONCE):
+            looks = told[first : first + _LOOKS_AT_ONCE]
+            await asyncio.gather(*(self._look_behind(claim, lane, reply) for lane, reply in looks))
         if owner.pair:
             await self._mark_every_record(sources)
         return claim

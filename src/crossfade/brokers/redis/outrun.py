@@ -19,8 +19,8 @@ from .link import Command
 from .nodes import Nodes, call_key
 from .replies import check, code_of, is_error
 
-#: entries looked at, on each end of what stands behind the last append
-_ENTRIES = 32
+#: entries looked at, on each end of what stands behind the last append; they may be large
+_ENTRIES = 8
 
 
 async def copies_behind(
