@@ -23,6 +23,7 @@ from crossfade.brokers.protocol import From, Start
 from crossfade.cli import verify_scope, verify_watch
 from crossfade.cli.main import run
 from crossfade.cli.output import Output
+from crossfade.cli.verify_parts import Workers
 from crossfade.cli.verify_scope import parse_lanes
 from crossfade.config import Config
 from crossfade.errors import CrossfadeError, SourceRegressed, Unreachable, UsageError
@@ -502,7 +503,15 @@ async def watched(rounds: int, between: Callable[[int], None]) -> tuple[int, lis
     output.rounds, output.between, output.bodies = rounds, between, []
     store = verify_scope.Store(None)
     code = await verify_watch.watch_routes(
-        output.config(), output, ["forward"], verify_scope.Scope(), store, every_s=0.01, port=0, processes=1
+        output.config(),
+        output,
+        ["forward"],
+        verify_scope.Scope(),
+        store,
+        every_s=0.01,
+        port=0,
+        workers=Workers(output.config(), 0),
+        shares=False,
     )
     return code, output.bodies, store
 

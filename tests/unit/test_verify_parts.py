@@ -1,10 +1,12 @@
-"""What a process that audits a part of the lanes is told: the configuration that its parent has read."""
+"""The processes that audit a part of the lanes: what they know, what they tell, and how they end."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import os
+import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 from crossfade import wiring
 from crossfade.cli import verify_parts, verify_run
 from crossfade.cli.output import Output
-from crossfade.cli.verify_parts import Part, audit_part, packed, unpacked
+from crossfade.cli.verify_parts import Part, Workers, audit_in_parts
 from crossfade.cli.verify_scope import Scope
 from crossfade.config import Config
-from crossfade.errors import CrossfadeError
+from crossfade.errors import CrossfadeError, UsageError
+from crossfade.lab.process import identify, wait_until
+from crossfade.verify.progress import Progress
 from crossfade.verify.report import AuditReport
 
 CONFIG = """\
@@ -45,80 +49,145 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return Output(config_path=Path("crossfade.yaml")).config()
 
 
-async def test_a_part_is_audited_with_what_the_parent_has_read(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[Config] = []
+@pytest.fixture(name="opened")
+def open_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker opens, in the worker: the topic that its configuration names is what the report says."""
 
     @asynccontextmanager
-    async def open_route(config: Config, name: str, **_: object) -> AsyncIterator[None]:
-        used.append(config)
-        yield None
+    async def open_route(config: Config, name: str, **_: object) -> AsyncIterator[str]:
+        yield config.streams["messages"].sides["new"].topic  # type: ignore[union-attr]
 
-    async def audit_opened(*_: object) -> None:
-        return None
+    async def audit_opened(opened: str, lanes: list[int], *_: object) -> AuditReport:
+        if lanes == [66]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if lanes == [13]:
+            raise UsageError("lane 13", hint="leave it out")
+        return AuditReport(opened, str(os.getpid()), {})
 
     monkeypatch.setattr(wiring, "open_route", open_route)
     monkeypatch.setattr(verify_run, "audit_opened", audit_opened)
-    data = packed(Part(config, "forward", [1], 2, Scope(), None, is_kept=False))
-    Path("crossfade.yaml").write_text(CONFIG.replace("messages.v1", "messages.v2"))
-    await audit_part(unpacked(data), io.BytesIO())
-    assert used == [config]
 
 
-def test_passwords_of_elsewhere_stay_there(config: Config) -> None:
-    data = packed(Part(config, "forward", [1], 2, Scope(), None, is_kept=False))
-    assert b"from-the-environment" not in data
-    assert b"from-a-file" not in data
-    made = unpacked(data).config.brokers
-    assert made["old"].password.get() == "from-the-environment"  # type: ignore[union-attr]
-    os.environ["PARTS_PASSWORD"] = "another"  # a secret is read anew each time that it is asked for
-    assert made["old"].password.get() == "another"  # type: ignore[union-attr]
-    assert made["new"].plain_properties()["sasl.password"] == "from-a-file"  # type: ignore[union-attr]
+def part_of(*lanes: int) -> Part:
+    return Part("forward", list(lanes), 2, Scope(), None, is_kept=True)
 
 
-async def test_a_child_needs_no_configuration_file(config: Config) -> None:
-    part = Part(config, "forward", [1], 2, Scope(), None, is_kept=False)
-    Path("crossfade.yaml").unlink()
-    Path("password").unlink()  # it reads this one itself, when it connects
-    with pytest.raises(CrossfadeError, match="cannot read password: No such file"):
-        await verify_parts._audit_there(part, [verify_parts._Told(), verify_parts._Told()], 1)
+def ignored(_: object) -> None: ...
 
 
-class Child:
-    """A process that has said these things."""
+@pytest.mark.usefixtures("opened")
+async def test_a_worker_audits_part_after_part_with_what_the_parent_has_read(config: Config) -> None:
+    with Workers(config, 1) as workers:
+        Path("crossfade.yaml").write_text(CONFIG.replace("messages.v1", "messages.v2"))
+        first, second = [await workers.audit(part_of(1), ignored) for _ in range(2)]
+        assert first.source == second.source == "messages.v1"
+        pid = int(first.target)
+        assert pid == int(second.target) != os.getpid()
+        assert len(workers) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.usefixtures("opened")
+async def test_what_a_worker_raises_is_raised_here_and_it_goes_on(config: Config) -> None:
+    with Workers(config, 1) as workers:
+        with pytest.raises(UsageError, match="lane 13") as raised:
+            await workers.audit(part_of(13), ignored)
+        assert raised.value.hint == "leave it out"
+        assert (await workers.audit(part_of(1), ignored)).source == "messages.v1"
+
+
+@pytest.mark.usefixtures("opened")
+async def test_a_worker_that_dies_is_told_and_not_used_again(config: Config) -> None:
+    with Workers(config, 2) as workers:
+        with pytest.raises(CrossfadeError, match="ended early"):
+            await workers.audit(part_of(66), ignored)
+        assert len(workers) == 1
+        assert (await workers.audit(part_of(1), ignored)).source == "messages.v1"
+
+
+async def test_a_worker_whose_audit_is_given_up_is_killed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def open_route(*_: object, **__: object) -> AsyncIterator[None]:
+        yield None
+
+    async def audit_opened(*args: object) -> AuditReport:
+        tell = args[4]
+        tell(Progress(os.getpid(), 0, 0, 0.0, 0.0, 0.0, dict))  # type: ignore[operator]
+        await asyncio.sleep(600)
+        raise AssertionError
+
+    monkeypatch.setattr(wiring, "open_route", open_route)
+    monkeypatch.setattr(verify_run, "audit_opened", audit_opened)
+    pids: asyncio.Queue[int] = asyncio.Queue()
+    with Workers(config, 1) as workers:
+        audit = asyncio.ensure_future(workers.audit(part_of(1), lambda told: pids.put_nowait(told.records)))
+        pid = await pids.get()
+        audit.cancel()
+        await asyncio.gather(audit, return_exceptions=True)
+        assert not len(workers)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_workers_end_with_their_parent(config: Config) -> None:
+    """Also where it is killed: then nobody tells them."""
+    here, there = os.pipe()
+    parent = os.fork()
+    if not parent:
+        with Workers(config, 2) as workers:
+            os.write(there, " ".join(str(worker.pid) for worker in workers._idle).encode())
+            os.close(there)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(there)
+    with os.fdopen(here) as pids:
+        workers_then = [int(pid) for pid in pids.read().split()]
+    os.waitpid(parent, 0)
+    assert len(workers_then) == 2
+    assert wait_until(lambda: not any(identify(pid) for pid in workers_then), 30)
+
+
+class Answers:
+    """What `asyncio.open_connection` gives for a worker that has said these things."""
 
     def __init__(self, *messages: tuple[str, object]) -> None:
         pipe = io.BytesIO()
         for kind, body in messages:
             verify_parts._send(pipe, kind, body)
-        self.stdout = asyncio.StreamReader()
-        self.stdout.feed_data(pipe.getvalue())
-        self.stdout.feed_eof()
-        self.stdin = self
+        self.reader = asyncio.StreamReader()
+        self.reader.feed_data(pipe.getvalue())
+        self.reader.feed_eof()
+        self.have_ended = asyncio.Event()
 
-    def write(self, data: bytes) -> None:
-        assert unpacked(data).lanes == [1]
+    async def open(self, sock: socket.socket) -> tuple[asyncio.StreamReader, Answers]:
+        sock.close()
+        return self.reader, self
 
-    def close(self) -> None: ...
+    def write(self, data: bytes) -> None: ...
 
-    def kill(self) -> None: ...
-
-    async def wait(self) -> None: ...
+    def close(self) -> None:
+        self.have_ended.set()
 
 
 async def test_what_a_part_told_of_its_lanes_is_kept_until_it_tells_more(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = verify_parts._Told
-    child = Child(
+    answers = Answers(
         ("progress", told(records=5, lanes={"1": {"matched": 5}})),
         ("progress", told(records=9)),
-        ("report", AuditReport("a", "b", {})),
+        ("report", AuditReport("a", "b", {}, state={"version": 1, "lanes": {}})),
     )
+    heard: list[dict[str, object]] = []
 
-    async def start(*_: object, **__: object) -> Child:
-        return child
+    async def audit_opened(*args: object) -> AuditReport:
+        await answers.have_ended.wait()
+        args[4](Progress(1, 1, 0, 0.0, 0.0, 0.0, lambda: {"version": 1, "lanes": {"0": {}}}))  # type: ignore[operator]
+        return AuditReport("a", "b", {}, state={"version": 1, "lanes": {}})
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
-    heard = [told(), told()]
-    await verify_parts._audit_there(Part(config, "forward", [1], 2, Scope(), None, is_kept=True), heard, 1)
-    assert (heard[1].records, heard[1].lanes) == (9, {"1": {"matched": 5}})
+    monkeypatch.setattr(verify_run, "audit_opened", audit_opened)
+    with Workers(config, 1) as workers:
+        monkeypatch.setattr(asyncio, "open_connection", answers.open)
+        tell = lambda now: heard.append({"records": now.records, **now.state()})  # noqa: E731
+        await audit_in_parts(None, [0], [part_of(1)], workers, Scope(), None, tell)  # type: ignore[arg-type]
+    assert heard == [{"records": 10, "version": 1, "lanes": {"0": {}, "1": {"matched": 5}}}]

@@ -28,7 +28,7 @@ _OPEN_FILES = 65_536
 def keep_freed_memory(arenas: int = _ARENAS) -> None:
     """Reuse freed memory instead of giving it back. Call it before threads start: arenas are made for them.
 
-    `arenas`: 1 lets no thread keep a peak of its own, for several processes side by side.
+    `arenas`: threads share so many; with more of them they wait less for each other, and keep more peaks.
     """
     # glibc alone has it; elsewhere the allocator stays as it is.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

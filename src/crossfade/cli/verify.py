@@ -6,6 +6,7 @@ Hides which of the ways to audit was asked for. Nothing is claimed and nothing i
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 from .output import output_of
 from .routes import OneRoute, chosen_routes
 from .runtime import keep_freed_memory
+from .verify_parts import Workers
 from .verify_repair import Repair, check_choice, repair_routes
 from .verify_run import audit_route
 from .verify_scope import Scope, Store, parse_limit
@@ -21,6 +23,9 @@ from .verify_watch import watch_routes
 from .verify_words import NO_VERDICT, exit_code_of, text_of
 
 verify_app = typer.Typer()
+
+#: this thread, those of the Kafka client and the one that takes records from it; with fewer they wait for each other
+_ARENAS = 4
 
 
 @verify_app.command()
@@ -44,7 +49,9 @@ def verify(
     ] = None,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Share the lanes among so many processes; default: the cores, for a large audit."),
+        typer.Option(
+            min=1, max=256, help="Share the lanes among so many processes; default: the cores, for a large audit."
+        ),
     ] = None,
     complete: Annotated[
         bool,
@@ -95,7 +102,7 @@ def verify(
       crossfade verify forward --repair list
       crossfade verify --watch 10 --metrics-port 9188
     """
-    keep_freed_memory(arenas=1)
+    keep_freed_memory(_ARENAS)
     output = output_of(context)
     config = output.config()
     names = chosen_routes(config, None if route is None else [route])
@@ -103,14 +110,27 @@ def verify(
     scope = Scope(lanes, parse_limit("--from", since), parse_limit("--to", until), settled)
     if repair is not None:
         check_choice(resume)
-        code = asyncio.run(repair_routes(config, output, names, scope, repair, yes=yes))
-        raise typer.Exit(code)
-    if watch is not None:
-        code = asyncio.run(
-            watch_routes(config, output, names, scope, store, every_s=watch, port=metrics_port, processes=processes)
-        )
-        raise typer.Exit(code)
-    reports = {name: asyncio.run(audit_route(config, output, name, scope, store, processes)) for name in names}
+    shares = processes is not None
+    with Workers(config, (processes or os.cpu_count() or 1) - 1) as workers:
+        if repair is not None:
+            code = asyncio.run(repair_routes(config, output, names, scope, repair, workers, yes=yes))
+            raise typer.Exit(code)
+        if watch is not None:
+            watching = watch_routes(
+                config,
+                output,
+                names,
+                scope,
+                store,
+                every_s=watch,
+                port=metrics_port,
+                workers=workers,
+                shares=shares,
+            )
+            raise typer.Exit(asyncio.run(watching))
+        reports = {
+            name: asyncio.run(audit_route(config, output, name, scope, store, workers, shares=shares)) for name in names
+        }
     body = {
         "ok": all(report.ok for report in reports.values()),
         "complete": all(report.is_complete for report in reports.values()),

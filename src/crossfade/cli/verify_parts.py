@@ -1,28 +1,30 @@
 """An audit whose lanes are shared by several processes: Python compares on one core each.
 
-Hides the children: each gets on stdin its lanes and the configuration that its parent has read (the file may be another
-by now), opens the brokers itself and sends its progress and its report back on stdout. Whatever ends this process or
-one of them ends all. Lanes are independent, so reports are simply put together. `main` is a child. Called by
-`verify_run`.
+Hides the workers. They are forked before this process has any thread, so that they have every module and the
+configuration that was read (the file may be another by now), and begin at once. Each opens the brokers itself and sends
+its progress and its report back over a socket. Whatever ends this process ends all; a worker whose audit did not come
+to its end is killed, and the next audit has one less. Lanes are independent, so reports are simply put together. `main`
+is a worker. Called by `verify`, `verify_run`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import pickle
 import signal
+import socket
 import struct
-import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self
 
 from ..errors import CrossfadeError, first_of
-from .runtime import keep_freed_memory
 from .verify_scope import SAVE_EVERY_S, Scope
 
 if TYPE_CHECKING:
@@ -32,17 +34,12 @@ if TYPE_CHECKING:
     from ..wiring import OpenRoute
 
 _LENGTH = struct.Struct(">Q")
-#: what stands for `os.environ` in a packed part
-_ENVIRON = "environ"
-#: not `-m`: what a module that runs as `__main__` pickles, nobody else can read
-_CHILD = f"from {__name__} import main; main()"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one child audits."""
+    """What one worker audits."""
 
-    config: Config
     route: str
     lanes: list[int]
     #: how many processes there are
@@ -62,15 +59,102 @@ class _Told:
     lanes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """A forked process, and this end of its socket."""
+
+    pid: int
+    socket: socket.socket
+
+
+class Workers:
+    """Processes beside this one that audit what they are given, one part at a time. Use it in a `with` statement, from
+    before anything starts a thread."""
+
+    def __init__(self, config: Config, count: int) -> None:
+        self._config = config
+        self._count = count
+        self._idle: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        _load(self._config)
+        for _ in range(self._count):
+            self._fork()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._idle:
+            _end(self._idle.pop())
+
+    def __len__(self) -> int:
+        """How many have nothing to do."""
+        return len(self._idle)
+
+    def _fork(self) -> None:
+        here, there = socket.socketpair()
+        with there:
+            pid = os.fork()
+            if not pid:
+                for other in [here, *(worker.socket for worker in self._idle)]:
+                    other.close()  # a worker notices the end of this process by the end of its socket
+                main(self._config, there)
+            self._idle.append(_Worker(pid, here))
+
+    async def audit(self, part: Part, hear: Callable[[_Told], None]) -> AuditReport:
+        """Have a part audited. Raises what the audit raises; IndexError where all have something to do."""
+        worker = self._idle.pop()
+        has_answered = False
+        try:
+            reader, writer = await asyncio.open_connection(sock=worker.socket.dup())
+            try:
+                writer.write(_packed(part))
+                while True:
+                    kind, body = await _receive(reader)
+                    has_answered = kind != "progress"
+                    if kind == "report":
+                        report: AuditReport = body
+                        return report
+                    if has_answered:
+                        raise body
+                    hear(body)
+            finally:
+                writer.close()
+        finally:
+            if has_answered:
+                self._idle.append(worker)
+            else:
+                _end(worker)
+
+
+def _load(config: Config) -> None:
+    """Import what an audit needs, once for all workers."""
+    from .. import wiring
+    from ..verify import audit, by_key, extent, one_way  # noqa: F401
+
+    wiring.load_adapters(config)
+
+
+def _end(worker: _Worker) -> None:
+    """An idle worker has nothing to lose, and one that is busy has nobody to tell."""
+    worker.socket.close()
+    with suppress(ProcessLookupError):
+        os.kill(worker.pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(worker.pid, 0)
+
+
 async def audit_in_parts(
     opened: OpenRoute,
     mine: list[int],
     others: Sequence[Part],
+    workers: Workers,
     scope: Scope,
     state: Any,
     tell: Callable[[Progress], None],
 ) -> AuditReport:
-    """Audit the lanes `mine` here and each of `others` in a process of its own. Raises what any of them raises."""
+    """Audit the lanes `mine` here and each of `others` by a worker. Raises what any of them raises."""
     from .verify_run import audit_opened
 
     told = [_Told() for _ in range(1 + len(others))]
@@ -91,65 +175,16 @@ async def audit_in_parts(
         differences = sum(one.differences for one in told)
         tell(Progress(records, total, differences, time.monotonic() - started_s, rate, eta_s, state_of_all))
 
+    def hear(at: int, now: _Told) -> None:
+        told[at] = now if now.lanes else replace(now, lanes=told[at].lanes)  # it tells its lanes now and then only
+
     try:
         async with asyncio.TaskGroup() as group:
+            there = [group.create_task(workers.audit(part, partial(hear, at))) for at, part in enumerate(others, 1)]
             here = group.create_task(audit_opened(opened, mine, scope, state, tell_all, len(told)))
-            there = [group.create_task(_audit_there(part, told, at + 1)) for at, part in enumerate(others)]
     except BaseExceptionGroup as errors:
         raise first_of(errors) from None
     return _together([here.result(), *(task.result() for task in there)], time.monotonic() - started_s)
-
-
-async def _audit_there(part: Part, told: list[_Told], at: int) -> AuditReport:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CHILD, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        if child.stdin is None or child.stdout is None:
-            raise CrossfadeError("a part of the audit has no pipes")
-        child.stdin.write(packed(part))
-        child.stdin.close()
-        while True:
-            kind, body = await _receive(child.stdout)
-            if kind == "progress":
-                # it tells its lanes now and then only
-                told[at] = body if body.lanes else replace(body, lanes=told[at].lanes)
-            elif kind == "report":
-                report: AuditReport = body
-                return report
-            else:
-                raise body
-    finally:
-        with suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-
-
-class _Packer(pickle.Pickler):
-    """Names the environment instead of copying it: a child has the same, and `${env:NAME}` refers to it."""
-
-    def persistent_id(self, value: Any) -> str | None:
-        return _ENVIRON if value is os.environ else None
-
-
-class _Unpacker(pickle.Unpickler):
-    def persistent_load(self, name: str) -> Any:
-        if name != _ENVIRON:
-            raise pickle.UnpicklingError(f"{name} is nothing that a part refers to")
-        return os.environ
-
-
-def packed(part: Part) -> bytes:
-    """For the pipe to a child alone: a configuration may hold passwords."""
-    to = io.BytesIO()
-    _Packer(to).dump(part)
-    return to.getvalue()
-
-
-def unpacked(data: bytes) -> Part:
-    """What `packed` made."""
-    part: Part = _Unpacker(io.BytesIO(data)).load()
-    return part
 
 
 async def _receive(pipe: asyncio.StreamReader) -> tuple[str, Any]:
@@ -157,7 +192,7 @@ async def _receive(pipe: asyncio.StreamReader) -> tuple[str, Any]:
         (size,) = _LENGTH.unpack(await pipe.readexactly(_LENGTH.size))
         kind, body = pickle.loads(await pipe.readexactly(size))
         return kind, body
-    except asyncio.IncompleteReadError:
+    except (asyncio.IncompleteReadError, ConnectionError):
         raise CrossfadeError(
             "a process that audits a part of the lanes ended early", hint="run it again with --processes 1"
         ) from None
@@ -179,34 +214,46 @@ def _together(reports: Sequence[AuditReport], seconds: float) -> AuditReport:
     return first
 
 
-# ---------------------------------------------------------------------------------------------------------- a child
+# --------------------------------------------------------------------------------------------------------- a worker
 
 
-def main() -> None:
-    """Audit the part that stands on stdin, and send what becomes of it."""
-    from ..telemetry import setup_logging
+def main(config: Config, there: socket.socket) -> NoReturn:
+    """Audit what comes over the socket, part by part, and send what becomes of each; never returns."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, 0)
+        os.dup2(nowhere, 1)  # only the parent has something to print
+        with there.makefile("rb") as wishes, there.makefile("wb") as answers:
+            while length := wishes.read(_LENGTH.size):
+                part: Part = pickle.loads(wishes.read(*_LENGTH.unpack(length)))
+                try:
+                    answer: tuple[str, Any] = ("report", asyncio.run(audit_part(config, part, answers)))
+                except BrokenPipeError:
+                    break  # the parent is gone
+                except Exception as error:  # noqa: BLE001 - it is raised where somebody can tell it
+                    answer = ("error", error)
+                _send(answers, *answer)
+    except (ConnectionError, KeyboardInterrupt):
+        pass  # the parent is gone, or Ctrl-C came before it was ignored
+    except BaseException:  # noqa: BLE001 - the stack above is the parent's work, and this must not return into it
+        traceback.print_exc()
+    finally:
+        os._exit(0)
 
-    keep_freed_memory(arenas=1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
-    with os.fdopen(os.dup(1), "wb") as pipe:
-        os.dup2(2, 1)  # nothing else may come between the messages
-        setup_logging(json=False, level="warning")
-        try:
-            part = unpacked(sys.stdin.buffer.read())
-            _send(pipe, "report", asyncio.run(audit_part(part, pipe)))
-        except BrokenPipeError:
-            return  # the parent is gone
-        except Exception as error:  # noqa: BLE001 - it is raised where somebody can tell it
-            _send(pipe, "error", error)
+
+def _packed(message: Any) -> bytes:
+    body = pickle.dumps(message)
+    return _LENGTH.pack(len(body)) + body
 
 
 def _send(pipe: BinaryIO, kind: str, body: Any) -> None:
-    packed = pickle.dumps((kind, body))
-    pipe.write(_LENGTH.pack(len(packed)) + packed)
+    pipe.write(_packed((kind, body)))
     pipe.flush()
 
 
-async def audit_part(part: Part, pipe: BinaryIO) -> AuditReport:
+async def audit_part(config: Config, part: Part, pipe: BinaryIO) -> AuditReport:
     """Audit a part in this process, and send its progress. Raises UsageError, Unreachable, AccessRefused."""
     from .. import wiring
     from .verify_run import audit_opened
@@ -220,5 +267,5 @@ async def audit_part(part: Part, pipe: BinaryIO) -> AuditReport:
             kept_s, told.lanes = time.monotonic(), now.state()["lanes"]
         _send(pipe, "progress", told)
 
-    async with wiring.open_route(part.config, part.route, instance="verify", copies=False) as opened:
+    async with wiring.open_route(config, part.route, instance="verify", copies=False) as opened:
         return await audit_opened(opened, part.lanes, part.scope, part.state, tell, part.parts)

@@ -18,6 +18,7 @@ import typer
 from ..errors import RefusedByRail, UsageError
 from .output import Column, Output
 from .relay_alive import refuse_running
+from .verify_parts import Workers
 from .verify_run import audit_route
 from .verify_scope import Scope, Store
 from .verify_words import exit_code_of, text_of
@@ -50,7 +51,7 @@ class Repair(StrEnum):
 
 
 async def repair_routes(
-    config: Config, output: Output, names: Sequence[str], scope: Scope, ask: Repair, *, yes: bool
+    config: Config, output: Output, names: Sequence[str], scope: Scope, ask: Repair, workers: Workers, *, yes: bool
 ) -> int:
     """List the remedies of these routes, or carry them out. Returns the exit code.
 
@@ -64,7 +65,7 @@ async def repair_routes(
     for name in names if ask is Repair.APPLY else ():
         await _refuse(config, name)
     scope = replace(scope, keep={"named_max": NAMED_MAX, "keeps_rows": True})
-    reports = {name: await audit_route(config, output, name, scope, Store(None)) for name in names}
+    reports = {name: await audit_route(config, output, name, scope, Store(None), workers) for name in names}
     plans = {name: await _plan(config, name, report) for name, report in reports.items()}
     rows = [row for name, plan in plans.items() for row in _rows(name, plan)]
     count = sum(len(plan.removable) for plan in plans.values())
@@ -80,7 +81,8 @@ async def repair_routes(
     for name, plan in plans.items():
         outcomes = await _carry_out(config, name, plan)
         rows = [_with_outcome(row, name, outcomes) for row in rows]
-    after = {name: await audit_route(config, output, name, replace(scope, keep=None), Store(None)) for name in names}
+    again = replace(scope, keep=None)
+    after = {name: await audit_route(config, output, name, again, Store(None), workers) for name in names}
     _show(output, rows, plans, after)
     return exit_code_of(list(after.values()))
 

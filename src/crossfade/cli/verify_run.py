@@ -6,13 +6,13 @@ others (`verify_parts`). Called by the `verify` commands.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .output import Output
+from .verify_parts import Part, Workers, audit_in_parts
 from .verify_scope import Scope, Store, parse_lanes
 
 if TYPE_CHECKING:
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from ..verify.report import AuditReport
     from ..wiring import OpenRoute
 
-#: another process costs half a second and 60 MiB: it must have this many records to compare
+#: another process costs connections and 60 MiB: it must have this many records to compare
 PART_RECORDS_MIN = 250_000
 
 
 async def audit_route(
-    config: Config, output: Output, name: str, scope: Scope, store: Store, processes: int | None = None
+    config: Config, output: Output, name: str, scope: Scope, store: Store, workers: Workers, *, shares: bool = False
 ) -> AuditReport:
-    """Audit a route as `scope` says, going on from the store's state; `processes` None = as many as are worth it.
+    """Audit a route as `scope` says, going on from the store's state, beside as many workers as are worth it.
+
+    `shares`: all of them, however little there is to compare.
 
     A state that cannot be kept ends no audit: see `Store.failure`. Raises UsageError, Unreachable, AccessRefused.
     """
@@ -59,14 +61,12 @@ async def audit_route(
 
             if by_key:  # no lane is without lanes of the other side
                 return await audit_opened(opened, lanes, scope, None, tell)
-            parts = share_out(lanes, await _worth(opened, lanes, processes))
+            parts = share_out(lanes, await _worth(opened, lanes, workers, shares=shares))
             if len(parts) == 1:
                 report = await audit_opened(opened, lanes, scope, state, tell)
             else:
-                from .verify_parts import Part, audit_in_parts
-
-                others = [Part(config, name, part, len(parts), scope, state, store.is_kept) for part in parts[1:]]
-                report = await audit_in_parts(opened, parts[0], others, scope, state, tell)
+                others = [Part(name, part, len(parts), scope, state, store.is_kept) for part in parts[1:]]
+                report = await audit_in_parts(opened, parts[0], others, workers, scope, state, tell)
         store.save(opened.route.id, report.state)
         if scope.lanes is None:
             await _add_unpaired(opened, scope, report)
@@ -149,13 +149,13 @@ async def _starts(opened: OpenRoute) -> dict[int, Start]:
     return dict.fromkeys(range(opened.source.lanes), opened.start) | await opened.board.beginnings()
 
 
-async def _worth(opened: OpenRoute, lanes: Sequence[int], processes: int | None) -> int:
-    """How many processes to use."""
-    if processes is not None:
-        return max(1, processes)
+async def _worth(opened: OpenRoute, lanes: Sequence[int], workers: Workers, *, shares: bool) -> int:
+    """How many processes to use, this one included."""
+    if shares or not workers:
+        return 1 + len(workers)
     bounds = await opened.source.bounds(lanes)
     records = sum(bound.length for bound in bounds.values())
-    return max(1, min(os.cpu_count() or 1, records // PART_RECORDS_MIN))
+    return max(1, min(1 + len(workers), records // PART_RECORDS_MIN))
 
 
 def share_out(lanes: Sequence[int], processes: int) -> list[list[int]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CrossfadeError, UsageError
 from ..serving import NOT_FOUND, OK, UNAVAILABLE, HttpServer
 from .output import Output
+from .verify_parts import Workers
 from .verify_run import audit_route
 from .verify_scope import Scope, Store
 from .verify_words import DIFFERENT, KINDS, NO_VERDICT, exit_code_of, named_lines, verdict_of
@@ -95,7 +96,8 @@ async def watch_routes(
     *,
     every_s: float,
     port: int,
-    processes: int | None,
+    workers: Workers,
+    shares: bool,
 ) -> int:
     """Audit in rounds until SIGINT or SIGTERM. Returns the exit code: 3 if anything ever differed, 1 without report.
 
@@ -118,7 +120,7 @@ async def watch_routes(
         while not stop.is_set():
             began_s = time.monotonic()
             for one in watched:
-                if not await _unless_stopped(stop, _round(config, output, one, scope, processes)):
+                if not await _unless_stopped(stop, _round(config, output, one, scope, workers, shares=shares)):
                     break
                 output.document(one.row(time.time()), _text(one), live=True)
                 if store.failure is not None:
@@ -149,11 +151,11 @@ async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, None]) 
         await asyncio.gather(doing, stopping, return_exceptions=True)
 
 
-async def _round(config: Config, output: Output, one: Watched, scope: Scope, processes: int | None) -> None:
+async def _round(config: Config, output: Output, one: Watched, scope: Scope, workers: Workers, *, shares: bool) -> None:
     """One audit, from where the last ended."""
     began_s = time.time()
     try:
-        report = await audit_route(config, output, one.name, scope, one.store, processes)
+        report = await audit_route(config, output, one.name, scope, one.store, workers, shares=shares)
     except UsageError:
         raise
     except CrossfadeError as error:  # a broker does not answer, or a process that audits a part of the lanes has ended

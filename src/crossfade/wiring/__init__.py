@@ -8,7 +8,7 @@ as `wiring.open_route(..)`; its modules import each other one way: `settings` <-
 from __future__ import annotations
 
 from .inspectors import open_inspectors
-from .opening import OpenRoute, fit_lanes, open_board, open_route, remover_of
+from .opening import OpenRoute, fit_lanes, load_adapters, open_board, open_route, remover_of
 from .rights import Rights, least_rights
 from .settings import route_settings, unknown_route
 from .split import Split, open_split
@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "fit_lanes",
     "least_rights",
+    "load_adapters",
     "open_board",
     "open_inspectors",
     "open_route",

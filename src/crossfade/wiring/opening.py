@@ -111,6 +111,17 @@ async def open_route(
         )
 
 
+def load_adapters(config: Config) -> None:
+    """Import what the configured brokers need, for a process that is about to fork."""
+    kinds = {type(broker) for broker in config.brokers.values()}
+    if RedisBroker in kinds:
+        from ..brokers.redis import board as redis_board  # noqa: F401
+        from ..brokers.redis import log as redis_log  # noqa: F401
+    if KafkaBroker in kinds:
+        from ..brokers.kafka import board as kafka_board  # noqa: F401
+        from ..brokers.kafka import log as kafka_log  # noqa: F401
+
+
 @asynccontextmanager
 async def open_board(config: Config, name: str) -> AsyncIterator[RouteBoard]:
     """The board of one route alone: what status, pause, resume and rate need."""
