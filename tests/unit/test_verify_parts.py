@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -106,28 +107,74 @@ async def test_a_worker_that_dies_is_told_and_not_used_again(config: Config) -> 
         assert (await workers.audit(part_of(1), ignored)).source == "messages.v1"
 
 
-async def test_a_worker_whose_audit_is_given_up_is_killed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("heeds", [True, False])
+async def test_a_worker_whose_audit_is_given_up_is_free_again_or_killed(
+    heeds: bool, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     @asynccontextmanager
     async def open_route(*_: object, **__: object) -> AsyncIterator[None]:
         yield None
 
     async def audit_opened(*args: object) -> AuditReport:
+        if args[1] == [2]:
+            return AuditReport("second", "", {})
         tell = args[4]
         tell(Progress(os.getpid(), 0, 0, 0.0, 0.0, 0.0, dict))  # type: ignore[operator]
-        await asyncio.sleep(600)
+        if heeds:
+            await asyncio.sleep(600)
+        time.sleep(600)  # noqa: ASYNC251 - deaf on purpose
         raise AssertionError
 
     monkeypatch.setattr(wiring, "open_route", open_route)
     monkeypatch.setattr(verify_run, "audit_opened", audit_opened)
+    monkeypatch.setattr(verify_parts, "_GIVE_UP_S", 60.0 if heeds else 0.2)
     pids: asyncio.Queue[int] = asyncio.Queue()
     with Workers(config, 1) as workers:
         audit = asyncio.ensure_future(workers.audit(part_of(1), lambda told: pids.put_nowait(told.records)))
         pid = await pids.get()
         audit.cancel()
         await asyncio.gather(audit, return_exceptions=True)
-        assert not len(workers)
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+        assert audit.cancelled()
+        assert len(workers) == heeds
+        if heeds:
+            assert (await workers.audit(part_of(2), ignored)).source == "second"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+class Unsendable(Exception):
+    """Made with what pickling does not keep."""
+
+    def __init__(self, *, needed: str) -> None:
+        super().__init__(f"needs {needed}")
+
+
+async def test_an_error_that_cannot_travel_is_told_in_words(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def open_route(*_: object, **__: object) -> AsyncIterator[None]:
+        raise Unsendable(needed="a word")
+        yield
+
+    monkeypatch.setattr(wiring, "open_route", open_route)
+    with Workers(config, 1) as workers:
+        with pytest.raises(CrossfadeError, match="unexpected Unsendable: needs a word"):
+            await workers.audit(part_of(1), ignored)
+        assert len(workers) == 1
+
+
+def test_fewer_workers_than_asked_for_are_enough(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, left = os.fork, [1]
+
+    def limited() -> int:
+        if not left:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        left.pop()
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    with Workers(config, 4) as workers:
+        assert len(workers) == 1
+        assert isinstance(workers.shortage, BlockingIOError)
 
 
 def test_workers_end_with_their_parent(config: Config) -> None:
@@ -158,9 +205,12 @@ class Answers:
         self.reader.feed_data(pipe.getvalue())
         self.reader.feed_eof()
         self.have_ended = asyncio.Event()
+        self.is_slow = False
 
     async def open(self, sock: socket.socket) -> tuple[asyncio.StreamReader, Answers]:
         sock.close()
+        if self.is_slow:
+            await asyncio.sleep(0.1)
         return self.reader, self
 
     def write(self, data: bytes) -> None: ...
@@ -169,9 +219,11 @@ class Answers:
         self.have_ended.set()
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
 async def test_what_a_part_told_of_its_lanes_is_kept_until_it_tells_more(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    is_slow: bool, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`is_slow`: also where it goes on after the lanes here are done."""
     told = verify_parts._Told
     answers = Answers(
         ("progress", told(records=5, lanes={"1": {"matched": 5}})),
@@ -181,13 +233,17 @@ async def test_what_a_part_told_of_its_lanes_is_kept_until_it_tells_more(
     heard: list[dict[str, object]] = []
 
     async def audit_opened(*args: object) -> AuditReport:
+        if answers.is_slow:
+            return AuditReport("a", "b", {}, state={"version": 1, "lanes": {"0": {}}})
         await answers.have_ended.wait()
         args[4](Progress(1, 1, 0, 0.0, 0.0, 0.0, lambda: {"version": 1, "lanes": {"0": {}}}))  # type: ignore[operator]
-        return AuditReport("a", "b", {}, state={"version": 1, "lanes": {}})
+        return AuditReport("a", "b", {}, state={"version": 1, "lanes": {"0": {}}})
 
+    answers.is_slow = is_slow
     monkeypatch.setattr(verify_run, "audit_opened", audit_opened)
     with Workers(config, 1) as workers:
         monkeypatch.setattr(asyncio, "open_connection", answers.open)
         tell = lambda now: heard.append({"records": now.records, **now.state()})  # noqa: E731
         await audit_in_parts(None, [0], [part_of(1)], workers, Scope(), None, tell)  # type: ignore[arg-type]
-    assert heard == [{"records": 10, "version": 1, "lanes": {"0": {}, "1": {"matched": 5}}}]
+    kept = {"version": 1, "lanes": {"0": {}, "1": {"matched": 5}}}
+    assert heard[-1] == {"records": 9, **kept} if is_slow else heard[-1] == {"records": 10, **kept}

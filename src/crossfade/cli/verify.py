@@ -24,6 +24,9 @@ from .verify_words import NO_VERDICT, exit_code_of, text_of
 
 verify_app = typer.Typer()
 
+#: more are worth it only where brokers have as many cores to spare; --processes may ask for them
+_PROCESSES_MAX = 16
+
 #: this thread, those of the Kafka client and the one that takes records from it; with fewer they wait for each other
 _ARENAS = 4
 
@@ -111,7 +114,9 @@ def verify(
     if repair is not None:
         check_choice(resume)
     shares = processes is not None
-    with Workers(config, (processes or os.cpu_count() or 1) - 1) as workers:
+    with Workers(config, (processes or _processes()) - 1) as workers:
+        if workers.shortage is not None and shares:
+            output.note(f"{1 + len(workers)} of {processes} processes: {workers.shortage.strerror}")
         if repair is not None:
             code = asyncio.run(repair_routes(config, output, names, scope, repair, workers, yes=yes))
             raise typer.Exit(code)
@@ -144,3 +149,10 @@ def verify(
         code = NO_VERDICT
     if code:
         raise typer.Exit(code)
+
+
+def _processes() -> int:
+    """How many processes at most, where nobody says it: one on each core that this one may use."""
+    return min(
+        _PROCESSES_MAX, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )

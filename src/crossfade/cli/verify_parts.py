@@ -2,9 +2,9 @@
 
 Hides the workers. They are forked before this process has any thread, so that they have every module and the
 configuration that was read (the file may be another by now), and begin at once. Each opens the brokers itself and sends
-its progress and its report back over a socket. Whatever ends this process ends all; a worker whose audit did not come
-to its end is killed, and the next audit has one less. Lanes are independent, so reports are simply put together. `main`
-is a worker. Called by `verify`, `verify_run`.
+its progress and its report back over a socket. Whatever ends this process ends all. A worker whose audit is given up is
+told so by a signal, and killed where it does not heed it: then the next audit has one less. Lanes are independent, so
+reports are simply put together. `main` is a worker. Called by `verify`, `verify_run`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     from ..wiring import OpenRoute
 
 _LENGTH = struct.Struct(">Q")
+#: tells a worker to give up what it audits, and how long it has for that
+_GIVE_UP = signal.SIGUSR1
+_GIVE_UP_S = 2.0
+
+
+class _ParentGone(Exception):
+    """Nobody reads what a worker sends."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,16 @@ class Workers:
         self._config = config
         self._count = count
         self._idle: list[_Worker] = []
+        #: why there are fewer than was asked for
+        self.shortage: OSError | None = None
 
     def __enter__(self) -> Self:
         _load(self._config)
-        for _ in range(self._count):
-            self._fork()
+        try:
+            for _ in range(self._count):
+                self._fork()
+        except OSError as error:  # a limit of processes or of open files
+            self.shortage = error
         return self
 
     def __exit__(
@@ -95,7 +107,11 @@ class Workers:
     def _fork(self) -> None:
         here, there = socket.socketpair()
         with there:
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError:
+                here.close()
+                raise
             if not pid:
                 for other in [here, *(worker.socket for worker in self._idle)]:
                     other.close()  # a worker notices the end of this process by the end of its socket
@@ -105,27 +121,45 @@ class Workers:
     async def audit(self, part: Part, hear: Callable[[_Told], None]) -> AuditReport:
         """Have a part audited. Raises what the audit raises; IndexError where all have something to do."""
         worker = self._idle.pop()
-        has_answered = False
+        is_busy = True
         try:
             reader, writer = await asyncio.open_connection(sock=worker.socket.dup())
             try:
                 writer.write(_packed(part))
-                while True:
-                    kind, body = await _receive(reader)
-                    has_answered = kind != "progress"
-                    if kind == "report":
-                        report: AuditReport = body
-                        return report
-                    if has_answered:
-                        raise body
-                    hear(body)
+                kind, body = await _answer(reader, hear)
+                is_busy = False
+            except asyncio.CancelledError:
+                os.kill(worker.pid, _GIVE_UP)
+                with suppress(CrossfadeError, TimeoutError):
+                    await asyncio.wait_for(_answer(reader, lambda _: None), _GIVE_UP_S)
+                    is_busy = False
+                raise
             finally:
                 writer.close()
         finally:
-            if has_answered:
-                self._idle.append(worker)
-            else:
+            if is_busy:
                 _end(worker)
+            else:
+                self._idle.append(worker)
+        if kind == "error":
+            raise body
+        report: AuditReport = body
+        return report
+
+
+async def _answer(reader: asyncio.StreamReader, hear: Callable[[_Told], None]) -> tuple[str, Any]:
+    """What becomes of a part, its progress heard. Raises CrossfadeError where the worker ends."""
+    while True:
+        try:
+            (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            kind, body = pickle.loads(await reader.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise CrossfadeError(
+                "a process that audits a part of the lanes ended early", hint="run it again with --processes 1"
+            ) from None
+        if kind != "progress":
+            return kind, body
+        hear(body)
 
 
 def _load(config: Config) -> None:
@@ -157,45 +191,66 @@ async def audit_in_parts(
     """Audit the lanes `mine` here and each of `others` by a worker. Raises what any of them raises."""
     from .verify_run import audit_opened
 
-    told = [_Told() for _ in range(1 + len(others))]
     started_s = time.monotonic()
+    heard = _Heard(1 + len(others), tell)
 
-    def tell_all(now: Progress) -> None:
-        from ..verify.progress import Progress
-
-        told[0] = _Told(now.records, now.records_total, now.differences)
-        records, total = sum(one.records for one in told), sum(one.records_total for one in told)
-        rate = records / max(time.monotonic() - started_s, 1e-9)
-        eta_s = max(0, total - records) / rate if rate else 0.0
-
-        def state_of_all() -> dict[str, Any]:
-            mine_now = now.state()
-            return {**mine_now, "lanes": {k: v for one in told for k, v in one.lanes.items()} | mine_now["lanes"]}
-
-        differences = sum(one.differences for one in told)
-        tell(Progress(records, total, differences, time.monotonic() - started_s, rate, eta_s, state_of_all))
-
-    def hear(at: int, now: _Told) -> None:
-        told[at] = now if now.lanes else replace(now, lanes=told[at].lanes)  # it tells its lanes now and then only
+    async def audit_here() -> AuditReport:
+        report = await audit_opened(opened, mine, scope, state, heard.here, heard.parts)
+        heard.done_here(report)
+        return report
 
     try:
         async with asyncio.TaskGroup() as group:
-            there = [group.create_task(workers.audit(part, partial(hear, at))) for at, part in enumerate(others, 1)]
-            here = group.create_task(audit_opened(opened, mine, scope, state, tell_all, len(told)))
+            there = [group.create_task(workers.audit(part, partial(heard.there, at))) for at, part in enumerate(others)]
+            here = group.create_task(audit_here())
     except BaseExceptionGroup as errors:
         raise first_of(errors) from None
     return _together([here.result(), *(task.result() for task in there)], time.monotonic() - started_s)
 
 
-async def _receive(pipe: asyncio.StreamReader) -> tuple[str, Any]:
-    try:
-        (size,) = _LENGTH.unpack(await pipe.readexactly(_LENGTH.size))
-        kind, body = pickle.loads(await pipe.readexactly(size))
-        return kind, body
-    except (asyncio.IncompleteReadError, ConnectionError):
-        raise CrossfadeError(
-            "a process that audits a part of the lanes ended early", hint="run it again with --processes 1"
-        ) from None
+class _Heard:
+    """How far each part is, told on as the progress of all."""
+
+    def __init__(self, parts: int, tell: Callable[[Progress], None]) -> None:
+        self.parts = parts
+        self._tell = tell
+        self._started_s = time.monotonic()
+        self._here = _Told()
+        self._there = [_Told() for _ in range(parts - 1)]
+        self._lanes_here: Callable[[], dict[str, Any]] = dict
+
+    def here(self, now: Progress) -> None:
+        """Of the lanes that this process audits."""
+        self._here = _Told(now.records, now.records_total, now.differences)
+        self._lanes_here = lambda: now.state()["lanes"]
+        self._tell_all()
+
+    def done_here(self, report: AuditReport) -> None:
+        """The others may go on for long."""
+        total = max(self._here.records_total, report.matched)
+        self._here = _Told(report.matched, total, self._here.differences)
+        self._lanes_here = lambda: report.state.get("lanes", {})
+
+    def there(self, at: int, now: _Told) -> None:
+        """Of the lanes of a worker, which tells their state now and then only."""
+        self._there[at] = now if now.lanes else replace(now, lanes=self._there[at].lanes)
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        from ..verify.audit import STATE_VERSION
+        from ..verify.progress import Progress
+
+        def state() -> dict[str, Any]:
+            lanes = {lane: kept for one in self._there for lane, kept in one.lanes.items()}
+            return {"version": STATE_VERSION, "lanes": lanes | self._lanes_here()}
+
+        told = [self._here, *self._there]
+        records, total = sum(one.records for one in told), sum(one.records_total for one in told)
+        elapsed_s = time.monotonic() - self._started_s
+        rate = records / max(elapsed_s, 1e-9)
+        eta_s = max(0, total - records) / rate if rate else 0.0
+        differences = sum(one.differences for one in told)
+        self._tell(Progress(records, total, differences, elapsed_s, rate, eta_s, state))
 
 
 def _together(reports: Sequence[AuditReport], seconds: float) -> AuditReport:
@@ -222,25 +277,43 @@ def main(config: Config, there: socket.socket) -> NoReturn:
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(_GIVE_UP, signal.SIG_IGN)
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, 0)
         os.dup2(nowhere, 1)  # only the parent has something to print
         with there.makefile("rb") as wishes, there.makefile("wb") as answers:
             while length := wishes.read(_LENGTH.size):
                 part: Part = pickle.loads(wishes.read(*_LENGTH.unpack(length)))
-                try:
-                    answer: tuple[str, Any] = ("report", asyncio.run(audit_part(config, part, answers)))
-                except BrokenPipeError:
-                    break  # the parent is gone
-                except Exception as error:  # noqa: BLE001 - it is raised where somebody can tell it
-                    answer = ("error", error)
-                _send(answers, *answer)
-    except (ConnectionError, KeyboardInterrupt):
+                _send(answers, *_outcome(config, part, answers))
+    except (_ParentGone, ConnectionError, KeyboardInterrupt):
         pass  # the parent is gone, or Ctrl-C came before it was ignored
     except BaseException:  # noqa: BLE001 - the stack above is the parent's work, and this must not return into it
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+def _outcome(config: Config, part: Part, answers: BinaryIO) -> tuple[str, Any]:
+    try:
+        return "report", asyncio.run(_unless_given_up(audit_part(config, part, answers)))
+    except _ParentGone:
+        raise
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is raised where somebody can tell it
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 - whatever it is made of
+            return "error", CrossfadeError(f"unexpected {type(error).__name__}: {error}")
+        return "error", error
+
+
+async def _unless_given_up(audit: Coroutine[Any, Any, AuditReport]) -> AuditReport:
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(audit)
+    loop.add_signal_handler(_GIVE_UP, task.cancel)
+    try:
+        return await task
+    finally:
+        loop.remove_signal_handler(_GIVE_UP)
+        signal.signal(_GIVE_UP, signal.SIG_IGN)  # asyncio leaves the default, which would end the process
 
 
 def _packed(message: Any) -> bytes:
@@ -249,8 +322,11 @@ def _packed(message: Any) -> bytes:
 
 
 def _send(pipe: BinaryIO, kind: str, body: Any) -> None:
-    pipe.write(_packed((kind, body)))
-    pipe.flush()
+    try:
+        pipe.write(_packed((kind, body)))
+        pipe.flush()
+    except BrokenPipeError as error:
+        raise _ParentGone from error
 
 
 async def audit_part(config: Config, part: Part, pipe: BinaryIO) -> AuditReport:

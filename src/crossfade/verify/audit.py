@@ -24,6 +24,8 @@ from .reading import Translates, cut, is_from_earliest
 from .report import AuditReport, Keeping
 from .second_look import second_look
 
+#: of what a later audit goes on from
+STATE_VERSION = 1
 #: one read, over all lanes
 READ_RECORDS_MAX = 8_000
 READ_BYTES_MAX = 8 << 20
@@ -199,4 +201,4 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         """What a later audit needs to go on from here; JSON."""
-        return {"version": 1, "lanes": {str(lane): one.save() for lane, one in self.lanes.items()}}
+        return {"version": STATE_VERSION, "lanes": {str(lane): one.save() for lane, one in self.lanes.items()}}
