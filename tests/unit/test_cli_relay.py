@@ -157,6 +157,13 @@ def test_wait_survives_a_broker_that_is_away(board: FakeBoard, capsys: pytest.Ca
     assert capsys.readouterr().err == "no answer; asking again\n"
 
 
+def test_wait_tells_once_that_lanes_are_paused(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes, board.held = {0, 1}, [heard(copied(0), LaneReport(1, "m:1", "paused", lag_records=7))]
+    assert run(["relay", "wait", "--timeout-s", "0.6"]) == 1
+    told = "forward has paused lanes: `crossfade relay resume forward`\n"
+    assert capsys.readouterr().err == told + "not copied within 0.6 s\n"
+
+
 def test_wait_for_a_broker_that_stays_away_ends_when_time_is_up(board: FakeBoard) -> None:
     board.lanes, board.trouble = {0}, [Unreachable("no answer")]
     assert run(["relay", "wait", "--timeout-s", "0"]) == 5
@@ -351,6 +358,18 @@ def test_a_lane_that_is_resumed_while_its_route_is_paused_stays_so_and_that_is_t
     assert capsys.readouterr().err == ("the whole route is paused, these lanes too: `crossfade relay resume forward`\n")
     assert run(["relay", "resume", "forward"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_resuming_names_the_lanes_that_stay_halted(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes = {0, 1, 2}
+    halted = LaneReport(1, "m:1", "halted", position="5-0", error="SourceTrimmed", reason="7 are gone", hint="restore")
+    board.held = [heard(copied(0), halted, LaneReport(2, "m:2", "halted", error="TargetTorn", reason="torn"))]
+    assert run(["relay", "resume", "forward", "--lane", "0"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["relay", "resume", "forward", "--lane", "1"]) == 0
+    assert capsys.readouterr().err == "m:1 stays halted: 7 are gone\nhint: restore\n"
+    assert run(["relay", "resume", "forward"]) == 0
+    assert capsys.readouterr().err == "m:1 stays halted: 7 are gone\nhint: restore\nm:2 stays halted: torn\n"
 
 
 def test_a_lane_that_is_gone_can_be_resumed(board: FakeBoard) -> None:

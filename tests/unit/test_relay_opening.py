@@ -52,7 +52,7 @@ print(*told)
     ],
     ids=["waits", "ends well", "fails"],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_relay_that_is_opening_its_routes_can_be_stopped(opening: str, number: signal.Signals) -> None:
     script = _SCRIPT.format(open=opening)
     relay = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -63,3 +63,18 @@ def test_a_relay_that_is_opening_its_routes_can_be_stopped(opening: str, number:
     out, err = relay.communicate(timeout=60)
     assert (relay.returncode, out, err) == (0, "stop close\n", "")
     assert time.monotonic() - began_s < 4.0
+
+
+def test_a_relay_that_was_started_with_nohup_outlives_its_terminal() -> None:
+    script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + _SCRIPT.format(
+        open="await asyncio.Event().wait()"
+    )
+    relay = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert relay.stdout is not None
+    assert relay.stdout.readline() == "opening\n"
+    relay.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        relay.wait(1.0)
+    relay.send_signal(signal.SIGTERM)
+    out, err = relay.communicate(timeout=60)
+    assert (relay.returncode, out, err) == (0, "stop close\n", "")

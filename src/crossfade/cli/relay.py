@@ -165,7 +165,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Copy until stopped. SIGTERM and Ctrl-C finish the append under way and end within five seconds.
+    """Copy until stopped. SIGTERM, SIGHUP and Ctrl-C finish the append under way and end within five seconds.
 
     Several processes share the lanes of a route; give each its own --instance.
 
@@ -202,8 +202,9 @@ async def _serve(fleet: Fleet, configured_port: int, port: int | None, ending: E
         ending.doing = "opening the routes"
         opening = asyncio.create_task(fleet.open())
         # Before anything is waited for: the first process of a container that has no handler never gets a SIGTERM.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN or number is not signal.SIGHUP:  # else: nohup
+                asyncio.get_running_loop().add_signal_handler(number, stop)
         await asyncio.gather(opening, return_exceptions=True)
         if is_stopping:  # whatever the opening made of it: nothing runs yet
             return

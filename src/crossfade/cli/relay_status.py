@@ -288,8 +288,9 @@ def wait(
 async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: float, output: Output) -> None:
     since_s = time.time()
     deadline_s = since_s + timeout_s
+    below = _Below(output)
     async with _open_boards(config, names) as boards:
-        async for rows, behind in _repeated(lambda: _heard(boards, since_s), 0.5, deadline_s, _Below(output)):
+        async for rows, behind in _repeated(lambda: _heard(boards, since_s), 0.5, deadline_s, below):
             halted = [row for row in rows if row["state"] == "halted"]
             if halted:
                 output.table(halted, _STATUS)
@@ -299,6 +300,8 @@ async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: f
             if not behind and all(isinstance(lag, int) and lag <= lag_records for lag in lags):
                 output.table(rows, _STATUS)
                 return
+            paused = dict.fromkeys(row["route"] for row in rows if row["state"] == "paused")
+            below.tell("\n".join(f"{name} has paused lanes: `crossfade relay resume {name}`" for name in paused))
             if time.time() > deadline_s:
                 output.table(rows, _STATUS)
                 output.note(f"not copied within {timeout_s:g} s" + ("; no relay reports" if not rows else ""))

@@ -21,7 +21,7 @@ import typer
 from .. import wiring
 from ..config import Config
 from ..errors import RefusedByRail, UsageError
-from ..relay.documents import AcceptedLoss, Desired
+from ..relay.documents import AcceptedLoss, Desired, LaneReport
 from ..relay.losses import OF_THE_SOURCE, still_to_answer
 from .output import Column, Output, output_of
 from .relay_status import latest_of_lanes, ranges
@@ -48,7 +48,8 @@ def resume(
         typer.Option("--accept-loss", help="Why the loss of a halted lane is accepted; see `relay journal`."),
     ] = None,
 ) -> None:
-    """Copy again. A lane halted by its source goes on only with --accept-loss and the reason.
+    """Copy again. A lane halted by its source goes on only with --accept-loss and the reason; other halts name what
+    they wait for.
 
     Example: crossfade relay resume forward --lane 3 --accept-loss "test data, trimmed on purpose"
     """
@@ -60,8 +61,14 @@ def resume(
         chosen_routes(config, [route])
         asyncio.run(_accept(config, route, lanes, accept_loss, output))
     desired = _change(context, route, lambda desired: _pause(desired, lanes, paused=False), lanes)
+    output = output_of(context)
     if lanes and desired.paused:
-        output_of(context).note(f"the whole route is paused, these lanes too: `crossfade relay resume {route}`")
+        output.note(f"the whole route is paused, these lanes too: `crossfade relay resume {route}`")
+    elif accept_loss is None:
+        for lane in asyncio.run(_still_halted(output.config(), route, lanes)):
+            output.note_lines(
+                f"{lane.name} stays halted: {lane.reason}" + (f"\nhint: {lane.hint}" if lane.hint else "")
+            )
 
 
 def rate(
@@ -173,6 +180,17 @@ async def _change_desired(config: Config, route: str, change: Change, lanes: Seq
             change(desired)
 
         return await board.change_desired(checked)
+
+
+async def _still_halted(config: Config, route: str, lanes: Sequence[int] | None) -> list[LaneReport]:
+    """The lanes of these, or of all, that no resuming sets going."""
+    async with wiring.open_board(config, route) as board:
+        latest = latest_of_lanes(await board.reports(), time.time())
+    return [
+        lane
+        for number, (_, lane) in sorted(latest.items())
+        if lane.state == "halted" and (not lanes or number in lanes)
+    ]
 
 
 async def _accept(config: Config, route: str, lanes: list[int], reason: str, output: Output) -> None:
