@@ -130,6 +130,15 @@ def test_output_that_cannot_be_written_is_told(redirection: str, code: int, told
     assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
 
 
+def test_nobody_answers_on_a_closed_input() -> None:
+    code = (
+        "import os, sys; from crossfade.cli import main; "
+        "main._replace_closed_streams(); print(sys.stdin.isatty(), os.open(os.devnull, os.O_RDONLY) > 2)"
+    )
+    done = subprocess.run(["sh", "-c", f'exec {sys.executable} -c "{code}" <&-'], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False True\n", "")
+
+
 def test_a_command_without_data_needs_no_output() -> None:
     code = "import sys; from crossfade.cli.main import main; main(['lab', 'env', 'nothing'])"
     done = subprocess.run(

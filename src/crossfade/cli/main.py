@@ -240,7 +240,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _replace_closed_streams() -> None:
-    """Something in the place of a closed stdout or stderr: else the next file or socket would get its number."""
+    """Something in the place of a closed stream: else the next file or socket would get its number."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - until the process ends
     if sys.stdout is None:
         os.open(os.devnull, os.O_RDONLY)
         sys.stdout = _ClosedOutput()
