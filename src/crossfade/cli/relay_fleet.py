@@ -20,7 +20,7 @@ from ..config import Config
 from ..errors import BrokerError, CrossfadeError, Kind, UsageError
 from ..relay.beginning import start_lanes
 from ..relay.copier import Copier
-from ..relay.documents import OPENING, STOPPED, Report
+from ..relay.documents import OPENING, STOPPED, Desired, Report
 from ..relay.reporter import Metrics, make_report, wall_clock
 from ..relay.service import RelayService
 from ..wiring import OpenRoute
@@ -52,7 +52,7 @@ class Fleet:
     async def open(self) -> None:
         """Open all routes. Raises UsageError, GuaranteeRefused, Unreachable, AccessRefused."""
         for at in range(len(self.names)):
-            service = await self._open(at, [], start_first=self._start_first)
+            service = await self._open(at, None, start_first=self._start_first)
             self._services.append(service)
             self.copiers.append(service.copier)
             self.metrics.follow(service.copier)
@@ -82,7 +82,7 @@ class Fleet:
                 return
             structlog.get_logger().info("route opened anew", route=self.names[at], instance=self._instance)
             await self._stacks[at].aclose()
-            again = await self._until_stopped(at, self._open_again(at, service.copier.alarms))
+            again = await self._until_stopped(at, self._open_again(at, service.copier))
             if again is None:
                 return
             self._services[at], self.copiers[at] = again, again.copier
@@ -112,7 +112,7 @@ class Fleet:
             if again is None:
                 await self._say_stopped(at)
 
-    async def _open_again(self, at: int, alarms: list[str]) -> RelayService:
+    async def _open_again(self, at: int, before: Copier) -> RelayService:
         """Open a route whose lanes have changed, however long troubles that pass hinder it. Raises as `open` what is
         none."""
         pause_s = _PAUSE_S_MIN
@@ -120,7 +120,7 @@ class Fleet:
             self._stacks[at] = contextlib.AsyncExitStack()
             try:
                 # What has no beginning now was forgotten meanwhile (`uninstall`): nothing to start on one's own.
-                return await self._open(at, alarms, start_first=False, waits=True)
+                return await self._open(at, before, start_first=False)
             except CrossfadeError as error:
                 await self._stacks[at].aclose()
                 if not _passes(error):
@@ -160,7 +160,8 @@ class Fleet:
         report.state, report.reason = state, reason
         return report
 
-    async def _open(self, at: int, alarms: list[str], *, start_first: bool, waits: bool = False) -> RelayService:
+    async def _open(self, at: int, before: Copier | None, *, start_first: bool) -> RelayService:
+        """`before`: that of a route which is opened anew; its alarms are still told, its wishes kept to."""
         opened = await self._stacks[at].enter_async_context(
             wiring.open_route(self._config, self.names[at], shard=self._shard, instance=self._instance)
         )
@@ -181,8 +182,12 @@ class Fleet:
             shard=self._shard,
             unowned=opened.unowned,
         )
+        # Before anything is read: the service, once it runs, may hear from the board too late for that.
+        wished = await opened.board.desired_if_any()
+        kept, alarms = (before.desired, before.alarms) if before is not None else (Desired(), [])
+        await copier.obey(kept if wished is None else wished)
         copier.alarms = [*alarms, *await follow_new_lanes(opened)][-100:]
-        return RelayService(copier, opened.assignment(), waits=waits)
+        return RelayService(copier, opened.assignment(), waits=before is not None)
 
 
 def _passes(error: CrossfadeError) -> bool:

@@ -231,11 +231,11 @@ class RelayService:
 
     async def _look_at_board(self) -> None:
         desired = await self.copier.board.desired_if_any()
-        if desired is not None:
-            await self.copier.obey(desired)
-        elif self.copier.desired != Desired():
+        if desired is None and self.copier.desired != Desired():
             self._keep_wishes()
         self._has_kept_wishes = desired is None
+        # Kept ones too: a lane may halt again at a loss that was accepted.
+        await self.copier.obey(self.copier.desired if desired is None else desired)
         await self.copier.note_owned()
 
     def _keep_wishes(self) -> None:
