@@ -35,7 +35,7 @@ from ..protocol import Claim, Owner
 from .keys import state_key
 from .link import Command, Link, LinkLost, Replies, pack
 from .nodes import Nodes, call_key
-from .outrun import copies_behind
+from .outrun import Budget, copies_behind
 from .replies import as_error, check, code_of, is_error
 from .scripts import script
 
@@ -89,31 +89,38 @@ class Claims:
         for lane, reply in (await self._run("raise", asks)).items():
             if reply[0] == b"FENCED":
                 raise Fenced(f"another process claimed target lane {self._name(lane)} at the same time")
-        told = list(replies.items())
+        is_fanned = len(paths) > len({source for source, _ in paths})
+        told, budget = list(replies.items()), Budget()
         for first in range(0, len(told), _LOOKS_AT_ONCE):
-            looks = told[first : first + _LOOKS_AT_ONCE]
-            await asyncio.gather(*(self._look_behind(claim, lane, reply) for lane, reply in looks))
+            looks = [
+                self._look_behind(claim, lane, sources[lane], reply, budget, is_fanned=is_fanned)
+                for lane, reply in told[first : first + _LOOKS_AT_ONCE]
+            ]
+            await asyncio.gather(*looks)
         if owner.pair:
             await self._mark_every_record(sources)
         return claim
 
-    async def _look_behind(self, claim: RedisClaim, lane: Lane, reply: list[Any]) -> None:
+    async def _look_behind(
+        self, claim: RedisClaim, lane: Lane, sources: list[str], reply: list[Any], budget: Budget, *, is_fanned: bool
+    ) -> None:
         """Take out the paths whose copies stand behind what others wrote, or seem to have written, since our append."""
-        last_id, last, own, form = reply[4], reply[7], reply[9], reply[10]
-        markers = {
-            source: marker
-            for (source, target), marker in claim.markers.items()
-            if target == lane and (source, target) not in claim.errors
-        }
-        if not own or last_id == last or not markers:
+        _, _, _, last_id, _, length, _, last, _, own, form = reply[:11]
+        if last_id == last if own else not length:
+            return
+        paths = [(int(source), lane) for source in sources]
+        markers = {path[0]: claim.markers[path] for path in paths if path in claim.markers and path not in claim.errors}
+        if not markers:
             return
         found = await copies_behind(
             self._nodes,
             self._keys[lane],
-            last.decode(),
+            last.decode() if own else "",
             claim.owner.route,
             markers,
-            is_marked=form != b"exclusive",
+            budget,
+            is_exclusive=form == b"exclusive",
+            is_fanned=is_fanned,
         )
         claim.errors |= {(source, lane): error for source, error in found.items()}
 
