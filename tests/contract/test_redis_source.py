@@ -1,5 +1,6 @@
 """Redis as a source, on real servers: births that belong to a route, and what is said when one is gone."""
 
+import asyncio
 import secrets
 
 import pytest
@@ -207,3 +208,24 @@ async def test_a_source_key_of_another_type_takes_its_lane_out_alone(server):
     await server.application.delete(log.stream_keys[0])
     place = (await log.begin([0], Start()))[0]
     assert place.incarnation not in ("", places[0].incarnation)
+
+
+async def test_the_end_of_a_lane_is_told_though_another_gets_a_record_meanwhile(server):
+    """It is told once: who waits for it would wait for ever."""
+    log = await make_redis_log(server.settings, 2, f"source-{secrets.token_hex(4)}", route="one")
+    try:
+        for key in log.stream_keys:
+            await server.application.xadd(key, {"n": 1}, id="1-0")
+        places = {}
+        for lane in (0, 1):  # read to the end, which no read has told yet
+            start = (await log.begin([lane], Start()))[lane]
+            places[lane] = (await log.read({lane: start}, 1, 1 << 20, 0.0))[lane].place
+        reading = asyncio.ensure_future(log.read(places, 100, 1 << 20, 60.0))
+        await asyncio.sleep(0.3)
+        await server.application.xadd(log.stream_keys[1], {"n": 2}, id="2-0")
+        found = await reading
+        assert found[1].positions == [b"2-0"]
+        assert found[0].at_end
+        assert found[0].positions == []
+    finally:
+        await log.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,13 @@ from test_verify_audit import (
     ROUTE,
     TIME_MS,
     World,
+    content_changed,
     copied,
     found,
+    grow,
+    last_after,
+    spread,
+    unmarked,
 )
 
 from crossfade.brokers.memory import MemoryLog
@@ -205,13 +210,208 @@ async def test_a_mark_of_what_is_newer_than_the_audit_is_no_copy_of_what_was_del
 
 
 def counts_deleted(patch: pytest.MonkeyPatch) -> None:
-    check = EntryLane._check
+    check, read = EntryLane._check, EntryLane.read
 
     def forgiving(*options: Any) -> Any:
         error = check(*options)
         return None if isinstance(error, SourceDeleted) else error
 
+    def counting(lane: EntryLane, place: Place, *limits: Any) -> Any:
+        batch = read(lane, place, *limits)
+        if not isinstance(batch, Batch) or place.count < 0:
+            return batch
+        there = batch.place if batch.rows else Place(place.position, lane.added, place.incarnation, place.witness)
+        return replace(batch, place=there, deleted=there.count - place.count - len(batch.rows))
+
     patch.setattr(EntryLane, "_check", forgiving)
+    patch.setattr(EntryLane, "read", counting)
+
+
+@pytest.mark.parametrize("left", [RECORDS - 30, 0])
+@pytest.mark.parametrize("make", [copied, spread])
+@pytest.mark.parametrize("target", [ENTRY, RECORD])
+async def test_what_is_trimmed_beside_an_old_deletion_is_gone_too(
+    target: Shape, make: Callable[[Shape, Shape], Awaitable[World]], left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `deleted: count` and MAXLEN: no counter tells the two apart, so that no read fails."""
+    counts_deleted(monkeypatch)
+    world = await make(ENTRY, target)
+    for lane in range(LANES):
+        world.broker.delete("source", lane, at(world, "source", lane, 5))
+    stored = world.stored(1)
+    stored.append((last_after(stored), content_changed(unmarked(stored[50][1]))))
+    grow(world, 1)
+
+    def trim(turn: int) -> None:
+        for lane in range(LANES) if turn == 0 else ():
+            world.broker.trim("source", lane, left)
+
+    before_reads(monkeypatch, world.source, trim)
+    report = await world.audit()
+    assert (found(report), report.matched) == ({"extra": 1}, LANES * left)
+    assert report.total("source_gone") == LANES * (RECORDS - left)
+
+
+# ------------------------------------------------------------------------------------------------ of a live queue
+
+#: a few more than are read at once, so that what was deleted behind them could be taken for their number
+QUEUED = RECORDS + 30
+
+
+async def queued(source: Shape, target: Shape, copies: int = QUEUED) -> World:
+    world = World(source, target)
+    await world.fill(copies)
+    await world.copy()
+    await world.fill(QUEUED - copies, first=copies)
+    return world
+
+
+def tasks_done(patch: pytest.MonkeyPatch, world: World, side: str) -> None:
+    """Between the bounds and the first read of a side tasks come and are done: written and deleted at its end."""
+
+    def work(turn: int) -> None:
+        for lane in range(LANES) if turn == 0 else ():
+            for number in range(40):
+                world.broker.write(side, lane, [([b"v", b"task %d" % number], TIME_MS + 10**6 + number)])
+                world.broker.delete(side, lane, at(world, side, lane, -1))
+
+    before_reads(patch, getattr(world, side), work)
+
+
+def alter_tail(stored: list[Any]) -> None:
+    for number in range(RECORDS, QUEUED):
+        stored[number] = (stored[number][0], content_changed(stored[number][1]))
+
+
+def lose_in_tail(stored: list[Any]) -> None:
+    del stored[RECORDS + 5 : QUEUED - 2]
+
+
+def lose_tail(stored: list[Any]) -> None:
+    del stored[RECORDS:]
+
+
+def damage_nothing(stored: list[Any]) -> None:
+    pass
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "names"),
+    [
+        (damage_nothing, {}),
+        (alter_tail, {"altered": LANES * 30}),
+        (lose_in_tail, {"missing": LANES * 23}),
+        (lose_tail, {"missing": LANES * 30}),
+    ],
+)
+async def test_tasks_that_are_done_ahead_of_the_reading_hide_nothing_of_the_tail(
+    damage: Callable[[list[Any]], None], names: dict[str, int], counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if counts:
+        counts_deleted(monkeypatch)
+    world = await queued(ENTRY, RECORD)
+    for lane in range(LANES):
+        damage(world.stored(lane))
+    tasks_done(monkeypatch, world, "source")
+    report = await world.audit(is_settled=damage is lose_tail)
+    assert (found(report), report.total("source_gone"), report.is_complete) == (names, 0, True)
+    assert report.matched == LANES * QUEUED - sum(names.values())
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("target", [ENTRY, RECORD])
+async def test_tasks_that_are_done_ahead_of_the_reading_leave_the_tail_pending(
+    target: Shape, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if counts:
+        counts_deleted(monkeypatch)
+    world = await queued(ENTRY, target, copies=RECORDS)
+    with monkeypatch.context() as patch:
+        tasks_done(patch, world, "source")
+        report = await world.audit()
+    assert (found(report), report.matched, report.total("pending")) == ({}, LANES * RECORDS, LANES * 30)
+    for lane in range(LANES):
+        world.broker.write("source", lane, [([b"v", b"later %d" % at], TIME_MS + 2 * 10**6 + at) for at in range(50)])
+    with monkeypatch.context() as patch:
+        counts_deleted(patch)
+        await world.copy()
+    report = await world.audit(resume=json.loads(json.dumps(report.state)))
+    assert (found(report), report.is_complete, report.total("source_gone")) == ({}, True, 0)
+    assert report.matched == LANES * (QUEUED + 50)
+
+
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_tasks_that_are_done_on_the_target_hide_nothing_of_its_tail(
+    source: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await queued(source, ENTRY)
+    alter_tail(world.stored(0))
+    tasks_done(monkeypatch, world, "target")
+    report = await world.audit()
+    assert (found(report), report.matched) == ({"altered": 30}, LANES * QUEUED - 30)
+    assert report.is_complete
+
+
+async def test_tasks_that_are_done_hide_no_original_of_a_duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossfade.verify.second_look._READ_RECORDS_MAX", 300)
+    counts_deleted(monkeypatch)
+    world = await queued(ENTRY, RECORD)
+    stored = world.stored(0)
+    stored.append((last_after(stored), stored[RECORDS + 10][1]))
+    grow(world, 0)
+    tasks_done(monkeypatch, world, "source")
+    assert found(await world.audit()) == {"duplicate": 1}
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("turn", [0, 1, 2])
+@pytest.mark.parametrize("how", ["the last", "all", "all trimmed", "all but the first"])
+@pytest.mark.parametrize("side", ["source", "target"])
+async def test_what_is_deleted_from_the_end_is_not_waited_for(
+    side: str, how: str, turn: int, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last entry that the bounds name may stand just behind a whole number of reads."""
+    monkeypatch.setattr("crossfade.verify.progress.STALL_S_MAX", 0.0)
+    if counts:
+        counts_deleted(monkeypatch)
+    world = World(ENTRY, ENTRY)
+    await world.fill(201)
+    await world.copy()
+
+    def lose(now: int) -> None:
+        assert now < 20
+        for lane in range(LANES) if now == turn else ():
+            if how == "all trimmed":
+                world.broker.trim(side, lane, 0)
+                continue
+            positions = [position for position, _ in world.broker.rows(side, lane)]
+            for position in positions[{"the last": -1, "all": 0, "all but the first": 1}[how] :]:
+                world.broker.delete(side, lane, position)
+
+    before_reads(monkeypatch, getattr(world, side), lose)
+    report = await world.audit()
+    assert [lane.error for lane in report.lanes.values()] == [None] * LANES
+    if side == "source":
+        assert (found(report), report.matched + report.total("source_gone")) == ({}, LANES * 201)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+async def test_a_queue_whose_first_task_is_done_before_each_read_is_not_read_for_ever(
+    side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(ENTRY, ENTRY)
+    await world.fill(30)
+    await world.copy()
+
+    def work(turn: int) -> None:
+        assert turn < 100
+        world.broker.write(side, 0, [([b"v", b"task %d" % turn], TIME_MS + 10**6 + turn)])
+        world.broker.delete(side, 0, at(world, side, 0, 0))
+
+    before_reads(monkeypatch, getattr(world, side), work)
+    report = await world.audit()
+    assert (found(report), report.matched) == ({}, (LANES - 1) * 30)
 
 
 # ------------------------------------------------------------------------------------------------ of the target

@@ -30,6 +30,8 @@ from .reading import Reading, Translates, cut, has_lost_behind, is_from_earliest
 from .report import AuditReport, Keeping, LaneReport
 from .second_look import second_look
 
+#: rows kept of one side while the other side is read on
+SIDE_ROWS_MAX = BUFFERED_ROWS_MAX // 2
 _BEFORE_ALL = position_order("")
 
 
@@ -184,14 +186,25 @@ class _Run:
             )
 
     def _reads(self, sources: list[Lane], targets: list[Lane]) -> list[Any]:
-        """Read both sides, but let the one wait that has run ahead."""
-        ahead = sum(len(diff.expected) - len(diff.actual) for diff in self._paths.values())
-        reads = []
-        if sources and (ahead <= BUFFERED_ROWS_MAX or not targets):
-            reads.append(self._read_source(sources))
-        if targets and (ahead >= -BUFFERED_ROWS_MAX or not sources):
-            reads.append(self._read_target(targets))
-        return reads
+        """Read both sides, but let the one wait that has run ahead; where both have, their lanes that hold most."""
+        expected, actual = dict.fromkeys(self.sources, 0), dict.fromkeys(self.targets, 0)
+        for (lane, to), diff in self._paths.items():
+            expected[lane] += len(diff.expected)
+            actual[to] += len(diff.actual)
+        is_source_full = sum(expected.values()) > SIDE_ROWS_MAX
+        is_target_full = sum(actual.values()) > SIDE_ROWS_MAX
+        if is_source_full and targets and not is_target_full:
+            return [self._read_target(targets)]
+        if is_target_full and sources and not is_source_full:
+            return [self._read_source(sources)]
+        # Not before: a Kafka consumer throws away what it has fetched of a lane that is left out.
+        if is_source_full and is_target_full:
+            from_source = [lane for lane in sources if expected[lane] <= SIDE_ROWS_MAX // len(expected)]
+            from_target = [to for to in targets if actual[to] <= SIDE_ROWS_MAX // len(actual)]
+            if from_source or from_target:  # else each waits for what stands behind the rows of others
+                sources, targets = from_source, from_target
+        sides = ((self._read_source, sources), (self._read_target, targets))
+        return [read(lanes) for read, lanes in sides if lanes]
 
     async def _read_source(self, lanes: Sequence[Lane]) -> bool:
         places = {lane: self.sources[lane].place for lane in lanes}

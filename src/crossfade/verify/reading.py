@@ -15,7 +15,7 @@ import msgspec
 
 from ..brokers.protocol import Bounds, From, Start
 from ..errors import LaneError, SourceRegressed, SourceReset
-from ..model.position import Place, order_of, position_order
+from ..model.position import Place, order_of, position_order, position_text
 from ..model.record import Batch, Lane, Mapped, Shape
 from .extent import Extent
 
@@ -57,9 +57,7 @@ class Reading:
         if batch.positions:
             self._batches.append((self.place, order_of(batch.positions[-1])))
         self.place = msgspec.structs.replace(batch.place, incarnation="")
-        place, end = self.place, self.bounds
-        is_behind = position_order(place.position) >= position_order(end.last)
-        self.is_ended = ends_with(batch) or place.count >= end.count or is_behind
+        self.is_ended = ends_with(batch, self.bounds)
 
     def new_rows(self, batch: Batch) -> slice:
         """Which rows of a batch were not dealt with before and are not newer than the bounds."""
@@ -75,7 +73,10 @@ class Reading:
     def holes_until(self, batch: Batch) -> str:
         """Up to where single records may be gone, as this batch tells, of those that the bounds know of: a target row
         that names a newer one is no copy."""
-        return min(batch.holes_until, self.bounds.last, key=position_order)
+        told = [batch.holes_until]
+        if batch.deleted:  # what was trimmed is counted there too: it lay before the first entry that is left
+            told.append(position_text(batch.positions[0]) if batch.positions else self.bounds.last)
+        return min(max(told, key=position_order), self.bounds.last, key=position_order)
 
     def join(self) -> None:
         """Remember all batches that are not compared yet by the place before the first of them alone."""
@@ -92,9 +93,9 @@ class Reading:
             self.is_ended = False
 
     def reanchor(self, bounds: Bounds) -> None:
-        """Go on from what is still there."""
+        """Go on from what is still there, unless that is newer than the bounds."""
         self.place = Place("", bounds.count - bounds.length)
-        self.is_ended = bounds.length <= 0
+        self.is_ended = bounds.length <= 0 or position_order(bounds.first) > position_order(self.bounds.last)
 
     def go_on_behind_loss(self, bounds: Bounds, last: str, shape: Shape) -> None:
         """Something behind the place is gone: read what is still there and was not read; `last`: so far it was."""
@@ -199,10 +200,14 @@ def has_lost_behind(done: tuple[int, int] | None, bounds: Bounds, shape: Shape) 
     return is_told and position_order(first) > behind
 
 
-def ends_with(batch: Batch) -> bool:
-    """Whether nothing stands behind the batch, whatever the bounds say. In Kafka only they do: a new leader may tell an
-    end before theirs, and comes to know in a moment how far the log was committed."""
-    return batch.at_end and batch.shape is Shape.ENTRY
+def ends_with(batch: Batch, bounds: Bounds) -> bool:
+    """Whether nothing that the bounds know of stands behind the batch.
+
+    In Kafka only they tell: a new leader may name an end before theirs, and comes to know in a moment how far the log
+    was committed. In Redis their count tells nothing: that of a place takes in what was deleted ahead of it.
+    """
+    is_all = batch.place.count >= bounds.count if batch.shape is Shape.RECORD else batch.at_end
+    return is_all or position_order(batch.place.position) >= position_order(bounds.last)
 
 
 def cut(batch: Batch, rows: slice) -> Batch:

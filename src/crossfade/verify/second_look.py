@@ -13,7 +13,7 @@ from typing import Any
 
 from ..brokers.protocol import Bounds, Log
 from ..errors import LaneError
-from ..model.position import Place, position_order, position_text
+from ..model.position import Place, position_text
 from ..model.record import Lane, Row, Shape
 from .diff import Kind
 from .reading import Translates, ends_with
@@ -57,10 +57,8 @@ async def second_look(
             for position, row in zip(mapped.positions, mapped.rows, strict=True) if asked else ():
                 if (lane, position) in asked:
                     surplus.found(lane, position, row)
-            end = bounds[lane]
             places[lane] = Place(batch.place.position, batch.place.count, "", batch.place.witness)
-            is_behind = position_order(batch.place.position) >= position_order(end.last)
-            if ends_with(batch) or batch.place.count >= end.count or is_behind:
+            if ends_with(batch, bounds[lane]):
                 del places[lane]
                 surplus.looked_at.add(lane)
     for named in report.strays:
