@@ -1,7 +1,9 @@
 """The board's topic deleted and made anew, under a process that has read it."""
 
 import asyncio
+import contextlib
 import secrets
+import time
 
 import pytest
 from confluent_kafka import TopicCollection
@@ -31,6 +33,25 @@ def make_anew(lab):
     old_id = str(admin.describe_topics(TopicCollection([topic]))[topic].result().topic_id)
     lab.faults.recreate_topic(topic)
     _wait_known(properties, topic, old_id)
+
+
+async def test_a_board_that_is_deleted_is_made_anew_by_the_next_heartbeat(lab, boards):
+    live, operator = boards
+    for number in range(5):
+        await live.put("status/x", b"%d" % number)
+    await live.put("desired/x", b"old", 0)
+    assert await live.get("desired/x") is not None
+    await live._cluster.delete_topics([names.BOARD_TOPIC])
+    await live._cluster.wait_gone(names.BOARD_TOPIC)
+    found, until_s = None, time.monotonic() + 60
+    while found is None and time.monotonic() < until_s:
+        with contextlib.suppress(Unreachable):  # for some seconds it may be that the brokers do not know it yet
+            found = await live.list("")
+    assert found == await live.list("") == {}
+    await beat(live)
+    assert (await live.list("")).keys() == (await operator.list("")).keys() == {"status/x"}
+    await operator.put("desired/x", b"paused", 0)
+    assert (await live.get("desired/x")).body == b"paused"
 
 
 async def beat(board):

@@ -13,6 +13,7 @@ from kafka_fixture import KafkaBackend
 
 from crossfade.brokers.kafka import KafkaLog, KafkaSettings, names, tail
 from crossfade.brokers.kafka import markers as kafka_markers
+from crossfade.brokers.kafka.claims import Claims
 from crossfade.brokers.kafka.cluster import Cluster
 from crossfade.brokers.kafka.edges import EdgeReader
 from crossfade.brokers.kafka.writer import Writer
@@ -267,6 +268,7 @@ async def test_a_target_made_anew_before_anything_was_copied_is_taken(backend):
 
 
 async def test_who_has_copied_nothing_does_not_take_a_topic_made_anew_for_who_has(backend):
+    """Nor copies into it: the way out copies the whole route anew."""
     log = await backend.log(2)
     copy = Copy(log, paths=((0, 0), (1, 1)), shard=(0, 1))
     await copy.take()
@@ -274,11 +276,16 @@ async def test_who_has_copied_nothing_does_not_take_a_topic_made_anew_for_who_ha
     await log.append(copy.claim, [copy.write(0, 10), began])
     await backend.recreate(log, 0)
     other = Copy(await backend.other(log), copy.route, paths=((1, 1),), shard=(0, 1))
-    for _ in range(2):
-        assert (await other.take()).errors == {}
-    claim = await copy.take(await backend.other(log))
-    assert list(claim.errors) == [(0, 0)]
-    assert "made anew (id " in claim.errors[0, 0].message
+    again = await backend.other(log)
+    for taker, at, records in ((other, other.log, {(1, 1): 0}), (copy, again, {(0, 0): 10, (1, 1): 0})):
+        for _ in range(2):
+            claim = await taker.take(at)
+            for path in set(taker.paths) - set(claim.errors):  # what goes on copies
+                await at.append(claim, [taker.write(0, 5, path)])
+            assert claim.errors.keys() == records.keys()
+            for path, copied in records.items():
+                assert f"had copied into it ({copied} records of this lane)" in claim.errors[path].message
+    assert [await keys(backend, log, lane) for lane in (0, 1)] == [[], []]
 
 
 async def test_all_processes_take_a_topic_made_anew_before_anything_was_copied(backend):
@@ -293,6 +300,28 @@ async def test_all_processes_take_a_topic_made_anew_before_anything_was_copied(b
             assert (await copy.take()).errors == {}
             await copy.log.append(copy.claim, [copy.write(first, 3, copy.paths[0])])
     assert [await keys(backend, log, lane) for lane in (0, 1)] == [[0, 1, 2, 3, 4, 5]] * 2
+
+
+async def test_a_topic_made_anew_that_another_process_takes_meanwhile_halts_nobody(backend, monkeypatch):
+    log = await backend.log(2)
+    one = Copy(log, paths=((0, 0),), shard=(0, 2))
+    two = Copy(await backend.other(log), one.route, "two", paths=((1, 1),), shard=(1, 2))
+    for copy in (one, two):
+        await copy.take()
+        (path,) = copy.paths
+        await copy.log.append(copy.claim, [Write(path, [], [], Place("", 0, "source-id"), [], 10)])
+    await backend.recreate(log, 0)
+    look = Claims._has_copied
+
+    async def late(claims, route):
+        monkeypatch.setattr(Claims, "_has_copied", look)
+        await one.take()
+        await log.append(one.claim, [one.write(0, 3)])
+        return await look(claims, route)
+
+    monkeypatch.setattr(Claims, "_has_copied", late)
+    assert (await two.take()).errors == {}
+    assert await keys(backend, log) == [0, 1, 2]
 
 
 async def test_ids_that_come_with_an_upgrade_of_the_brokers_halt_nothing(backend, monkeypatch):

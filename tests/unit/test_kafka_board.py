@@ -1,5 +1,6 @@
 """The board's topic: how it is made, and how long a large one is read."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from crossfade.brokers.kafka import KafkaBoard, KafkaSettings
 from crossfade.brokers.kafka import board as board_module
 from crossfade.brokers.kafka.board import _Reader
-from crossfade.errors import Unreachable
+from crossfade.errors import AccessRefused, Unreachable
 
 SETTINGS = KafkaSettings({"bootstrap.servers": "127.0.0.1:1"})
 
@@ -146,6 +147,93 @@ def test_a_board_whose_id_is_not_told_for_a_moment_is_read_on(monkeypatch):
         topic.bodies.append((b"a", b"next"))
         assert reader.catch_up(len(topic.bodies), topic_id)["a"].version == len(topic.bodies)
     assert len(topic.consumers) == 1
+
+
+class Answers:
+    """A cluster of which `topic` is the board, that answers late by so much, and grows meanwhile."""
+
+    def __init__(self, topic, *delays_s):
+        self._topic, self._delays_s = topic, list(delays_s)
+        self.has_board, self.refusal = True, None
+
+    async def topic(self, name):
+        return name if self.has_board else None
+
+    async def topic_id(self, name, tries=3):
+        if isinstance(self.refusal, Unreachable):
+            return None
+        return self._topic.topic_id if self.has_board else ""
+
+    async def offsets(self, name, lanes, spec):
+        if self.refusal is not None:
+            raise self.refusal
+        if not self.has_board:
+            raise Unreachable("no leaders found")
+        end = len(self._topic.bodies)
+        self._topic.bodies.append((b"a", b"beat"))
+        await asyncio.sleep(self._delays_s.pop(0) if self._delays_s else 0.0)
+        return {0: end}
+
+    async def describe(self):
+        return SimpleNamespace(nodes=[1])
+
+    async def ensure_topic(self, name, lanes, replication, config):
+        self.has_board = True
+
+    async def write(self, name, body):
+        """As the producer of heartbeats."""
+        return 1
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def board_of(monkeypatch):
+    """A function to make a board with, of a cluster that answers late by so much."""
+    topic = Topic("id", [(b"a", b"1")])
+    monkeypatch.setattr(board_module, "Consumer", topic)
+
+    def made(*delays_s):
+        cluster = Answers(topic, *delays_s)
+        monkeypatch.setattr(board_module, "_PlainWriter", lambda settings: cluster)
+        return KafkaBoard(SETTINGS, cluster), cluster, topic
+
+    return made
+
+
+async def test_a_board_that_is_read_twice_at_once_is_not_taken_for_one_made_anew(board_of):
+    board, _, topic = board_of(0.1)
+    await asyncio.gather(board.get("a"), board.get("a"))
+    assert len(topic.consumers) == 1  # another one would read all of it from its start
+    await board.close()
+
+
+async def test_a_board_that_is_deleted_is_empty_and_made_anew_by_the_next_write(board_of, monkeypatch):
+    board, cluster, _ = board_of()
+    assert await board.get("a") is not None
+    cluster.has_board = False
+    with pytest.raises(Unreachable):
+        await board.get("a")  # brokers that have just started may not know it yet
+    monkeypatch.setattr(board_module, "_GONE_S", 0.0)
+    for _ in range(2):
+        assert await board.list("") == {}
+    assert not cluster.has_board  # reading creates nothing
+    await board.put("status/x", b"beat")
+    assert cluster.has_board
+    assert await board.get("a") is not None
+    await board.close()
+
+
+@pytest.mark.parametrize("refusal", [AccessRefused("not allowed"), Unreachable("nobody answers")])
+async def test_a_board_that_cannot_be_read_is_not_taken_for_a_deleted_one(board_of, refusal):
+    board, cluster, _ = board_of()
+    await board.get("a")
+    cluster.refusal = refusal
+    for _ in range(2):
+        with pytest.raises(type(refusal)):
+            await board.get("a")
+    await board.close()
 
 
 class NewCluster:

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from crossfade.brokers.kafka import KafkaLog, cluster, writer
 from crossfade.brokers.kafka.board import _PlainWriter, _Reader
-from crossfade.brokers.kafka.cluster import Cluster
+from crossfade.brokers.kafka.cluster import LATEST, Cluster
 from crossfade.brokers.kafka.edges import EdgeReader
 from crossfade.brokers.kafka.failures import HandleHealth, PropertiesRefused
 from crossfade.brokers.kafka.markers import MarkerReader
@@ -165,8 +165,12 @@ async def _read_source(settings):
     SourceReader(settings, "t", group="crossfade.r", queue_kbytes_max=1024)
 
 
+async def _ask(settings):
+    await Cluster(settings).offsets("t", [0], LATEST)
+
+
 @pytest.mark.parametrize("how", ["of two pairs", "half an authority", "half a key"])
-@pytest.mark.parametrize("use", [_write, _beat, _read_board, _look, _read_markers, _read_source])
+@pytest.mark.parametrize("use", [_write, _beat, _read_board, _look, _read_markers, _read_source, _ask])
 async def test_tls_files_that_are_just_renewed_are_waited_for(use, how, half_done):
     properties, folder, whole = half_done
     changed, content = {
@@ -179,6 +183,12 @@ async def test_tls_files_that_are_just_renewed_are_waited_for(use, how, half_don
         await use(KafkaSettings(properties))
     assert str(folder / changed) in told.value.message
     assert (told.value.kind, "tries again" in told.value.hint) == (Kind.RETRY, True)
+
+
+async def test_the_id_of_a_topic_is_not_told_while_tls_files_are_renewed(half_done):
+    properties, folder, whole = half_done
+    (folder / "relay.crt").write_bytes(whole["renewed.crt"])
+    assert await Cluster(KafkaSettings(properties)).topic_id("t") is None
 
 
 @pytest.mark.parametrize("kind", [Producer, Consumer, AdminClient])

@@ -341,6 +341,17 @@ def test_paths_that_went_on_behind_a_reset_stay_and_the_others_are_resumed_first
     assert state.settled == begin
 
 
+@pytest.mark.parametrize("told", [150, 200])
+def test_ids_that_came_with_an_upgrade_of_the_brokers_are_no_second_life(told: int) -> None:
+    """A lane all of whose paths have copied from one topic resumes at the smallest place, whoever has its id."""
+    ids = {told: "topic-id"}
+    markers = {(0, path): Marker(Place(str(at), at + 1, ids.get(at, "A" * 22))) for path, at in enumerate((200, 150))}
+    state = LaneState(0, "lane-0", markers, Place())
+    if state.is_split:
+        state.incarnation = "topic-id"
+    assert state.settled.position == "150"
+
+
 def test_a_lane_comes_back_where_it_settled_not_where_it_stood_when_it_was_paused() -> None:
     state = lane("10-0")
     state.state, state.place = State.PAUSED, state.settled

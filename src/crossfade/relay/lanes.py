@@ -81,8 +81,11 @@ class LaneState:
 
     @property
     def is_split(self) -> bool:
-        """Some paths went on behind a reset of the source, others did not: a crash came between their appends."""
-        return len({marker.place.incarnation for marker in self.markers.values()} - {""}) > 1
+        """Some paths went on behind a reset of the source, others did not: a crash came between their appends.
+
+        An incarnation of zeros proves nothing: a Kafka before 2.8 told them for every topic.
+        """
+        return len({i for marker in self.markers.values() if (i := marker.place.incarnation).strip("A")}) > 1
 
     @property
     def ahead(self) -> list[Place]:

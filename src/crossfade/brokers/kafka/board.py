@@ -14,7 +14,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from ...errors import Fenced, Indeterminate, Unreachable, UsageError
+from ...errors import AccessRefused, Fenced, Indeterminate, Unreachable, UsageError
 from ..protocol import DOCUMENT_BYTES_MAX, Document, VersionConflict
 from . import names
 from .cluster import LATEST, Cluster, are_two_topics
@@ -39,6 +39,8 @@ _TRIES = 12
 #: reading ends where nothing comes for so long
 _READ_S = 10.0
 _WRITE_S = 10.0
+#: so long brokers must not know the topic before it counts as deleted
+_GONE_S = 5.0
 
 
 class KafkaBoard:
@@ -53,6 +55,9 @@ class KafkaBoard:
         self._reader_thread: HandleThread | None = None
         self._plain: _PlainWriter | None = None
         self._changing = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        #: since when the brokers know no such topic, though there was one; 0 = they know it
+        self._missed_s = 0.0
 
     async def get(self, name: str) -> Document | None:
         """The document now. Raises Unreachable, AccessRefused."""
@@ -104,9 +109,31 @@ class KafkaBoard:
             self._is_ready = True
 
     async def _documents(self) -> dict[str, Document]:
-        if not self._is_ready and await self._cluster.topic(names.BOARD_TOPIC) is None:
-            return {}  # reading creates nothing
-        self._is_ready = True
+        async with self._reading:  # else an older end, told later, would look like that of a topic made anew
+            if not self._is_ready and await self._cluster.topic(names.BOARD_TOPIC) is None:
+                return {}  # reading creates nothing
+            self._is_ready = True
+            try:
+                found = await self._read_on()
+            except (AccessRefused, Unreachable):  # of a topic that is gone it is said that nobody leads it
+                if not await self._is_gone():
+                    raise
+                self._is_ready = False  # who writes next makes it anew
+                return {}
+            self._missed_s = 0.0
+            return found
+
+    async def _is_gone(self) -> bool:
+        """Whether the brokers have said for a while that there is no such topic: some that have just started do not
+        know all topics yet."""
+        if await self._cluster.topic_id(names.BOARD_TOPIC, tries=1) != "":
+            self._missed_s = 0.0
+            return False
+        now_s = time.monotonic()
+        self._missed_s = self._missed_s or now_s
+        return now_s - self._missed_s >= _GONE_S
+
+    async def _read_on(self) -> dict[str, Document]:
         end = (await self._cluster.offsets(names.BOARD_TOPIC, [0], LATEST))[0]
         topic_id = await self._cluster.topic_id(names.BOARD_TOPIC) or ""
         if self._reader is None or self._reader_thread is None:

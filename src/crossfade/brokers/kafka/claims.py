@@ -188,25 +188,30 @@ class Claims:
         return {path: marker for path, marker in found.items() if path in set(paths)}
 
     async def _compare_topic(self, claim: KafkaClaim, topic_id: str) -> None:
-        """Halt what was copied where the topic is not the one, `topic_id`, that the route began with."""
-        route, now_id = claim.owner.route, self._topics.topic_id
+        """Halt the claim where the topic is not the one, `topic_id`, that the route began with and copied into.
+
+        Lanes that have copied nothing halt too: the way out copies the whole route anew, and them a second time.
+        """
+        route, now_id, has_copied = claim.owner.route, self._topics.topic_id, False
         if are_two_topics(topic_id, now_id):
+            has_copied = any(marker.target for marker in claim.markers.values()) or await self._has_copied(route)
+            # After that: what was found may be of another process that has followed, and copied into the new topic.
             topic_id = await self._registry.enter(route, now_id, anew=True)
         if not are_two_topics(topic_id, now_id):
             if is_told(now_id) and not is_told(topic_id):  # entered before the brokers were upgraded
                 await self._registry.follow(route, now_id)
             return
-        for path, marker in claim.markers.items():
-            if marker.target:
-                claim.errors[path] = TargetReset(
-                    path[0],
-                    f"topic {self._topic} was deleted and made anew (id {topic_id} is now {now_id}) behind "
-                    f"{marker.ordinal} records that were copied into it",
-                    hint="start the route anew on this topic",
-                    position=marker.relayed,
-                )
-        if not claim.errors and not await self._has_copied(route):
+        if not has_copied:
             await self._registry.follow(route, now_id)
+            return
+        for path, marker in claim.markers.items():
+            claim.errors[path] = TargetReset(
+                path[0],
+                f"topic {self._topic} was deleted and made anew (id {topic_id} is now {now_id}) after route {route} "
+                f"had copied into it ({marker.ordinal} records of this lane)",
+                hint="start the route anew on this topic",
+                position=marker.relayed,
+            )
 
     async def _has_copied(self, route: str) -> bool:
         """Whether any lane of the route had records in the target, also one that this claim does not cover."""

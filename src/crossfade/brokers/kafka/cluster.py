@@ -121,8 +121,7 @@ class Cluster:
     @property
     def admin(self) -> AdminClient:
         if self._admin is None:
-            self._admin = AdminClient(self.settings.admin(self.health))
-            self.settings.track(self._admin)
+            self._admin = self.settings.make(AdminClient, self.settings.admin(self.health))
         return self._admin
 
     def close(self) -> None:
@@ -172,9 +171,9 @@ class Cluster:
                 await asyncio.sleep(_PAUSE_S)
         raise AccessRefused(f"topic {name} does not exist", hint="create it, or correct its name")
 
-    async def topic_id(self, name: str) -> str | None:
+    async def topic_id(self, name: str, *, tries: int = 3) -> str | None:
         """The topic's id, "" where it does not exist; None where a broker could not tell. Raises AccessRefused."""
-        for left in reversed(range(3)):  # a broker may just have gone: ask another one
+        for left in reversed(range(tries)):  # a broker may just have gone: ask another one
             try:
                 futures = self.admin.describe_topics(TopicCollection([name]), request_timeout=_ID_REQUEST_S)
                 return str((await self._wait(futures[name])).topic_id)
@@ -185,6 +184,8 @@ class Cluster:
                 translated = translate(error, f"asking about topic {name}", self.health)
                 if isinstance(translated, AccessRefused):
                     raise translated from failure
+            except Unreachable:  # files of a handle are just being replaced
+                return None
             if left:
                 await asyncio.to_thread(self._learn_leaders)
         return None
@@ -423,7 +424,7 @@ class Cluster:
     def _learn_leaders(self) -> None:
         """Ask who leads what, and who is the controller. The handle does not do so by itself when they have moved: it
         would go on asking the old ones, or the new ones with the old epoch (FENCED_LEADER_EPOCH), for minutes."""
-        with contextlib.suppress(KafkaException):  # nobody answers: the next try says so
+        with contextlib.suppress(KafkaException, Unreachable):  # nobody answers: the next try says so
             self.admin.list_topics(timeout=_ID_REQUEST_S)
 
     async def _wait(self, future: Future[Any]) -> Any:
