@@ -126,14 +126,16 @@ class Workers:
             reader, writer = await asyncio.open_connection(sock=worker.socket.dup())
             try:
                 writer.write(_packed(part))
-                kind, body = await _answer(reader, hear)
+                answer = asyncio.ensure_future(_answer(reader, hear))
+                try:
+                    kind, body = await asyncio.shield(answer)  # cancelled, it might lose a part of a message
+                except asyncio.CancelledError:
+                    os.kill(worker.pid, _GIVE_UP)
+                    with suppress(CrossfadeError, TimeoutError):
+                        await asyncio.wait_for(answer, _GIVE_UP_S)
+                        is_busy = False
+                    raise
                 is_busy = False
-            except asyncio.CancelledError:
-                os.kill(worker.pid, _GIVE_UP)
-                with suppress(CrossfadeError, TimeoutError):
-                    await asyncio.wait_for(_answer(reader, lambda _: None), _GIVE_UP_S)
-                    is_busy = False
-                raise
             finally:
                 writer.close()
         finally:
