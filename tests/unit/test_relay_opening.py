@@ -10,7 +10,9 @@ import time
 import pytest
 
 _SCRIPT = """\
-import asyncio, contextlib, sys, types
+import asyncio, contextlib, signal, sys, types
+
+signal.signal(signal.SIGHUP, signal.{hangup})  # or the tests' own nohup would be inherited
 from crossfade.cli import relay
 from crossfade.cli.relay_stop import Ending
 from crossfade.telemetry import setup_logging
@@ -54,7 +56,7 @@ print(*told)
 )
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_relay_that_is_opening_its_routes_can_be_stopped(opening: str, number: signal.Signals) -> None:
-    script = _SCRIPT.format(open=opening)
+    script = _SCRIPT.format(open=opening, hangup="SIG_DFL")
     relay = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert relay.stdout is not None
     assert relay.stdout.readline() == "opening\n"
@@ -66,9 +68,7 @@ def test_a_relay_that_is_opening_its_routes_can_be_stopped(opening: str, number:
 
 
 def test_a_relay_that_was_started_with_nohup_outlives_its_terminal() -> None:
-    script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + _SCRIPT.format(
-        open="await asyncio.Event().wait()"
-    )
+    script = _SCRIPT.format(open="await asyncio.Event().wait()", hangup="SIG_IGN")
     relay = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert relay.stdout is not None
     assert relay.stdout.readline() == "opening\n"
