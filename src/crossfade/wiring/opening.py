@@ -73,7 +73,9 @@ async def open_route(
         known = max(started, default=-1) + 1
         source = await _open_log(stack, config, settings, settings.source, known_lanes=known, copies=copies)
         pair = config.pair_of(name)
-        target = await _open_log(stack, config, settings, settings.target, source.lanes, is_paired=bool(pair))
+        target = await _open_log(
+            stack, config, settings, settings.target, source.lanes, copies=copies, is_paired=bool(pair)
+        )
         if await _are_one(source, target):
             raise copies_into_itself(name)
         mapping = mapping_named(stream.mapping.name, **stream.mapping.options)
@@ -217,6 +219,7 @@ async def _open_log(
             route=settings.id,
             source_lanes=source_lanes,
             allow_weak=settings.allow_weak,
+            checks_reads=copies,
         )
     stack.push_async_callback(log.close)
     await log.open()

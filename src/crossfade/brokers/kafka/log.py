@@ -11,6 +11,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import structlog
@@ -68,6 +69,7 @@ class KafkaLog:
     `source_lanes`: lanes of the stream that is copied into this one (None: as many as this topic has).
     `queue_kbytes_max`: bound of the records that are fetched ahead.
     `allow_weak`: go on where a lost broker could cost acknowledged records.
+    `checks_reads`: False = the id of the topic is not asked for after every read, as nothing is copied by it.
     """
 
     kind = "kafka"
@@ -83,6 +85,7 @@ class KafkaLog:
         source_lanes: int | None = None,
         queue_kbytes_max: int = 32_768,
         allow_weak: bool = False,
+        checks_reads: bool = True,
     ) -> None:
         if queue_kbytes_max < 1024:
             raise UsageError(f"queue_kbytes_max is {queue_kbytes_max}, at least 1024 are needed")
@@ -96,7 +99,10 @@ class KafkaLog:
         self._facts: TopicFacts | None = None
         self._reader: SourceReader | None = None
         self._reader_thread: HandleThread | None = None
-        self._checked_at = 0.0
+        self._checks_reads = checks_reads
+        #: when the topic's id was asked for last, and what it was
+        self._checked_at = -inf
+        self._told_id = ""
         self._edges = EdgeReader(settings, topic, self._group)
         self._board = KafkaBoard(settings, self.cluster)
         self._first_times: dict[Lane, tuple[str, int, str, int]] = {}
@@ -208,8 +214,9 @@ class KafkaLog:
         """Committed records behind each place (see `Log.read`).
 
         The topic's id is asked for after the records were taken and before they are handed out, so a commit never
-        covers records of a re-created topic. That costs one small metadata request a read; records are gathered a
-        few milliseconds longer where it would take more than a tenth of the time. Trimming and truncation need no extra
+        covers records of a re-created topic. That costs one small metadata request a read (an audit, which commits
+        nothing, asks once a second); records are gathered a few milliseconds longer where it would take more than a
+        tenth of the time. Trimming and truncation need no extra
         check: the broker refuses to serve an offset below the log start, beyond the end, or of a divergent epoch.
         """
         if not after:
@@ -218,8 +225,10 @@ class KafkaLog:
         gather_s = min(_GATHER_S_MAX, (_CHECK_S + _CHECK_LANE_S * self.lanes) / _CHECK_SHARE)
         taken, troubled = await thread.call(reader.take, after, records_max, bytes_max, wait_s, gather_s)
         outcome: dict[Lane, Batch | LaneError] = {}
-        if taken or troubled or time.monotonic() - self._checked_at > _IDLE_CHECK_S:
-            incarnation = await self._incarnation_now(reader, thread)
+        is_due = troubled or time.monotonic() - self._checked_at > _IDLE_CHECK_S
+        if taken or is_due:
+            must_ask = is_due or self._checks_reads
+            incarnation = await self._incarnation_now(reader, thread) if must_ask else self._told_id
             for lane in after:
                 known = after[lane].incarnation
                 if are_two_topics(known, incarnation) or (known and not incarnation):
@@ -275,7 +284,7 @@ class KafkaLog:
         if found is None:
             await thread.call(reader.forget)
             raise Unreachable(f"no broker could tell about topic {self.name}", hint="check that the brokers run")
-        self._checked_at = time.monotonic()
+        self._checked_at, self._told_id = time.monotonic(), found
         return found
 
     def _reset(self, lane: Lane, place: Place, found: str) -> SourceReset:
