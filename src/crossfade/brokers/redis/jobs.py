@@ -6,7 +6,8 @@ call that did not go in nothing goes in either. Called by `target`, which moves 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,20 +19,21 @@ from ...errors import (
     Fenced,
     Indeterminate,
     LaneError,
+    QuarantineFull,
     TargetFull,
     TargetTorn,
     Unreachable,
     invariant,
 )
-from ...model.position import Marker
-from ...model.record import Lane, Reject, Write
+from ...model.position import Marker, position_text
+from ...model.record import Lane, Write
 from ...model.wire import encode_marker, origin_prefix, origin_suffix
 from ..protocol import Appended
 from .claims import ClaimedPath, RedisClaim, reset_error, torn_error
 from .keys import quarantine_key, state_key
 from .link import Link
 from .nodes import Nodes
-from .packing import Chunk, Rows, chunks, lay_out, pack_call
+from .packing import Chunk, chunks, lay_out, pack_call, refuse
 from .replies import as_error, code_of, is_error
 from .scripts import script
 from .settings import Address
@@ -49,35 +51,52 @@ class Call:
 class Job:
     """One path's write: its chunks in order, and how far they got."""
 
-    def __init__(
-        self,
-        key: bytes,
-        claim: RedisClaim,
-        path: ClaimedPath,
-        write: Write,
-        taken: Rows,
-        rejects: list[Reject],
-    ) -> None:
+    def __init__(self, key: bytes, claim: RedisClaim, path: ClaimedPath, write: Write) -> None:
         self.key, self.claim, self.path, self.write = key, claim, path, write
+        self.name = key.decode(errors="replace")
         # A marker alone takes no more than the one before it: lanes can be started where there is no room for records.
-        self.script = script("append", over_memory=not taken.positions and not rejects)
+        self.script = script("append", over_memory=not write.rows and not write.rejects)
         self.is_done = False
         self.error: LaneError | None = None
         self.redirect: Address | None = None
         self.again = ""  # why the rest is to be sent again
-        counted_from = path.marker.place.count if path.text else -1
-        self._chunks = list(chunks(taken, rejects, write.place, counted_from=counted_from, size_bytes=write.size_bytes))
+        #: what is not in yet; cut when it is this path's turn, as the server has nothing to do before the first call
+        self._chunks: deque[Chunk] = deque()
+        self._is_cut = False
         self._before = path.marker
-        self._next = 0  # index of the first chunk that is not known to be done
+        #: any chunk is in
+        self.has_moved = False
 
     def calls(self) -> Iterator[Call]:
         """The calls that are still to be made, each expecting the marker of the one before."""
         self.again = ""
+        if not self._is_cut:
+            self._is_cut = True
+            self._chunks.extend(self._cut())
         expect, marker = self.path.text, self.path.marker
-        for chunk in self._chunks[self._next :]:
+        for chunk in self._chunks:
             call = self._call(chunk, expect, marker)
             yield call
             expect, marker = call.text, call.marker
+
+    def _cut(self) -> Iterable[Chunk]:
+        """The write in pieces of one call each; none where more rows would be refused than quarantine takes."""
+        write = self.write
+        taken, refused = refuse(write.positions, write.rows)
+        rejects = [*write.rejects, *refused]
+        if len(rejects) > write.quarantine_left:
+            first = rejects[0]
+            self.error = QuarantineFull(
+                write.path[0],
+                f"{len(rejects)} records for target lane {self.name} cannot be written, "
+                f"{write.quarantine_left} may go to quarantine; the first: {first.reason}",
+                hint="look at the records; fix the mapping or raise the quarantine budget",
+                position=position_text(first.position),
+            )
+            self.is_done = True
+            return ()
+        counted_from = self.path.marker.place.count if self.path.text else -1
+        return chunks(taken, rejects, write.place, counted_from=counted_from, size_bytes=write.size_bytes)
 
     def _call(self, chunk: Chunk, expect: str, before: Marker) -> Call:
         claim, source = self.claim, self.write.path[0]
@@ -115,29 +134,28 @@ class Job:
         packed = pack_call(self.script.digest, keys, msgspec.msgpack.encode(ask), layout, chunk)
         return Call(marker, text, packed)
 
-    def take(self, call: Call, reply: Any, link: Link, nodes: Nodes, name: str) -> None:
+    def take(self, call: Call, reply: Any, link: Link, nodes: Nodes) -> None:
         """Account for one call's reply. Raises Fenced, Indeterminate, Unreachable, AccessRefused."""
         if self.error is not None or self.again:
             # An earlier chunk did not go in, so this one was refused for its predecessor, whatever it says.
             invariant(is_error(reply) or reply[0] not in (b"OK", b"DONE"), "no chunk goes in behind a refused one")
             return
         if is_error(reply):
-            self._refused(reply, link, nodes, name)
+            self._refused(reply, link, nodes)
             return
         verdict = reply[0]
         if verdict in (b"OK", b"DONE"):
             self.path.marker = msgspec.structs.replace(call.marker, target=reply[1].decode())
             self.path.text = call.text
-            self._next += 1
-            if self._next == len(self._chunks):
-                self.is_done = True
+            self._chunks.popleft()  # let go of here, while the replies behind this one are on their way
+            self.has_moved, self.is_done = True, not self._chunks
             return
-        self.error = _lane_error(verdict, reply, self.write.path[0], name)
+        self.error = _lane_error(verdict, reply, self.write.path[0], self.name)
         self.is_done = True
 
-    def _refused(self, reply: Any, link: Link, nodes: Nodes, name: str) -> None:
+    def _refused(self, reply: Any, link: Link, nodes: Nodes) -> None:
         code = code_of(reply)
-        doing = f"appending to {name}"
+        doing = f"appending to {self.name}"
         if code == "OOM":
             self.error = TargetFull(
                 self.write.path[0],
@@ -161,11 +179,6 @@ class Job:
             if isinstance(error, Unreachable):
                 nodes.distrust()
             raise error
-
-    @property
-    def has_moved(self) -> bool:
-        """True once any chunk is in."""
-        return self._next > 0
 
     def outcome(self) -> Appended | LaneError:
         """What `Log.append` returns for this path."""

@@ -18,19 +18,16 @@ from ...errors import (
     Indeterminate,
     InvariantBroken,
     LaneError,
-    QuarantineFull,
     TargetFull,
     Unreachable,
 )
-from ...model.position import position_text
-from ...model.record import Lane, Path, Write
+from ...model.record import Path, Write
 from ...telemetry import step
 from ..protocol import Appended
 from .claims import ROUND_PAUSE_S, ROUNDS_MAX, RedisClaim
 from .jobs import Call, Job, in_turn
 from .link import Link, LinkLost, Replies, pack
 from .nodes import Nodes, unreachable
-from .packing import refuse
 from .replies import as_error, check, info_fields, is_error
 
 
@@ -52,7 +49,7 @@ class Target:
         outcomes: dict[Path, Appended | LaneError] = {}
         full = await self._over_budget() if self._memory_bytes_max else ""
         for write in writes:
-            job = self._prepare(claim, write, full)
+            job = self._job(claim, write, full)
             if isinstance(job, LaneError):
                 outcomes[write.path] = job
             else:
@@ -68,24 +65,13 @@ class Target:
         step("redis.append.done")
         return outcomes
 
-    def _prepare(self, claim: RedisClaim, write: Write, full: str) -> Job | LaneError:
+    def _job(self, claim: RedisClaim, write: Write, full: str) -> Job | LaneError:
         path = claim.paths.get(write.path)
         if path is None:
             raise InvariantBroken(f"path {write.path} belongs to the claim")
         if full and (write.rows or write.rejects):  # a marker alone takes no more than the one before it
             return TargetFull(write.path[0], full, hint="trim the target, or raise memory_bytes_max of the broker")
-        taken, refused = refuse(write.positions, write.rows)
-        rejects = [*write.rejects, *refused]
-        if len(rejects) > write.quarantine_left:
-            first = rejects[0]
-            return QuarantineFull(
-                write.path[0],
-                f"{len(rejects)} records for target lane {self._name(write.path[1])} cannot be written, "
-                f"{write.quarantine_left} may go to quarantine; the first: {first.reason}",
-                hint="look at the records; fix the mapping or raise the quarantine budget",
-                position=position_text(first.position),
-            )
-        return Job(self._keys[write.path[1]], claim, path, write, taken, rejects)
+        return Job(self._keys[write.path[1]], claim, path, write)
 
     async def _send_all(self, jobs: list[Job], on_sent: Callable[[], None] | None) -> None:
         """Send the chunks of all jobs, lane by lane in turn, and read the outcomes; again where the server refused
@@ -99,8 +85,8 @@ class Target:
                     break
                 await asyncio.sleep(ROUND_PAUSE_S)
             if left:
-                name = self._name(left[0].write.path[1])
-                raise Unreachable(f"appending to {name}: {left[0].again}", hint="this passes when the Cluster rests")
+                again = f"appending to {left[0].name}: {left[0].again}"
+                raise Unreachable(again, hint="this passes when the Cluster rests")
         except (Unreachable, AccessRefused) as error:
             # What has gone in already must not come again under this claim: the markers tell where to go on.
             if any(job.has_moved for job in jobs):
@@ -148,7 +134,7 @@ class Target:
                 if flight.job is None or flight.call is None:
                     check(reply, "loading the append script")
                 else:
-                    flight.job.take(flight.call, reply, flight.link, self._nodes, self._name(flight.job.write.path[1]))
+                    flight.job.take(flight.call, reply, flight.link, self._nodes)
             except CrossfadeError as error:
                 # a newer claim outweighs everything else
                 if first is None or isinstance(error, Fenced):
@@ -170,9 +156,6 @@ class Target:
             if used > self._memory_bytes_max:
                 return f"{link.address} uses {used} bytes, the budget is {self._memory_bytes_max}"
         return ""
-
-    def _name(self, lane: Lane) -> str:
-        return self._keys[lane].decode(errors="replace")
 
 
 @dataclass(slots=True)
