@@ -16,7 +16,7 @@ from ..brokers.protocol import Log, Start
 from ..errors import LaneError, SourceDeleted, SourceTrimmed, invariant
 from ..model.position import Place
 from ..model.record import Batch, Lane, Shape
-from .ends import Quarantine, ends_of
+from .ends import Ends, Quarantine, ends_of, made_anew_since
 from .extent import Extent
 from .lane import LaneAudit
 from .progress import Progress, Watch, collector_calmed
@@ -89,6 +89,7 @@ async def audit(
     before = report.matched
     with collector_calmed():
         await run.to_the_end()
+        await run.look_back(ends)
     for one in run.lanes.values():
         one.finish(is_settled=ends.is_settled_in(one.lane))
     if report.strays:
@@ -140,6 +141,12 @@ class _Run:
                 sum(one.differences for one in lanes),
                 self.state,
             )
+
+    async def look_back(self, ends: Ends) -> None:
+        """Fail the lanes that were made anew while they were read. Raises Unreachable, AccessRefused."""
+        for log, bounds in ((self._source, ends.source), (self._target, ends.target)):
+            for lane, error in (await made_anew_since(log, bounds)).items():
+                self.lanes[lane].fail(error)
 
     def _wanted(self) -> tuple[list[Lane], list[Lane]]:
         """Which lanes to read on either side."""

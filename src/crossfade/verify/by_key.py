@@ -14,14 +14,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..brokers.protocol import Bounds, Log, Start
-from ..errors import LaneError, SourceDeleted, SourceTrimmed
+from ..errors import LaneError, SourceDeleted, SourceReset, SourceTrimmed
 from ..model.partitioner import partition_many
 from ..model.position import position_order, position_text
 from ..model.record import Batch, Lane, Path, Row, Shape
 from ..model.wire import newest_origin
 from .audit import BUFFERED_ROWS_MAX, READ_BYTES_MAX, READ_RECORDS_MAX, READ_WAIT_S
 from .diff import NO_MARK, Difference, Kind, LaneDiff
-from .ends import Quarantine, ends_of
+from .ends import Ends, Quarantine, ends_of, made_anew_since
 from .extent import Extent
 from .one_way import leaves_out
 from .origins import Codec, Copy, codec_for
@@ -82,6 +82,7 @@ async def audit_by_key(
         run.add_paths(lane, route_id, window_rows, is_from_earliest(starts, lane))
     with collector_calmed():
         await run.to_the_end()
+        await run.look_back(ends)
     run.finish(ends.is_settled_in)
     if report.strays:
         await second_look(
@@ -225,9 +226,7 @@ class _Run:
             if isinstance(outcome, SourceTrimmed | SourceDeleted):  # it is read as a source is
                 await self._go_on_behind_target_gap(lane)
             elif isinstance(outcome, LaneError):
-                self.targets[lane].is_ended = True
-                for source_lane in self.sources:
-                    self._fail(source_lane, outcome)
+                self._fail_target(lane, outcome)
             else:
                 self._take_target(lane, outcome)
         return bool(outcomes)
@@ -255,12 +254,29 @@ class _Run:
 
     def _fail(self, lane: Lane, error: LaneError) -> None:
         """A lane that cannot be read to its end says nothing of what is on the target."""
+        if isinstance(error, SourceReset):
+            self._report.forget(lane)
         self._report.lanes[lane].error = error
         self.sources[lane].is_ended = True
         for to in self.targets:
             diff = self._paths[lane, to]
             diff.expected.drop(len(diff.expected))
             diff.actual.drop(len(diff.actual))
+
+    def _fail_target(self, to: Lane, error: LaneError) -> None:
+        """Any source lane may have copies there."""
+        self.targets[to].is_ended = True
+        for lane in self.sources:
+            self._fail(lane, error)
+
+    async def look_back(self, ends: Ends) -> None:
+        """Fail the lanes that were made anew while they were read. Raises Unreachable, AccessRefused."""
+        for log, bounds, fail in (
+            (self._source, ends.source, self._fail),
+            (self._target, ends.target, self._fail_target),
+        ):
+            for lane, error in (await made_anew_since(log, bounds)).items():
+                fail(lane, error)
 
     def _has_failed(self, lane: Lane) -> bool:
         return self._report.lanes[lane].error is not None

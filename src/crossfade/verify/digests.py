@@ -29,6 +29,7 @@ class RangeDigests:
 
     def __init__(self, ranges: list[Range]) -> None:
         self._ranges = ranges
+        self._ranges_before = len(ranges)
         self._records = 0
         self._last: Any = ""
         self._differences_before = sum(part.differences for part in ranges)
@@ -59,6 +60,12 @@ class RangeDigests:
         self._differences_before = differences
         self._records = 0
         self._sums = dict.fromkeys(_COLUMNS, 0)
+
+    def forget(self) -> None:
+        """Let go of the ranges that were closed here, and of the open one."""
+        del self._ranges[self._ranges_before :]
+        self._differences_before = sum(part.differences for part in self._ranges)
+        self._records = 0
 
     def _sum(self, positions: Sequence[Any], columns: Columns) -> None:
         is_text = isinstance(positions[0], bytes)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..brokers.protocol import Bounds, Log
+from ..errors import SourceReset
 from ..model.position import position_order
-from ..model.record import Lane
+from ..model.record import Lane, Shape
 from .extent import Extent
 
 #: asks for the source positions that the route quarantined, by source lane
@@ -70,3 +71,26 @@ async def ends_of(
     found = await quarantine() if quarantine is not None else {}
     quarantined = {lane: frozenset(positions) for lane, positions in found.items()}
     return Ends(source_bounds, target_bounds, quarantined, is_settled)
+
+
+async def made_anew_since(log: Log, bounds: Mapping[Lane, Bounds]) -> dict[Lane, SourceReset]:
+    """Which lanes were made anew since these bounds were taken. To be asked when all is read: of a topic an audit is
+    told now and then only. Entries are looked at in every read. Raises Unreachable, AccessRefused."""
+    if log.shape is not Shape.RECORD or not bounds:
+        return {}
+    now = await log.bounds(list(bounds))
+    return {
+        lane: made_anew(lane, log.lane_name(lane))
+        for lane, before in bounds.items()
+        if is_made_anew(before.incarnation, now[lane].incarnation)
+    }
+
+
+def is_made_anew(before: str, now: str) -> bool:
+    """Whether these are the incarnations of two lanes; one that is not told proves nothing."""
+    return bool(before and now) and before != now
+
+
+def made_anew(lane: Lane, name: str) -> SourceReset:
+    """Why a lane has no verdict."""
+    return SourceReset(lane, f"{name} was deleted and made anew while it was read")

@@ -19,6 +19,7 @@ from ..model.record import Batch, Lane, Row, Shape
 from .columns import Columns
 from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .digests import RangeDigests
+from .ends import is_made_anew, made_anew
 from .extent import Extent
 from .first_rows import FirstRows, Question
 from .one_way import leaves_out, read_again
@@ -84,6 +85,7 @@ class LaneAudit:
             expects=lambda copy: copy.origin is not None and position_text(copy.origin) not in quarantined,
         )
         self._matched_before = 0
+        self._counts_before: dict[Kind, int] = {}
         #: what the comparison counted stands in the report
         self._is_counted = False
         self._quarantined = quarantined
@@ -255,6 +257,10 @@ class LaneAudit:
 
     def fail(self, error: LaneError) -> None:
         """The lane cannot be compared to its end."""
+        if isinstance(error, SourceReset) and self._stale is None:
+            self._report.forget(self.lane)
+            self._digests.forget()
+            self._mine.counts.update(self._counts_before)
         self._mine.error = error
         self.is_done = True
 
@@ -332,7 +338,8 @@ class LaneAudit:
         self.source.restore(saved["source"])
         is_there = self.target.restore(saved["target"])
         self._matched_before = mine.matched = saved["matched"]
-        mine.counts.update({Kind(kind): count for kind, count in saved["counts"].items()})
+        self._counts_before = {Kind(kind): count for kind, count in saved["counts"].items()}
+        mine.counts.update(self._counts_before)
         mine.quarantined, mine.before_target = saved["quarantined"], saved["before_target"]
         rejected, left_out = saved.get("quarantined_until", ((), ()))
         self._rejected, self._left_out = Once(rejected), Once(left_out)
@@ -375,11 +382,10 @@ class LaneAudit:
     # ------------------------------------------------------------------------------------------------ what is expected
 
     def _is_same_incarnation(self, side: Reading, batch: Batch, name: str) -> bool:
-        known, found = side.bounds.incarnation, batch.place.incarnation
-        if known and found and known != found:
-            self.fail(SourceReset(self.lane, f"{name} was deleted and made anew while it was read"))
-            return False
-        return True
+        if not is_made_anew(side.bounds.incarnation, batch.place.incarnation):
+            return True
+        self.fail(made_anew(self.lane, name))
+        return False
 
     def _of_extent(self, batch: Batch, extent: Extent) -> Batch:
         """The rows whose originals belong to the extent, and what stands unmarked among them.

@@ -145,6 +145,12 @@ class AuditReport:
         else:
             self.keep(named)
 
+    def forget(self, lane: Lane) -> None:
+        """Let go of what differs in a lane that became another one while it was read: it may be about either."""
+        self.lanes[lane].counts.clear()
+        for kept in (*self.named.values(), self.strays):
+            kept[:] = [named for named in kept if named.lane != lane]
+
     def keep(self, named: Named) -> None:
         """Keep a difference by name while there is room; without its row, unless rows are kept."""
         kept = self.named.setdefault(named.difference.kind, [])

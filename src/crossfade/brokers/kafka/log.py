@@ -69,7 +69,7 @@ class KafkaLog:
     `source_lanes`: lanes of the stream that is copied into this one (None: as many as this topic has).
     `queue_kbytes_max`: bound of the records that are fetched ahead.
     `allow_weak`: go on where a lost broker could cost acknowledged records.
-    `checks_reads`: False = the id of the topic is not asked for after every read, as nothing is copied by it.
+    `checks_reads`: False = the topic's id is not asked for after every read: for audits, which commit nothing.
     """
 
     kind = "kafka"
@@ -214,9 +214,9 @@ class KafkaLog:
         """Committed records behind each place (see `Log.read`).
 
         The topic's id is asked for after the records were taken and before they are handed out, so a commit never
-        covers records of a re-created topic. That costs one small metadata request a read (an audit, which commits
-        nothing, asks once a second); records are gathered a few milliseconds longer where it would take more than a
-        tenth of the time. Trimming and truncation need no extra
+        covers records of a re-created topic. That costs one small metadata request a read; records are gathered a few
+        milliseconds longer where it would take more than a tenth of the time. (An audit, which commits nothing, asks
+        once a second and at its end, and goes by the topic that was opened.) Trimming and truncation need no extra
         check: the broker refuses to serve an offset below the log start, beyond the end, or of a divergent epoch.
         """
         if not after:
@@ -229,10 +229,11 @@ class KafkaLog:
         if taken or is_due:
             must_ask = is_due or self._checks_reads
             incarnation = await self._incarnation_now(reader, thread) if must_ask else self._told_id
+            opened = "" if self._checks_reads or self._facts is None else self._facts.topic_id
             for lane in after:
-                known = after[lane].incarnation
+                known = after[lane].incarnation or opened
                 if are_two_topics(known, incarnation) or (known and not incarnation):
-                    outcome[lane] = self._reset(lane, after[lane], incarnation)
+                    outcome[lane] = self._reset(lane, after[lane].position, known, incarnation)
             if outcome:
                 await thread.call(reader.forget)
                 return outcome
@@ -287,13 +288,13 @@ class KafkaLog:
         self._checked_at, self._told_id = time.monotonic(), found
         return found
 
-    def _reset(self, lane: Lane, place: Place, found: str) -> SourceReset:
+    def _reset(self, lane: Lane, position: str, known: str, found: str) -> SourceReset:
         what = "was deleted and made anew" if found else "was deleted"
         return SourceReset(
             lane,
-            f"{self.lane_name(lane)}: the topic {what} (id {place.incarnation} is now {found or 'gone'})",
+            f"{self.lane_name(lane)}: the topic {what} (id {known} is now {found or 'gone'})",
             hint="decide with `crossfade relay resume` where to go on",
-            position=place.position,
+            position=position,
         )
 
     async def _diagnose(
