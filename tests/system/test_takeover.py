@@ -71,7 +71,7 @@ def test_others_take_over_from_a_killed_process(shared: Callable[[str], Copy], w
     copy = shared(way)
     relays = {name: copy.run(instance=name) for name in ("a", "b", "c")}
     _wait_owners(copy, set(relays))
-    writer = Writer(copy.source, records_max=20_000, pause_s=0.03)
+    writer = Writer(copy.source, records_max=20_000, pause_s=0.1)
     writer.start()
     copy.wait_drained(records=300)
     relays["b"].kill()
@@ -85,7 +85,7 @@ def test_a_zombie_writes_nothing_more_and_says_that_it_was_fenced(shared: Callab
     copy = shared(way)
     zombie, other = copy.run(instance="a"), copy.run(instance="b")
     _wait_owners(copy, {"a", "b"})
-    writer = Writer(copy.source, records_max=20_000, pause_s=0.03)
+    writer = Writer(copy.source, records_max=20_000, pause_s=0.1)
     writer.start()
     copy.wait_drained(records=300)
     zombie.freeze()
@@ -115,7 +115,7 @@ def test_of_two_processes_with_one_name_the_older_is_fenced_and_says_so(
     copy = shared(way)
     older = copy.run(instance="same")
     older.wait_said('"claimed"')
-    writer = Writer(copy.source, records_max=20_000, pause_s=0.03)
+    writer = Writer(copy.source, records_max=20_000, pause_s=0.1)
     writer.start()
     copy.wait_drained(records=300)
     newer = copy.run(instance="same")
@@ -150,7 +150,7 @@ def test_a_name_lost_to_nobody_is_taken_again(shared: Callable[[str], Copy]) -> 
     copy = shared("rk")
     relay = copy.run(instance="one")
     relay.wait_said('"claimed"')
-    writer = Writer(copy.source, records_max=20_000, pause_s=0.03)
+    writer = Writer(copy.source, records_max=20_000, pause_s=0.1)
     writer.start()
     copy.wait_drained(records=300)
     heard = len(relay.said)
@@ -168,7 +168,7 @@ def test_rolling_restart(shared: Callable[[str], Copy], way: str) -> None:
     copy = shared(way)
     relays: dict[str, Relay] = {name: copy.run(instance=name) for name in ("a", "b")}
     _wait_owners(copy, set(relays))
-    writer = Writer(copy.source, records_max=20_000, pause_s=0.03)
+    writer = Writer(copy.source, records_max=20_000, pause_s=0.1)
     writer.start()
     for name in list(relays):
         copy.wait_drained(records=copy.source.count())
@@ -190,7 +190,7 @@ def _members(copy: Copy) -> list[str]:
 
 def test_the_same_instance_back_after_a_kill_goes_on(shared: Callable[[str], Copy]) -> None:
     copy = shared("rk")
-    writer = Writer(copy.source, records_max=20_000, pause_s=0.03)
+    writer = Writer(copy.source, records_max=20_000, pause_s=0.1)
     writer.start()
     first = copy.run(instance="one")
     copy.wait_drained(records=300)
@@ -212,7 +212,7 @@ def test_the_same_instance_back_after_a_kill_goes_on(shared: Callable[[str], Cop
 @pytest.mark.parametrize("way", ["rk", "kr"])
 def test_two_processes_on_one_shard_lose_nothing(shared: Callable[[str], Copy], way: str) -> None:
     copy = shared(way)
-    writer = Writer(copy.source, records_max=20_000, pause_s=0.03)
+    writer = Writer(copy.source, records_max=20_000, pause_s=0.1)
     writer.start()
     first = copy.run("--shard", "0/1", instance="first")
     first.wait_said('"claimed"')

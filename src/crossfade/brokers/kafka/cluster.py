@@ -34,6 +34,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from ...errors import AccessRefused, Unreachable
 from .failures import TOPIC_MISSING, HandleHealth, error_of, is_topic_missing, translate
 from .settings import KafkaSettings
+from .threads import settle
 
 T = TypeVar("T")
 
@@ -429,20 +430,34 @@ class Cluster:
 
     async def _wait(self, future: Future[Any]) -> Any:
         """The result of an admin call. What is wrong with the connection is told to a handle only while it polls."""
-        answer = asyncio.wrap_future(future)
+        answer = _answer_of(future)
         handles = [self.admin]  # the request ends with its handle
         try:
             while not (await asyncio.wait({answer}, timeout=_LISTEN_S))[0]:
                 handles[0].poll(0)
                 if (refusal := self.health.refusal()) is not None:
-                    answer.cancel()
                     raise KafkaException(refusal)
             return answer.result()
         finally:
+            answer.cancel()  # where it is not here yet, nobody looks at it any more
             if handles[0] is not self._admin:  # a new one was made meanwhile, and this may be the last to know the old
                 _end_aside(handles)
             # An error is held by both, and holds this frame: the handle would live until a collection of cycles.
             del answer, future, handles
+
+
+def _answer_of(future: Future[Any]) -> asyncio.Future[Any]:
+    """What comes of an admin call, for the event loop. It may be cancelled: `asyncio.wrap_future` would cancel the
+    library's own future too, which fails when the library ends the call later on."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Any] = loop.create_future()
+
+    def tell(done: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, answer, None if done.exception() else done.result(), done.exception())
+
+    future.add_done_callback(tell)
+    return answer
 
 
 def _end_aside(handles: list[Any]) -> None:

@@ -85,7 +85,7 @@ class HandleThread:
                 structlog.get_logger("kafka").warning("a background step failed", error=str(failure))
             if loop is not None and future is not None:
                 try:
-                    loop.call_soon_threadsafe(_settle, future, result, failure)
+                    loop.call_soon_threadsafe(settle, future, result, failure)
                 except RuntimeError:  # the loop is closed: nobody waits any more
                     continue
             result = failure = future = None
@@ -132,7 +132,8 @@ def breathe() -> None:
     time.sleep(_BREATH_S)
 
 
-def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+def settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+    """Give a future what came of its call, unless nobody waits for it any more."""
     if future.done():
         return
     if failure is None:
