@@ -54,6 +54,33 @@ async def test_a_board_that_is_deleted_is_made_anew_by_the_next_heartbeat(lab, b
     assert (await live.get("desired/x")).body == b"paused"
 
 
+@pytest.mark.long
+async def test_a_heartbeat_outlives_a_board_that_is_deleted_after_a_while(lab, boards):
+    """The client tells of a topic that it has known for half a minute at once that it is gone."""
+    live, operator = boards
+    until_s = time.monotonic() + 35
+    while time.monotonic() < until_s:
+        await live.put("status/x", b"here")
+        await live.list("")
+        await asyncio.sleep(1)
+    await live._cluster.delete_topics([names.BOARD_TOPIC])
+    written, until_s = 0, time.monotonic() + 60
+    while not written and time.monotonic() < until_s:
+        with contextlib.suppress(Unreachable):  # anything else would end the relay
+            written = await live.put("status/x", b"still here")
+        with contextlib.suppress(Unreachable):
+            await live.list("")
+        await asyncio.sleep(1)
+    assert written
+    for _ in range(30):
+        with contextlib.suppress(Unreachable):
+            if (await operator.list("")).keys() == {"status/x"}:
+                break
+        await live.put("status/x", b"still here")
+        await asyncio.sleep(1)
+    assert (await operator.get("status/x")).body == b"still here"
+
+
 async def beat(board):
     """As a relay does: what is left of the producer from before may fail once, and the next try makes one."""
     try:

@@ -195,7 +195,8 @@ async def test_an_older_marker_that_was_put_back_copies_nothing_twice(server, ca
         assert set(claim.errors) == set(paths)
         assert all(isinstance(error, TargetTorn) for error in claim.errors.values())
     *others, error = claim.errors.values()
-    is_told = case not in ("others came since", "long")
+    # Where not all was read, the copy at the end may be one that an application has moved there.
+    is_told = case not in ("others came since", "long", "long before")
     assert ("at least up to" in error.message) is not is_told
     assert f"--from position:{last - 1 if is_told else '...'}`" in error.hint
     assert "crossfade verify" in error.hint

@@ -18,7 +18,7 @@ from ...errors import AccessRefused, Fenced, Indeterminate, Unreachable, UsageEr
 from ..protocol import DOCUMENT_BYTES_MAX, Document, VersionConflict
 from . import names
 from .cluster import LATEST, Cluster, are_two_topics
-from .failures import HandleHealth, translate
+from .failures import HandleHealth, error_of, is_topic_missing, translate
 from .settings import RETRY_BACKOFF_MS, KafkaSettings
 from .threads import HandleThread, breathe, throw_away
 from .writer import Note, Writer
@@ -39,8 +39,9 @@ _TRIES = 12
 #: reading ends where nothing comes for so long
 _READ_S = 10.0
 _WRITE_S = 10.0
-#: so long brokers must not know the topic before it counts as deleted
+#: so long brokers must not know the topic before it counts as deleted, asked again after so long at most
 _GONE_S = 5.0
+_MISSED_APART_S = 30.0
 
 
 class KafkaBoard:
@@ -56,8 +57,8 @@ class KafkaBoard:
         self._plain: _PlainWriter | None = None
         self._changing = asyncio.Lock()
         self._reading = asyncio.Lock()
-        #: since when the brokers know no such topic, though there was one; 0 = they know it
-        self._missed_s = 0.0
+        #: since when the brokers know no such topic, though there was one, and when they said so last; 0 = they know it
+        self._missed_s = self._missed_last_s = 0.0
 
     async def get(self, name: str) -> Document | None:
         """The document now. Raises Unreachable, AccessRefused."""
@@ -115,22 +116,27 @@ class KafkaBoard:
             self._is_ready = True
             try:
                 found = await self._read_on()
-            except (AccessRefused, Unreachable):  # of a topic that is gone it is said that nobody leads it
-                if not await self._is_gone():
+            except (AccessRefused, Unreachable) as failure:  # of a topic that is gone it is said that nobody leads it
+                if await self._cluster.topic_id(names.BOARD_TOPIC, tries=1) != "":
+                    self._missed_s = 0.0
                     raise
+                if not self._is_gone():
+                    raise Unreachable(failure.message, hint=failure.hint) from failure
                 self._is_ready = False  # who writes next makes it anew
+                self._missed_s = 0.0
+                if self._reader is not None and self._reader_thread is not None:
+                    await self._reader_thread.call(self._reader.forget)
                 return {}
             self._missed_s = 0.0
             return found
 
-    async def _is_gone(self) -> bool:
-        """Whether the brokers have said for a while that there is no such topic: some that have just started do not
-        know all topics yet."""
-        if await self._cluster.topic_id(names.BOARD_TOPIC, tries=1) != "":
-            self._missed_s = 0.0
-            return False
+    def _is_gone(self) -> bool:
+        """Whether the brokers, which say now that there is no such topic, have said so for a while: some that have just
+        started do not know all topics yet."""
         now_s = time.monotonic()
-        self._missed_s = self._missed_s or now_s
+        if not self._missed_s or now_s - self._missed_last_s > _MISSED_APART_S:
+            self._missed_s = now_s
+        self._missed_last_s = now_s
         return now_s - self._missed_s >= _GONE_S
 
     async def _read_on(self) -> dict[str, Document]:
@@ -197,13 +203,16 @@ class _Reader:
     def catch_up(self, end: int, topic_id: str = "") -> dict[str, Document]:
         """Read on to `end`; all documents there. `topic_id`: as the brokers tell it now, "" = they could not."""
         if end < self._next or are_two_topics(topic_id, self._topic_id):
-            # The topic was deleted and made anew: nothing of what was read is there any more.
-            self.close()
-            self._documents, self._next = {}, 0
+            self.forget()  # the topic was deleted and made anew: nothing of what was read is there any more
         self._topic_id = topic_id or self._topic_id
         if self._next < end:
             self._read(end)
         return dict(self._documents)
+
+    def forget(self) -> None:
+        """Read from the start of the topic next time."""
+        self.close()
+        self._documents, self._next = {}, 0
 
     def close(self) -> None:
         if self._consumer is not None:
@@ -313,7 +322,10 @@ class _PlainWriter:
                 raise KafkaException(error)
         except KafkaException as failure:
             self._destroy()
-            raise translate(failure, f"writing document {name}", self.health) from failure
+            error = translate(failure, f"writing document {name}", self.health)
+            if is_topic_missing(error_of(failure)):  # deleted, or not known to all brokers yet: the next try makes it
+                raise Unreachable(error.message, hint="nothing to do: it is tried again") from failure
+            raise error from failure
         return int(message.offset()) + 1
 
     def _destroy(self) -> None:
