@@ -59,8 +59,9 @@ class CrossfadeError(Exception):
         return _revived, (type(self), self.args, dict(self.__dict__))
 
     def as_dict(self) -> dict[str, object]:
-        """The error as `-o json` prints it."""
-        return {"error": type(self).__name__, "message": self.message, "hint": self.hint, "kind": self.kind.value}
+        """The error as `-o json` prints it. Its kind is that of a relay's trouble: a lane alone is halted."""
+        told: dict[str, object] = {"error": type(self).__name__, "message": self.message, "hint": self.hint}
+        return told if self.kind is Kind.HALT else told | {"kind": self.kind.value}
 
 
 def _revived(kind: type[CrossfadeError], args: tuple[Any, ...], state: dict[str, Any]) -> CrossfadeError:
@@ -133,6 +134,7 @@ class LaneError(CrossfadeError):
 
     def as_dict(self) -> dict[str, object]:
         return super().as_dict() | {
+            "kind": self.kind.value,
             "lane": self.lane,
             "position": self.position,
             "lost_records": None if self.lost_records < 0 else self.lost_records,

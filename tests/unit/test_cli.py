@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,77 @@ def test_an_error_in_json_is_one_object_on_stderr(capsys: pytest.CaptureFixture[
     assert (told["version"], told["error"], told["exit_code"]) == (1, "RefusedByRail", 4)
 
 
+def _fails(error: BaseException) -> Callable[[], str]:
+    def fail() -> str:
+        raise error
+
+    return fail
+
+
+def _errors_of_the_manual() -> set[str]:
+    """The names in the first column of its two tables of errors."""
+    manual = (Path(__file__).parents[2] / "docs/operate.md").read_text()
+    parts = (manual.partition(f"## {title}\n")[2] for title in ("When the process ends", "Going on after a halt"))
+    rows = [row for part in parts for row in part.partition("\n## ")[0].splitlines() if row.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`([A-Z]\w+)`", row.split("|")[1])}
+
+
+def test_errors_that_the_manual_explains_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = _errors_of_the_manual()
+    assert {"MarkerLost", "RouteConflict", "AccessRefused", "SourceTrimmed", "TargetFull"} <= named
+    for name in named:
+        kind = getattr(errors, name)
+        error = kind(3, "one\ntwo") if issubclass(kind, errors.LaneError) else kind("one\ntwo")
+        monkeypatch.setattr(init, "new_route_id", _fails(error))
+        assert run(["init", "--new-id"]) == error.exit_code
+        assert capsys.readouterr().err == f"error ({name}): one\nerror ({name}): two\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.UsageError("x"), None),
+        (errors.GuaranteeRefused("x"), None),
+        (errors.MarkerLost("x"), None),
+        (errors.AccessRefused("x"), None),
+        (errors.Unreachable("x"), "retry"),
+        (errors.Fenced("x"), "reclaim"),
+        (errors.SourceTrimmed(3, "x"), "halt"),
+        (errors.TargetFull(3, "x"), "retry"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_an_error_in_json_is_halted_only_where_a_lane_is(
+    error: errors.CrossfadeError,
+    kind: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(init, "new_route_id", _fails(error))
+    assert run(["init", "--new-id", "-o", "json"]) == error.exit_code
+    told = json.loads(capsys.readouterr().err)
+    assert (told["error"], told["message"], told["hint"]) == (type(error).__name__, "x", "")
+    assert told.get("kind") == kind
+    assert ("kind" in told) is (kind is not None)
+
+
+@pytest.mark.parametrize(("address", "why"), [("127.0.0.1:1", "refused"), ("h.invalid:9092", "Failed to resolve")])
+@pytest.mark.parametrize("verbose", [True, False])
+def test_an_unreachable_kafka_is_told_once(address: str, why: str, verbose: bool) -> None:
+    assert run(["init", "--source", f"kafka://{address}", "--target", f"kafka://{address}"]) == 0
+    code = "from crossfade.cli.main import main; main()"
+    args = [sys.executable, "-c", code, "relay", "journal", *(["--verbose"] if verbose else [])]
+    done = subprocess.run(args, capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    *log, error, hint = done.stderr.splitlines()
+    assert error.startswith(f"error: Kafka at {address} cannot be reached: ")
+    assert why in error
+    assert "bootstrap.servers" in hint
+    assert bool(log) is verbose
+
+
 def test_every_problem_of_a_configuration_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("crossfade.yaml").write_text("version: 1\nbrokers: {}\nroutes: {}\nstreams: 3\nx: 1\n")
     assert run(["doctor"]) == 2
@@ -89,7 +162,8 @@ def test_every_problem_of_a_configuration_is_a_line(capsys: pytest.CaptureFixtur
     assert lines == [
         "error: crossfade.yaml:4: streams: found 3, expected a mapping of names",
         'error: crossfade.yaml:5: x: found the unknown key "x", expected one of version, brokers, streams, routes',
-        "hint: docs/configuration.md lists every key",
+        "hint: `crossfade init --config FILE` writes a commented example; every key: docs/configuration.md in the "
+        "repository",
     ]
 
 
@@ -380,7 +454,30 @@ def test_init_into_a_name_that_no_file_can_have_is_a_mistake_of_the_user(capsys:
     assert "hint: --config FILE names another place" in capsys.readouterr().err
 
 
+def test_init_makes_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init", "-c", "sub/x.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot write sub/x.yaml: No such file or directory\n")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "is_told"),
+    [("redis", "kafka", True), ("kafka", "redis", False), ("redis", "redis", False), ("kafka", "kafka", False)],
+)
+def test_init_tells_what_lossless_makes_of_fields_where_they_come_to_kafka(
+    source: str, target: str, is_told: bool
+) -> None:
+    assert run(["init", "--source", f"{source}://h:1", "--target", f"{target}://i:1"]) == 0
+    text = Path("crossfade.yaml").read_text()
+    assert ("binary value without a key" in text) is is_told
+    assert ("{name: json, key_field: user_id}" in text) is is_told
+    as_json = re.sub("mapping: lossless", "mapping: {name: json, key_field: user_id}", text)
+    Path("crossfade.yaml").write_text(as_json)
+    assert load(None, {}, {}).streams["messages"].mapping.name == "json"
+
+
 def test_init_keeps_references_that_are_not_there_yet() -> None:
+    Path("sub").mkdir()
     assert run(["init", "--source", "redis://app:${env:LATER}@h:1/2", "-c", "sub/x.yaml"]) == 0
     broker = load(Path("sub/x.yaml"), {}, {"LATER": "pw"}).brokers["old"]
     assert broker.password.get() == "pw"  # type: ignore[union-attr]

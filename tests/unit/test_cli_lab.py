@@ -226,6 +226,7 @@ def test_init_takes_the_address_of_a_secured_lab(tmp_path: Path, capsys: pytest.
     assert run(["init", "--source", f"rediss://app:pw?1@h:1/0?ssl_ca_certs={tmp_path}/my%20ca.pem"]) == 0
     broker: Any = load(None, {}, {}).brokers["old"]
     assert (broker.url, broker.tls.ca, broker.password.get()) == ("rediss://h:1/0", f"{tmp_path}/my ca.pem", "pw?1")
+    (tmp_path / "below").mkdir()
     # a name counts from here, not from the folder of the file that is written
     assert run(["-c", "below/x.yaml", "init", "--source", "rediss://h:1/0?ssl_ca_certs=my%20ca.pem"]) == 0
     broker = load(tmp_path / "below" / "x.yaml", {}, {}).brokers["old"]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import os
+import re
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +102,33 @@ def copied(lane: int) -> LaneReport:
     return LaneReport(lane, f"m:{lane}", "running", lag_records=0)
 
 
+def busy(lane: int, name: str = "", **more: Any) -> LaneReport:
+    """A lane with figures as wide as those of a real one."""
+    figures: dict[str, Any] = {"ordinal": 12_345_678, "lag_records": 1230, "lag_s": 12.34, "records_per_s": 1520.0}
+    return LaneReport(
+        lane, name or f"messages:{lane}", **({"state": "copying", "position": place(lane)} | figures | more)
+    )
+
+
+def place(lane: int) -> str:
+    return f"17638593712{lane:02}-0"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """What a command shows on a terminal of so many columns."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def show(width: int, *args: str) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        run(list(args))
+        return [re.sub("\x1b\\[[0-9;]*[A-Za-z]", "", line).rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    return show
+
+
 # -- wait ----------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +149,7 @@ def test_wait_for_lanes_that_were_never_started_is_refused(
     assert run(["relay", "wait"]) == 4
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith("error: route 'forward' has lanes that were never started (0-2)")
+    assert told.err.startswith("error (NotStarted): route 'forward' has lanes that were never started (0-2)")
     assert "crossfade relay start forward" in told.err
     board.held = [heard(*map(copied, range(4)))]  # a start that was cut short had begun them all the same
     assert run(["relay", "wait"]) == 0
@@ -167,6 +199,40 @@ def test_wait_tells_once_that_lanes_are_paused(board: FakeBoard, capsys: pytest.
 def test_wait_for_a_broker_that_stays_away_ends_when_time_is_up(board: FakeBoard) -> None:
     board.lanes, board.trouble = {0}, [Unreachable("no answer")]
     assert run(["relay", "wait", "--timeout-s", "0"]) == 5
+
+
+def test_wait_gives_a_look_no_more_than_the_time_that_is_left(
+    board: FakeBoard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[str] = []
+
+    async def never() -> list[Report]:
+        try:
+            await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=5)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        ended.append("by itself")
+        raise Unreachable("no answer")
+
+    monkeypatch.setattr(board, "reports", never)
+    monkeypatch.setattr(relay_status, "_LOOK_S", 0.01)
+    board.lanes = {0}
+    since_s = time.monotonic()
+    assert run(["relay", "wait", "--timeout-s", "0.2"]) == 5
+    assert time.monotonic() - since_s < 3
+    assert ended == ["cancelled"]
+    assert "could not be read within" in capsys.readouterr().err
+
+
+def test_wait_still_looks_where_no_time_is_left(board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def soon() -> list[Report]:
+        await asyncio.wait([asyncio.get_running_loop().create_future()], timeout=0.05)
+        return [heard(LaneReport(0, "m:0", "halted"))]
+
+    monkeypatch.setattr(board, "reports", soon)
+    board.lanes = {0}
+    assert run(["relay", "wait", "--timeout-s", "0"]) == 3
 
 
 def test_wait_ends_at_once_where_the_broker_refuses(board: FakeBoard) -> None:
@@ -329,6 +395,88 @@ def test_a_route_that_is_named_twice_is_one(board: FakeBoard, capsys: pytest.Cap
     board.lanes = {0}
     assert run(["relay", "status", "forward", "forward", "-o", "json"]) == 0
     assert board.opened == 1
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 140])
+def test_status_keeps_a_line_for_each_lane_on_a_terminal(
+    width: int, board: FakeBoard, terminal: Callable[..., list[str]]
+) -> None:
+    board.lanes = set(range(16))
+    lanes = [busy(lane) for lane in range(16)]
+    lanes[3] = busy(3, state="waiting", trimmed_in_s=512.0, reason="the target is full")
+    lanes[4] = busy(4, echoes=7)
+    lanes[7] = busy(7, state="halted", reason="7,120 records are gone")
+    board.held = [heard(*lanes, age_s=0)]
+    board.held[0].instance = "relay-0@host"
+    shown = terminal(width, "relay", "status")
+    assert max(map(len, shown)) <= width
+    assert [line.split()[:2] for line in shown[3:19]] == [[f"messages:{n}", place(n)] for n in range(16)]
+    assert [line.split()[-2:] for line in shown[6:8]] == [["waiting", "512"], ["copying", "-"]]
+    assert all("relay-0@host" in line for line in shown[3:19])
+    left_out = ["echoes, records_per_s: left out, the terminal is too narrow"] if width == 80 else []
+    assert shown[19:] == ["messages:3: the target is full", "messages:7: 7,120 records are gone", *left_out]
+
+
+def test_status_leaves_out_what_says_nothing_on_a_terminal(
+    board: FakeBoard, terminal: Callable[..., list[str]]
+) -> None:
+    board.lanes, board.held = {0, 1}, [heard(busy(0), busy(1), age_s=0)]
+    assert heads(terminal(80, "relay", "status")) == "lane position records lag_s per_s owner state"
+    assert heads(terminal(80, "relay", "status", "--wide")) == (
+        "route lane number position ordinal records lag_s per_s owner epoch state"
+    )
+    board.held = [heard(busy(0, "m:{a}:2", echoes=1), busy(1, "m:{b}:2", lag_s=None), age_s=0)]
+    assert heads(terminal(100, "relay", "status")) == ("lane number position records lag_s per_s echoes owner state")
+    board.held = []
+    assert heads(terminal(80, "relay", "status")) == "lane state"
+
+
+def heads(shown: list[str]) -> str:
+    """The names of the columns; of those in two lines, the second."""
+    return " ".join(next(before for before, line in itertools.pairwise(shown) if line.startswith("─")).split())
+
+
+def test_status_tells_a_reason_of_many_lanes_once(board: FakeBoard, terminal: Callable[..., list[str]]) -> None:
+    board.lanes = set(range(16))
+    spare = Report("spare", time.time(), state="waiting for lanes", reason="16 lanes have an owner")
+    board.held = [heard(*map(busy, range(16)), age_s=0), spare]
+    board.wanted = Desired(paused=True)
+    assert terminal(80, "relay", "status")[19:] == [
+        "spare: waiting for lanes, 16 lanes have an owner",
+        "messages:0 and 15 more: paused by an operator",
+    ]
+    board.wanted = Desired(paused_lanes=[4, 9])
+    assert terminal(80, "relay", "status")[20:] == ["messages:4, messages:9: paused by an operator"]
+
+
+def test_status_names_the_route_of_each_lane_where_it_shows_several(
+    board: FakeBoard, terminal: Callable[..., list[str]]
+) -> None:
+    route = "  {0}: {{id: id{0}, stream: messages, source: old, target: new}}\n"
+    head, line, _ = CONFIG.partition("routes:\n")
+    Path("crossfade.yaml").write_text(head + line + route.format("away") + route.format("here"))
+    board.lanes, board.wanted = {0}, Desired(paused=True)
+    board.held = [heard(busy(0), age_s=0)]
+    shown = terminal(80, "relay", "status")
+    assert [line.split()[0] for line in shown[3:5]] == ["away", "here"]
+    assert "here messages:0: paused by an operator" in shown
+    shown = terminal(80, "relay", "status", "here")
+    assert shown[3].startswith("messages:0")
+
+
+def test_status_shows_a_program_every_column(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+    board.lanes, board.held = {0}, [heard(busy(0, state="halted", reason="7 are gone"), age_s=0)]
+    assert run(["relay", "status"]) == 3
+    head, _, row = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert " ".join(head) == (
+        "route lane number position ordinal lag_records lag_s records_per_s echoes owner epoch state "
+        "trimmed_in_s reason"
+    )
+    assert row[-3:] == ["7", "are", "gone"]
+    assert run(["relay", "status", "-o", "json"]) == 3
+    assert " ".join(json.loads(capsys.readouterr().out)["rows"][0]) == (
+        " ".join(head) + " quarantined deleted error lost_records hint"
+    )
 
 
 # -- pause, resume, rate -------------------------------------------------------------------------------------------

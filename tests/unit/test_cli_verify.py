@@ -20,11 +20,12 @@ from crossfade import wiring
 from crossfade.brokers.memory import MemoryBoard, MemoryBroker, MemoryLog
 from crossfade.brokers.memory.broker import Quarantined
 from crossfade.brokers.protocol import From, Start
-from crossfade.cli import verify_scope, verify_watch
+from crossfade.cli import verify, verify_scope, verify_watch
 from crossfade.cli.main import run
 from crossfade.cli.output import Output
 from crossfade.cli.verify_parts import Workers
 from crossfade.cli.verify_scope import parse_lanes
+from crossfade.cli.verify_words import exit_code_of
 from crossfade.config import Config
 from crossfade.errors import CrossfadeError, SourceRegressed, Unreachable, UsageError
 from crossfade.model.mapping import mapping_named
@@ -234,8 +235,119 @@ def test_a_beginning_that_was_asked_for_at_the_start_is_remembered(
 
 
 def test_two_empty_sides_prove_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify"]) == 1
+    assert "  NO VERDICT: nothing to compare, no record is on both sides (" in capsys.readouterr().out
+    code, told = verified(capsys)
+    assert (code, told["ok"], told["verdict"]) == (1, False, "none")
+
+
+def test_a_target_that_holds_nothing_of_the_source_proves_nothing(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.write(0, 0, RECORDS, copied=0)
+    code, told = verified(capsys)
+    assert (code, told["verdict"], told["matched"], told["pending"]) == (1, "none", 0, RECORDS)
+    code, told = verified(capsys, "--settled")
+    assert (code, told["verdict"], told["missing"]) == (3, "different", RECORDS)
+
+
+def test_what_is_quarantined_is_no_complete_proof(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write(0, 0, RECORDS)
+    world.broker.write("a", 0, [record(0, RECORDS), record(0, RECORDS + 1)])
+    refused = Quarantined("idforward", (0, 0), str(RECORDS), record(0, RECORDS), "too large", Shape.RECORD)
+    world.broker.stream("b", LANES, Shape.RECORD).quarantine.append(refused)
+    world.broker.write("b", 0, [copy(0, RECORDS + 1)])
+    assert run(["verify", "--settled"]) == 0
+    words = "  equal, except 1 records that the target or the mapping refused: they are not on the target ("
+    assert words in capsys.readouterr().out
+    code, told = verified(capsys, "--settled", "--complete")
+    assert (code, told["quarantined"], told["verdict"], told["complete"]) == (1, 1, "equal", False)
+
+
+def test_echoes_of_a_pair_are_no_gap_in_the_proof(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.pair = "idback"
+    world.write(0, 0, RECORDS)
+    echo = encode_origin(Origin("idback", 0, "7", 1, 1))
+    world.broker.write("a", 0, [record(0, RECORDS)._replace(headers=[(XF, echo.encode())])])
+    code, told = verified(capsys, "--settled", "--complete")
+    assert (code, told["quarantined"], told["echoes"], told["complete"]) == (0, 0, 1, True)
     assert run(["verify"]) == 0
-    assert "nothing to compare" in capsys.readouterr().out
+    assert "  1 brought by the other route of the pair: on the target already" in capsys.readouterr().out
+
+
+def test_complete_says_why_there_is_no_verdict(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write(0, 0, RECORDS, copied=RECORDS - 5)
+    world.write(1, 0, RECORDS)
+    world.broker.trim("a", 1, keep=8)
+    world.write(2, 0, RECORDS)
+    lane: Any = world.broker.stream("a", LANES, Shape.RECORD).lanes[2]
+    lane.write_open("app", record(2, RECORDS))
+    assert run(["verify", "--complete"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "NO VERDICT (--complete): 5 pending, 12 source_gone, 1 lane held up"
+    assert run(["verify", "--complete", "-o", "json"]) == 1
+    body = json.loads(capsys.readouterr().out)
+    assert (body["exit_code"], body["verdict"], body["ok"], body["complete"]) == (1, "none", True, False)
+    assert run(["verify", "-o", "json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert (body["exit_code"], body["verdict"]) == (0, "equal")
+    assert run(["verify", "--complete", "--settled"]) == 3
+    assert "--complete" not in capsys.readouterr().out
+
+
+def no_workers(*_: object) -> None:
+    raise AssertionError("the mistake should have been found before any process or connection")
+
+
+@pytest.mark.parametrize(
+    ("choice", "error", "hint"),
+    [
+        (["--metrics-port", "9188"], "--metrics-port needs --watch", "add --watch SECONDS"),
+        (["--yes"], "--yes needs --repair apply", "add --repair apply"),
+        (["--yes", "--repair", "list"], "--yes needs --repair apply", "add --repair apply"),
+        (["--watch", "5", "--repair", "list"], "--watch does not go with --repair", "leave out --watch"),
+        (["--complete", "--repair", "list"], "--complete does not go with --repair", "leave out --complete"),
+        (["--resume", "state.json", "--repair", "list"], "--resume does not go with --repair", "leave out --resume"),
+        (["--watch", "5", "--complete"], "--complete does not go with --watch", "leave out --complete"),
+        (["--watch", "5", "--settled"], "--settled does not go with --watch", "leave out --settled"),
+        (["--watch", "5", "--to", "time:2026-01-01"], "--to does not go with --watch", "leave out --to"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    choice: list[str],
+    error: str,
+    hint: str,
+) -> None:
+    monkeypatch.setattr(verify, "Workers", no_workers)
+    assert run(["verify", *choice]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith(f"error: {error}")
+    assert told[1] == f"hint: {hint}"
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (["--lanes", "a"], "--lanes 'a' names no lanes"),
+        (["--from", "position:5"], "a position belongs to one lane"),
+        (["--from", "position:5", "--lanes", "0-3"], "a position belongs to one lane"),
+        (["--from", "time:2026-01-02", "--to", "time:2026-01-01"], "--from lies behind --to"),
+        (["--from", "time:2026-01-02", "--resume", "state.json"], "--resume goes on from an earlier audit"),
+    ],
+)
+def test_a_mistake_is_told_before_any_broker_is_asked(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    choice: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr(verify, "Workers", no_workers)
+    assert run(["verify", *choice]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_only_the_lanes_that_are_asked_for(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,6 +638,22 @@ async def test_a_watch_goes_on_from_round_to_round_and_does_not_grow(world: Worl
     assert max(len(lane["ranges"]) for lane in lanes) == 8
 
 
+async def test_a_watch_without_anything_to_compare_goes_on_and_has_no_verdict_yet(world: World) -> None:
+    code, told, _ = await watched(2, lambda _: None)
+    assert (code, [body["verdict"] for body in told]) == (1, ["none", "none"])
+    code, told, _ = await watched(2, lambda _: world.write(0, 0, RECORDS))
+    assert (code, [body["verdict"] for body in told]) == (0, ["none", "equal"])
+
+
+def test_a_route_without_verdict_is_not_hidden_by_one_that_is_equal() -> None:
+    equal, empty, other = (AuditReport("a", "b", {0: LaneReport(0, "a", "b", is_done=True)}) for _ in range(3))
+    equal.lanes[0].matched = 1
+    other.lanes[0].counts[Kind.EXTRA] = 1
+    assert exit_code_of([equal]) == 0
+    assert exit_code_of([equal, empty]) == 1
+    assert exit_code_of([equal, empty, other]) == 3
+
+
 async def test_a_watch_remembers_a_difference_and_survives_a_broker_that_is_away(world: World) -> None:
     world.write(0, 0, RECORDS)
 
@@ -618,7 +746,7 @@ async def test_a_watch_of_a_route_by_key_remembers_what_retention_removes_later(
     assert [len(body["differences"]) for body in told] == [1, 1, 0, 0]
 
 
-def test_parity_is_of_what_is_settled(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parity_is_of_what_is_settled() -> None:
     report = AuditReport("a", "b", {0: LaneReport(0, "a", "b")})
     assert verify_watch.parity_of(report) is None
     lane = report.lanes[0]
@@ -633,8 +761,6 @@ def test_parity_is_of_what_is_settled(world: World, capsys: pytest.CaptureFixtur
     assert 'crossfade_verify_parity_ratio{route="forward"} 0.97' in text
     assert 'crossfade_verify_differences{kind="extra",route="forward"} 5.0' in text
     assert gauges.answer("/readyz")[0] == gauges.answer("/livez")[0] == "200 OK"
-    assert run(["verify", "--watch", "1", "--settled"]) == 2
-    assert "--watch follows live streams" in capsys.readouterr().err
 
 
 def test_repair_is_never_applied_without_being_asked(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -474,7 +474,7 @@ def test_properties_without_anything_but_addresses_need_no_client(tmp_path: Path
 
 @pytest.mark.parametrize(
     "servers",
-    ["h", "h:1,i:65535", " h:1 , i", "[::1]:1,[fe80::1]", "[fe80::1%eth0]:9", "SASL_SSL://h:1", "1.2.3.4:5,"],
+    ["h:1,i:65535", " h:1 , i:2", "[::1]:1,[fe80::1]:2", "[fe80::1%eth0]:9", "SASL_SSL://h:1", "1.2.3.4:5,"],
 )
 def test_addresses_of_kafka(tmp_path: Path, servers: str) -> None:
     path = tmp_path / "crossfade.yaml"
@@ -483,7 +483,11 @@ def test_addresses_of_kafka(tmp_path: Path, servers: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "servers", ["http://h:9092", ",", "h:99999", "h:0", "h:x", "h:1:2", "u:p@h:1", "h:9092/x", "h:1 i:2", "kafka://h:1"]
+    "servers",
+    [
+        *("http://h:9092", ",", "h:99999", "h:0", "h:x", "h:1:2", "u:p@h:1", "h:9092/x", "h:1 i:2", "kafka://h:1"),
+        *("h", "h:1,i", "[fe80::1]", "SASL_SSL://h"),
+    ],
 )
 def test_what_is_no_address_of_kafka(tmp_path: Path, servers: str) -> None:
     (found,) = problems(tmp_path, changed("127.0.0.1:9092", servers))

@@ -81,7 +81,7 @@ def test_a_redis_of_two_names_is_not_copied_into_itself(tmp_path: Path, a: str, 
     ("a", "b", "is_one"),
     [
         (kafka("h:1,i:1"), kafka("j:1, i:1"), True),
-        (kafka("h"), kafka("H:9092"), True),
+        (kafka("h:9092"), kafka("H:9092"), True),
         (kafka("h:1"), kafka("PLAINTEXT://h:1"), True),
         (kafka("h:1"), kafka("${env:KAFKA}"), True),
         (kafka("h:1"), kafka("h:2"), False),

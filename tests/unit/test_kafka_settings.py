@@ -597,6 +597,7 @@ def test_an_outage_does_not_flood_the_log():
             logger.error("FAIL [client] broker %d is down", number)
         logger.warning("GETPID [client] other")
     assert [line["event"].split(" ")[0] for line in lines] == ["FAIL", "GETPID"]
+    assert {line["log_level"] for line in lines} == {"info"}  # a relay shows it, a command its error alone
     assert lines[1]["left_out"] == 49
 
 
@@ -680,6 +681,38 @@ def test_what_the_client_heard_last_is_told():
     found = translate(KafkaError(KafkaError._TIMED_OUT), "testing", health)
     assert type(found) is Unreachable
     assert "127.0.0.1:1/bootstrap: Connection refused" in found.message
+
+
+@pytest.mark.parametrize("protocol", ["", "sasl_ssl://"])
+@pytest.mark.parametrize(
+    ("code", "said", "fix"),
+    [
+        (KafkaError._RESOLVE, "Failed to resolve 'h:9092': Name or service not known", "host, port and DNS"),
+        (KafkaError._TRANSPORT, "Connect to ipv4#10.0.0.9:9092 failed: Connection refused", "host and port"),
+        (KafkaError._TRANSPORT, "Connection setup timed out in state CONNECT", "host and port"),
+    ],
+)
+def test_an_address_at_which_nobody_answers_is_named(protocol, code, said, fix):
+    health = HandleHealth("test")
+    health.on_error(KafkaError(code, f"{protocol}h:9092/bootstrap: {said} (after 1ms in state CONNECT)"))
+    health.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down"))
+    found = translate(KafkaError(KafkaError._TIMED_OUT, "Failed while waiting for controller"), "testing", health)
+    assert type(found) is Unreachable
+    assert found.message == f"Kafka at h:9092 cannot be reached: {said} (while testing)"
+    assert fix in found.hint
+    assert "bootstrap.servers" in found.hint
+    # What a broker has answered is no matter of addresses.
+    found = translate(KafkaError(KafkaError.NOT_COORDINATOR, "not here"), "testing", health)
+    assert found.message.startswith("Kafka failed while testing: not here (")
+
+
+def test_a_name_that_brokers_announce_and_nobody_knows_is_told():
+    health = HandleHealth("test")
+    health.on_error(KafkaError(KafkaError._RESOLVE, "b1.inside:9092/1: Failed to resolve 'b1.inside:9092': unknown"))
+    found = translate(KafkaError(KafkaError._TIMED_OUT), "testing", health)
+    assert "Failed to resolve 'b1.inside:9092'" in found.message
+    assert "advertised.listeners" in found.hint
+    assert "security.protocol" not in found.hint
 
 
 def test_inside_a_transaction_a_lost_reply_is_a_doubt():

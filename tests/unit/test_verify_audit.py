@@ -442,7 +442,7 @@ async def test_empty_sides() -> None:
     await world.source.open()
     await world.target.open()
     report = await world.audit()
-    assert report.ok
+    assert report.verdict == "none"
     assert report.is_complete
     await world.fill(10)
     assert (await world.audit()).total("pending") == 10 * LANES

@@ -97,6 +97,7 @@ def render(source: str, target: str, *, stream: str, lanes: str, count: int, top
     target_lanes, target_topic = (f"copy:{lanes}", f"{topic}-copy") if both else (lanes, topic)
     return _TEMPLATE.format(
         schema=SCHEMA_COMMENT + schema_path().as_uri(),
+        lossless=_LOSSLESS_INTO_KAFKA if (_kind(source), _kind(target)) == ("redis", "kafka") else _LOSSLESS,
         source_broker=_broker(source),
         target_broker=_broker(target),
         stream=stream,
@@ -145,7 +146,7 @@ def _without_authority(url: str) -> tuple[str, str]:
     if options:
         raise UsageError(
             f"the address of {server!r} has options that are not taken: {', '.join(sorted(options))}",
-            hint="write them into the file: docs/configuration.md has every key",
+            hint="write them into the file; every key: docs/configuration.md in Crossfade's repository",
         )
     return f"{account}{at}{server}", authority
 
@@ -177,7 +178,6 @@ def _write(path: Path, text: str, *, has_password: bool) -> None:
     from ..config import ConfigError, load
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".crossfade-init-") as folder:
             draft = Path(folder) / path.name
             draft.write_text(text, encoding="utf-8")
@@ -226,9 +226,16 @@ _KAFKA_BROKER = """\
       # sasl.password: ${{env:KAFKA_PASSWORD}}
       # ssl.ca.location: /etc/ssl/kafka-ca.pem"""
 
+_LOSSLESS = "identical bytes after a round trip; others: json, body, headers"
+_LOSSLESS_INTO_KAFKA = """\
+identical bytes after a round trip: an entry with fields of your own becomes
+                                    # a packed binary value without a key. For consumers who read the topic themselves:
+                                    # {name: json, key_field: user_id}, or body, or headers"""
+
 _TEMPLATE = """\
 {schema}
-# What Crossfade copies, and between which brokers. Every key: docs/configuration.md
+# What Crossfade copies, and between which brokers. Every key: docs/configuration.md in Crossfade's repository.
+# The first line is of this machine: by it editors complete keys. It may be left out, or name another place.
 # Text may hold ${{env:NAME}} and ${{file:PATH}}. A key can be overridden by --set brokers.old.url=...
 # or by the variable CROSSFADE_BROKERS__OLD__URL; flags beat variables, variables beat this file.
 version: 1
@@ -243,7 +250,7 @@ streams:
   {stream}:
     old: {source_side}
     new: {target_side}
-    mapping: lossless               # identical bytes after a round trip; others: docs/configuration.md
+    mapping: lossless               # {lossless}
     partitioner: murmur2            # which lane a key belongs to, where a route maps `lanes: by-key`
     from: earliest                  # earliest | latest | {{time: 2026-01-31T12:00:00Z}} | {{position: 1700000000000-0}}
     deleted: halt                   # a source record deleted before it was copied: halt | count

@@ -25,11 +25,23 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from ..errors import CrossfadeError, UsageError, first_of
+from ..errors import (
+    AccessRefused,
+    CrossfadeError,
+    GuaranteeRefused,
+    LaneError,
+    MarkerLost,
+    NotStarted,
+    RouteConflict,
+    UsageError,
+    first_of,
+)
 from .leaving import have_threads_ended
 from .output import Output, printable
 
 INTERRUPTED = 130
+#: the errors of which docs/operate.md says by their names what to do
+_NAMED = (NotStarted, MarkerLost, RouteConflict, GuaranteeRefused, AccessRefused, LaneError)
 #: what a stream says that takes no more
 _CANNOT_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -47,7 +59,7 @@ _GLOBALS_WITH_VALUE = {
 }
 _GLOBALS_ALONE = {"--verbose"}
 EXIT_CODES = (
-    "Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 differences, findings or halted lanes, "
+    "Exit codes: 0 ok, 1 failed or no verdict, 2 usage or configuration, 3 differences, findings or halted lanes, "
     "4 refused for safety, 5 a broker gave no answer or refused us, 130 interrupted."
 )
 _EVERYWHERE = f"Everywhere: -c/--config FILE, -o/--output text|json, --set KEY=VALUE, --verbose.\n\n{EXIT_CODES}"
@@ -293,8 +305,9 @@ def _tell(error: CrossfadeError, output: Output, cause: BaseException | None = N
     if output.is_json:
         _write_json(error.as_dict() | {"exit_code": error.exit_code})
     else:
+        name = f" ({type(error).__name__})" if isinstance(error, _NAMED) else ""
         for line in error.message.splitlines():
-            _write(f"error: {line}")
+            _write(f"error{name}: {line}")
         if error.hint:
             _write(f"hint: {error.hint}")
     if output.is_verbose and cause is not None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: version of every `-o json` document; a change that breaks readers raises it
 JSON_VERSION = 1
+#: wider than any table
+_ENDLESS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,21 @@ class Column:
 
     name: str
     right: bool = False
+    #: what stands above it where that is not its name: a long name in two lines
+    head: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What a terminal shows instead of a table: fewer rows and columns, whose cells are never broken, and lines below.
+
+    `spare`: columns that are left out where the terminal is too narrow, the first one first; that is told.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    columns: Sequence[Column]
+    below: Sequence[str] = ()
+    spare: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -58,17 +75,28 @@ class Output:
             setup_logging(json=self.is_json, level="debug" if self.is_verbose else "warning")
         return load(self.config_path, self.sets, os.environ, _property_mistakes)
 
-    def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, live: bool = False) -> None:
+    def table(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        columns: Sequence[Column],
+        *,
+        live: bool = False,
+        brief: Brief | None = None,
+    ) -> None:
         """Print rows: a table of `columns`, or JSON with everything that the rows hold.
 
-        `live` rows replace the ones before on a terminal, and are one line each time in JSON.
+        `live` rows replace the ones before on a terminal, and are one line each time in JSON. A terminal shows `brief`
+        instead of `columns` where there is one.
         """
         if self.is_json:
             self._json({"rows": list(rows)}, is_line=live)
             return
         if live and sys.stdout.isatty():
             sys.stdout.write("\x1b[H\x1b[J")
-        self._print_table(rows, columns)
+        if brief is not None and sys.stdout.isatty():
+            self._print_brief(brief)
+        else:
+            self._print_table(rows, columns)
 
     def document(self, body: Mapping[str, Any], text: str, *, live: bool = False) -> None:
         """Print one thing: `body` as JSON, in one line where it is one of many (`live`), or `text` for people."""
@@ -101,9 +129,25 @@ class Output:
         from rich.console import Console
 
         # Without a terminal there is nothing to fit into: a cut position is of no use to grep.
-        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 10_000
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _ENDLESS
         console = Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
         console.print(_rich_table(rows, columns))
+        sys.stdout.flush()
+
+    def _print_brief(self, brief: Brief) -> None:
+        from rich.console import Console
+
+        # Where it is too wide all the same, the terminal goes on in a second line, and the cells stay whole.
+        console = Console(file=sys.stdout, width=_ENDLESS, highlight=False, soft_wrap=False)
+        room = Console(file=sys.stdout).width
+        columns, left_out = list(brief.columns), []
+        for name in brief.spare:
+            if console.measure(_rich_table(brief.rows, columns, is_brief=True)).maximum > room:
+                left_out += [column.name for column in columns if column.name == name]
+                columns = [column for column in columns if column.name != name]
+        console.print(_rich_table(brief.rows, columns, is_brief=True))
+        too_narrow = [f"{', '.join(left_out)}: left out, the terminal is too narrow"] if left_out else []
+        sys.stdout.writelines(printable(line) + "\n" for line in [*brief.below, *too_narrow])
         sys.stdout.flush()
 
 
@@ -121,14 +165,19 @@ def output_of(context: typer.Context) -> Output:
     return root.obj
 
 
-def _rich_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
+def _rich_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, is_brief: bool = False) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=is_brief)
     for column in columns:
-        table.add_column(column.name, justify="right" if column.right else "left", overflow="fold")
+        table.add_column(
+            column.head or column.name,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            vertical="bottom" if is_brief else "top",
+        )
     for row in rows:
         table.add_row(*(Text(cell(row.get(column.name), numeric=column.right)) for column in columns))
     return table

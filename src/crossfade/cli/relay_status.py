@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from .. import wiring
 from ..config import Config, RedisSide
 from ..errors import CrossfadeError, NotStarted, Unreachable
 from ..relay.documents import OPENING, STOPPED, Desired, LaneReport, Report, RouteBoard
-from .output import Column, Output, output_of
+from .output import Brief, Column, Output, output_of
 from .relay_alive import SILENT_S
 from .routes import RouteNames, chosen_routes
 
@@ -43,6 +44,14 @@ _STATUS = [
 ]
 #: what the row of a lane holds; the table shows no more than its columns
 _KEYS = (*[column.name for column in _STATUS], "quarantined", "deleted", "error", "lost_records", "hint")
+#: names that are wider than what stands below them
+_HEADS = {"lag_records": "lag_\nrecords", "records_per_s": "records_\nper_s", "trimmed_in_s": "trimmed_\nin_s"}
+#: what a narrow terminal does without
+_SPARE = ("echoes", "records_per_s", "lag_s")
+#: so many lanes with one reason are named each
+_NAMED_MAX = 3
+#: so long a look may take in any case: the last one, after a pause, or the only one of `--timeout-s 0`
+_LOOK_S = 1.0
 #: what a relay measures again and again: its last figures say nothing of a source that it no longer looks at
 _MEASURED = ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")
 #: so much the clocks of two hosts may differ
@@ -55,24 +64,29 @@ def status(
     context: typer.Context,
     routes: RouteNames = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="On a terminal, show route, number, ordinal and epoch of each lane too.")
+    ] = False,
 ) -> None:
-    """Show each lane: position, lag, rate, owner, epoch, state, and the reason of any throttle or halt.
+    """Show each lane: position, lag, rate, owner and state; and the reason of any throttle, wait or halt.
 
-    Exits with 3 when a lane is halted. With --watch, a broker that cannot be reached is told and asked again.
+    A terminal shows reasons below the table, and leaves out columns that say nothing of any lane. In a pipe, all are
+    there; -o json has more. Exits with 3 when a lane is halted. With --watch, a broker that cannot be reached is told
+    and asked again.
 
     Example: crossfade relay status --watch
     """
     output = output_of(context)
     config = output.config()
-    if asyncio.run(_status(config, chosen_routes(config, routes), watch, output)):
+    if asyncio.run(_status(config, chosen_routes(config, routes), watch, wide, output)):
         raise typer.Exit(3)
 
 
-async def _status(config: Config, names: list[str], watch: bool, output: Output) -> bool:
+async def _status(config: Config, names: list[str], watch: bool, wide: bool, output: Output) -> bool:
     below = _Below(output)
     async with _open_boards(config, names) as boards:
         async for rows, lines, errors in _repeated(lambda: _look(config, boards), 1, math.inf if watch else 0.0, below):
-            output.table(rows, _STATUS, live=watch)
+            output.table(rows, _STATUS, live=watch, brief=brief(rows, has_routes=len(names) > 1, wide=wide))
             if sys.stdout.isatty():
                 below.told = ""  # the table has replaced it
             below.tell(lines)
@@ -82,6 +96,39 @@ async def _status(config: Config, names: list[str], watch: bool, output: Output)
             if not watch:
                 break
     return any(row["state"] == "halted" for row in rows)
+
+
+def brief(rows: Sequence[Mapping[str, Any]], *, has_routes: bool, wide: bool = False) -> Brief:
+    """What fits a terminal: columns that say something of a lane; below them the processes without lanes, and each
+    reason, once."""
+    lanes = [row for row in rows if row.get("lane")]
+    hidden = {"reason"} | {name for name in _KEYS if lanes and all(row[name] in (None, "") for row in lanes)}
+    if not wide:
+        tell_numbers = all(_tells_number(row) for row in lanes)
+        hidden |= {"ordinal", "epoch"} | ({"number"} if tell_numbers else set()) | (set() if has_routes else {"route"})
+    if not any(row["echoes"] for row in lanes):
+        hidden.add("echoes")
+    columns = [Column(one.name, one.right, _HEADS.get(one.name, "")) for one in _STATUS if one.name not in hidden]
+    below: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        of = f"{row['route']} " if has_routes else ""
+        if not row.get("lane"):
+            below.setdefault((of, ", ".join(filter(None, (row["state"], row["reason"])))), []).append(row["owner"])
+        elif row["reason"]:
+            below.setdefault((of, row["reason"]), []).append(row["lane"])
+    lines = [f"{of}{_named(names)}: {what}" for (of, what), names in below.items()]
+    return Brief(lanes, columns, lines, () if wide else _SPARE)
+
+
+def _tells_number(row: Mapping[str, Any]) -> bool:
+    """Whether the last number in a lane's name is its own, as in most names."""
+    return [int(digits) for digits in re.findall("[0-9]+", row["lane"])[-1:]] == [row["number"]]
+
+
+def _named(names: Sequence[str]) -> str:
+    if len(names) <= _NAMED_MAX:
+        return ", ".join(names)
+    return f"{names[0]} and {len(names) - 1} more"
 
 
 @contextlib.asynccontextmanager
@@ -290,22 +337,37 @@ async def _wait(config: Config, names: list[str], lag_records: int, timeout_s: f
     deadline_s = since_s + timeout_s
     below = _Below(output)
     async with _open_boards(config, names) as boards:
-        async for rows, behind in _repeated(lambda: _heard(boards, since_s), 0.5, deadline_s, below):
+        async for rows, behind in _repeated(
+            lambda: _in_time(_heard(boards, since_s), deadline_s), 0.5, deadline_s, below
+        ):
             halted = [row for row in rows if row["state"] == "halted"]
             if halted:
-                output.table(halted, _STATUS)
+                output.table(halted, _STATUS, brief=brief(halted, has_routes=len(names) > 1))
                 output.note_lines("\n".join(_hints(halted)))
                 raise typer.Exit(3)
             lags = [row["lag_records"] for row in rows]
             if not behind and all(isinstance(lag, int) and lag <= lag_records for lag in lags):
-                output.table(rows, _STATUS)
+                output.table(rows, _STATUS, brief=brief(rows, has_routes=len(names) > 1))
                 return
             paused = dict.fromkeys(row["route"] for row in rows if row["state"] == "paused")
             below.tell("\n".join(f"{name} has paused lanes: `crossfade relay resume {name}`" for name in paused))
             if time.time() > deadline_s:
-                output.table(rows, _STATUS)
+                output.table(rows, _STATUS, brief=brief(rows, has_routes=len(names) > 1))
                 output.note(f"not copied within {timeout_s:g} s" + ("; no relay reports" if not rows else ""))
                 raise typer.Exit(1)
+
+
+async def _in_time(look: Awaitable[_Found], until_s: float) -> _Found:
+    """What a look finds. Raises Unreachable where it takes longer than is left: alone it would ask for much longer."""
+    left_s = max(until_s - time.time(), _LOOK_S)
+    try:
+        async with asyncio.timeout(left_s):
+            return await look
+    except TimeoutError:
+        raise Unreachable(
+            f"what the relays report could not be read within {left_s:.0f} s",
+            hint="that is kept on the route's target: `crossfade doctor` tells whether it can be reached",
+        ) from None
 
 
 async def _heard(boards: Mapping[str, RouteBoard], since_s: float) -> tuple[list[dict[str, Any]], int]:

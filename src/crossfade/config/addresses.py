@@ -11,9 +11,10 @@ from pathlib import Path
 USERINFO = re.compile(r"(\w*://)(?:([^:@/]*)(?::(.*))?@)?([^@]*)")
 REDIS_URL = re.compile(r"(?:(rediss?)://([^@/?#]+)(?:/(\d*))?|unix:///[^?#]+)")
 REDIS_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\],]+)(:\d{1,5})?")
-#: librdkafka also takes the protocol before an address
+#: librdkafka also takes the protocol before an address; and none of a port, unlike the tools of Kafka, whose commands
+#: are printed with these addresses
 KAFKA_SERVER = re.compile(
-    r"(?:(?:SASL_)?(?:SSL|PLAINTEXT)://)?(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[^:\s\[\],/@]+)(?::\d{1,5})?", re.I
+    r"(?:(?:SASL_)?(?:SSL|PLAINTEXT)://)?(?:\[[0-9a-fA-F:.]+(?:%[\w.-]+)?\]|[^:\s\[\],/@]+):\d{1,5}", re.I
 )
 KAFKA_SERVERS = "HOST:PORT[,HOST:PORT]"
 KAFKA_ADDRESSES = frozenset({"bootstrap.servers", "metadata.broker.list"})

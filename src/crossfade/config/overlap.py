@@ -14,7 +14,7 @@ from .secret import Secret
 from .shape import LANE_MARK, Broker, Config, KafkaBroker, KafkaSide, RedisBroker, RedisSide, Side
 
 _SERVER = re.compile(r"(?:\w+://)?(?:\[([^\]]+)\]|([^:/]*))(?::(\d+))?(?:/.*)?")
-_REDIS_PORT, _SENTINEL_PORT, _KAFKA_PORT = 6379, 26379, 9092
+_REDIS_PORT, _SENTINEL_PORT = 6379, 26379
 _THIS_HOST = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -84,11 +84,11 @@ def _redis_servers(at: RedisBroker) -> set[tuple[str, int]]:
 def _kafka_servers(at: KafkaBroker) -> set[tuple[str, int]]:
     values = [value for name, value in at.properties.items() if name in KAFKA_ADDRESSES]
     texts = [value.get() if isinstance(value, Secret) else value for value in values]
-    return {_server(server.strip(), _KAFKA_PORT) for text in texts for server in text.split(",") if server.strip()}
+    return {_server(server.strip()) for text in texts for server in text.split(",") if server.strip()}
 
 
-def _server(text: str, port: int) -> tuple[str, int]:
-    """Host and port of an address, in one form for all names of this host."""
+def _server(text: str, port: int = 0) -> tuple[str, int]:
+    """Host and port of an address, in one form for all names of this host; `port`: where it has none."""
     found = _SERVER.fullmatch(text)
     if found is None:  # of a form that the reader does not let pass: it is only itself
         return text, port

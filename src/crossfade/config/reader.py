@@ -45,6 +45,7 @@ from .shape import (
 from .tree import ConfigError, Node, Problem, join, nearest, override, parse
 from .walk import BAD, Walk, one_of
 
+_HINT = "`crossfade init --config FILE` writes a commented example; every key: docs/configuration.md in the repository"
 _BEGINNINGS = "earliest, latest, {time: 2026-01-31T12:00:00Z} or {position: ..}"
 #: property names whose literal values must not show in logs
 _SECRET_PROPERTY = re.compile(r"password|secret|\.pem$|oauthbearer\.config")
@@ -406,6 +407,6 @@ def load(
     config = reader.read()
     problems += reader.problems
     if problems:
-        raise ConfigError(problems, hint="docs/configuration.md lists every key")
+        raise ConfigError(problems, hint=_HINT)
     invariant(isinstance(config, Config), "a configuration without problems is built")
     return cast(Config, config)

@@ -33,7 +33,7 @@ _ACCESS: dict[int, str] = {
     _E.UNSUPPORTED_VERSION: "the broker is too old for this request",
     _E._UNSUPPORTED_FEATURE: "the broker is too old for this request",
 }
-TOPIC_MISSING = (_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E.UNKNOWN_TOPIC_ID)
+TOPIC_MISSING = (_E.UNKNOWN_TOPIC_OR_PART, _E._UNKNOWN_TOPIC, _E._UNKNOWN_PARTITION, _E.UNKNOWN_TOPIC_ID)
 _FENCED = frozenset({_E._FENCED, _E.INVALID_PRODUCER_EPOCH, _E.PRODUCER_FENCED})
 _STALE_MEMBER = frozenset({_E.ILLEGAL_GENERATION, _E.UNKNOWN_MEMBER_ID, _E.FENCED_INSTANCE_ID, _E.STALE_MEMBER_EPOCH})
 
@@ -63,6 +63,14 @@ _FIXES: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
     (re.compile("mechanism|username|credential"), "check sasl.username, sasl.password and sasl.mechanism"),
 )
+
+#: what the client says of an address of the configuration at which nobody answers: the address, and why
+_NOT_THERE = re.compile(
+    r"(?s)(?:\w+://)?(\S+)/bootstrap: ((?:Failed to resolve|Connect to|Connection setup timed out in state CONNECT).*)"
+)
+_AFTER = re.compile(r" \(after \d+ms in state \w+.*\)$", re.S)
+#: what a call says that got no answer
+_SILENCE = frozenset({_E._TIMED_OUT, _E._TRANSPORT, _E._ALL_BROKERS_DOWN, _E._RESOLVE})
 
 #: how long an authentication failure explains the transport errors that follow it
 _EXPLAINS_S = 30.0
@@ -96,7 +104,7 @@ class HandleHealth:
                 self._no_token_at = time.monotonic()
             elif not self.renew_login():
                 self._refused, self._refused_at = error, time.monotonic()
-        if error.code() == _E._TRANSPORT:
+        if error.code() in (_E._TRANSPORT, _E._RESOLVE):
             self._heard, self._heard_at = error, time.monotonic()
         if error.fatal():  # a producer's next call raises it too; a consumer says only "fatal"
             self.fatal = error
@@ -193,8 +201,17 @@ def translate(failure: KafkaException | KafkaError, doing: str, health: HandleHe
             hint="check that the identity provider at sasl.oauthbearer.token.endpoint.url runs and can be reached",
         )
     heard = health.heard() if health is not None else ""
+    if code in _SILENCE and (not_there := _NOT_THERE.fullmatch(heard)):
+        address, said = not_there.groups()
+        what = "host, port and DNS" if said.startswith("Failed to resolve") else "that it runs, and host and port"
+        return Unreachable(
+            f"Kafka at {address} cannot be reached: {_AFTER.sub('', said)} (while {doing})",
+            hint=f"check {what} in bootstrap.servers of this broker",
+        )
     hint = "check that the brokers run and can be reached"
-    if not heard:  # of a connection that was closed at once the client says nothing
+    if "Failed to resolve" in heard:
+        hint += ", and that this host resolves the names in their advertised.listeners"
+    elif not heard:  # of a connection that was closed at once the client says nothing
         hint += ", and security.protocol: a listener that expects TLS, or none, closes the connection"
     more = f" ({heard})" if heard and heard != text else ""
     return Unreachable(f"Kafka failed while {doing}: {text}{more}", hint=hint)

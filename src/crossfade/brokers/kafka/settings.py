@@ -166,7 +166,8 @@ class _ToStructlog(logging.Handler):
         self._seen[kind] = now
         left_out, self._left_out = self._left_out, 0
         more = {"left_out": left_out} if left_out else {}
-        structlog.get_logger("kafka.client").log(min(record.levelno, logging.WARNING), text, **more)
+        # Commands, which show warnings, end with an error that says it better; relays tell more than warnings.
+        structlog.get_logger("kafka.client").log(min(record.levelno, logging.INFO), text, **more)
 
 
 def _client_logger() -> logging.Logger:
