@@ -1,10 +1,11 @@
-"""Writes the reference pages that come from the code: docs/configuration.md, docs/cli.md and the JSON Schema.
+"""Writes the pages that come from the code: docs/configuration.md, docs/cli.md, docs/modules.md and the JSON Schema.
 
 `make docs` runs it; a test compares its output with what is committed, so no page can fall behind the code.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -48,7 +49,39 @@ def outputs() -> dict[Path, str]:
         ROOT / "src/crossfade/crossfade.schema.json": json.dumps(schema(), indent=2) + "\n",
         ROOT / "docs/configuration.md": configuration(),
         ROOT / "docs/cli.md": cli(),
+        ROOT / "docs/modules.md": modules(),
     }
+
+
+# -- modules -------------------------------------------------------------------------------------------------------
+
+
+def modules() -> str:
+    """The first sentence of each module, by folder."""
+    package = ROOT / "src/crossfade"
+    folders: dict[Path, list[Path]] = {}
+    for path in sorted(package.rglob("*.py")):
+        folders.setdefault(path.parent, []).append(path)
+    lines = [
+        "# Modules",
+        "",
+        "The first sentence of each; the way of a record is in [ARCHITECTURE.md](../ARCHITECTURE.md).",
+        "",
+    ]
+    for folder, paths in folders.items():
+        named = [(path.stem, _first_sentence(path)) for path in paths if path.stem not in ("__init__", "__main__")]
+        lines += [f"## `{folder.relative_to(package.parent)}/`", ""]
+        if about := _first_sentence(folder / "__init__.py"):
+            lines += [about, ""]
+        if named:
+            lines += ["| module | |", "|---|---|", *(f"| `{name}` | {said} |" for name, said in named), ""]
+    return _MADE + "\n".join(lines).rstrip() + "\n"
+
+
+def _first_sentence(path: Path) -> str:
+    """Of its docstring, on one line; "" = it has none."""
+    said = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return " ".join(said.split("\n\n")[0].split()).replace("|", "\\|")
 
 
 # -- configuration -------------------------------------------------------------------------------------------------
@@ -165,8 +198,9 @@ def configuration() -> str:
             topic="messages.v1",
             route="forward",
         )
-    # The first line names the schema of this very installation.
-    example = example.partition("\n")[2]
+    # The first line names the schema of this very installation, the third tells of it.
+    _, first, _, *rest = example.splitlines(keepends=True)
+    example = "".join([first, *rest])
     sections = [f"## {title}\n\n{words}{_table(kind)}" for title, words, kind in _SECTIONS]
     return _MADE + _INTRO.format(example=example) + "\n".join([*sections, _mappings()])
 
@@ -244,7 +278,13 @@ _CLI_INTRO = """\
 # Command line
 
 stdout is data, stderr is words. With `-o json` each document carries `version`; with `--watch` it is one document a
-line. An error is one line and a hint, and with `-o json` one JSON object on stderr.
+line. An error is one line and a hint. Where a name stands in brackets (`error (MarkerLost): ..`),
+[operate.md](operate.md#when-the-process-ends) says by that name what to do.
+
+With `-o json` log lines and errors on stderr are JSON too, one object a line. A log line has `event`; an error has
+`error` (its name), `message`, `hint` and `exit_code`, and is the last of them. `kind`, where there is one, is what a
+relay does about it: `retry`, `reclaim` (it claims its lanes anew), or `halt` (of a lane). Lines that are no JSON, such
+as progress, are for people.
 
 | exit code | meaning |
 |---|---|
