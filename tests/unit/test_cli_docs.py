@@ -21,7 +21,9 @@ def generate() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["docs/configuration.md", "docs/cli.md", "docs/modules.md", "src/crossfade/crossfade.schema.json"])
+@pytest.mark.parametrize(
+    "page", ["docs/configuration.md", "docs/cli.md", "docs/modules.md", "src/crossfade/crossfade.schema.json"]
+)
 def test_a_generated_page_is_current(generate: ModuleType, page: str) -> None:
     made = generate.outputs()[ROOT / page]
     assert (ROOT / page).read_text() == made, "run `make docs`"

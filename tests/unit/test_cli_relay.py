@@ -464,7 +464,10 @@ def test_status_names_the_route_of_each_lane_where_it_shows_several(
     assert shown[3].startswith("messages:0")
 
 
-def test_status_shows_a_program_every_column(board: FakeBoard, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_a_program_every_column(
+    board: FakeBoard, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     board.lanes, board.held = {0}, [heard(busy(0, state="halted", reason="7 are gone"), age_s=0)]
     assert run(["relay", "status"]) == 3
     head, _, row = (line.split() for line in capsys.readouterr().out.splitlines())

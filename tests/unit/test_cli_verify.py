@@ -466,7 +466,9 @@ def test_lanes_by_number_and_range(text: str | None, lanes: list[int]) -> None:
     assert parse_lanes(text, 6) == lanes
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "6", "4-9", "3-1", "1,,2", "0-99999999999"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "1-", "-1", "6", "4-9", "3-1", "1,,2", "0-99999999999", "0,9", "0-3,12-15", "0,5-3"]
+)
 def test_lanes_that_are_not_there_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_lanes(text, 6)

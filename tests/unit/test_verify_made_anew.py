@@ -8,7 +8,7 @@ from crossfade.brokers.kafka.cluster import TopicFacts
 from crossfade.brokers.kafka.source import Taken
 from crossfade.brokers.protocol import Bounds
 from crossfade.cli.verify_words import exit_code_of
-from crossfade.errors import SourceReset
+from crossfade.errors import AccessRefused, LaneError, SourceReset, Unreachable
 from crossfade.model.mapping import mapping_named
 from crossfade.verify.audit import audit
 from crossfade.verify.by_key import audit_by_key
@@ -71,7 +71,7 @@ GARBAGE = [(b"k", b"garbage", None, 1)] * CHANGED
 @pytest.fixture(params=["one to one", "by key"])
 def verdict(request):
     async def verified(source, target):
-        source, target = log_of(source), log_of(target)
+        source, target = (one if isinstance(one, KafkaLog) else log_of(one) for one in (source, target))
         if request.param == "by key":
             return await audit_by_key(source, target, mapping_named("lossless"), route_id=ROUTE, partitioner="murmur2")
         return await audit(source, target, mapping_named("lossless"), route_id=ROUTE, lanes=[0])
@@ -107,3 +107,72 @@ async def test_a_topic_that_is_made_anew_gives_no_verdict(verdict, monkeypatch, 
     assert isinstance(report.lanes[0].error, SourceReset)
     assert (report.differences, report.strays, [one for kept in report.named.values() for one in kept]) == (0, [], [])
     assert not report.is_complete
+    assert report.lanes[0].is_mixed  # "what was compared is equal" would be too much
+
+
+async def test_older_epochs_of_another_topic_are_forgotten_too(verdict):
+    older = [(key, value, [("xf", xf[0][1][:-1] + b"0")], time_ms) for key, value, xf, time_ms in COPIES]
+    report = await verdict(Topic(ORIGINALS), Topic(COPIES, older))
+    assert (exit_code_of([report]), report.total("stale_epochs")) == (1, 0)
+    assert not any(lane["stale_epochs"] for lane in report.state.get("lanes", {}).values())
+
+
+def fails_at_last(log, error):
+    """Asked again what it holds, it fails: nothing is there any more, or nobody answers."""
+    bounds, asked = log.bounds, []
+
+    async def then(lanes):
+        asked.append(list(lanes))
+        if len(asked) > 1:
+            raise error
+        return await bounds(lanes)
+
+    log.bounds = then
+    return asked
+
+
+LOST = COPIES[:700] + COPIES[703:]
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize(
+    ("error", "named", "code", "missing"),
+    [(AccessRefused("topic t does not exist"), SourceReset, 1, 0), (Unreachable("no broker"), LaneError, 3, 3)],
+    ids=["deleted", "nobody answers"],
+)
+async def test_a_topic_that_cannot_be_asked_about_at_last_costs_its_lanes_alone(
+    verdict, side, error, named, code, missing
+):
+    logs = {"source": log_of(Topic(ORIGINALS)), "target": log_of(Topic(LOST))}
+    fails_at_last(logs[side], error)
+    report = await verdict(logs["source"], logs["target"])
+    assert type(report.lanes[0].error) is named
+    assert error.message in str(report.lanes[0].error)
+    assert (exit_code_of([report]), report.total("missing")) == (code, missing)
+
+
+async def test_a_lane_that_has_failed_is_not_asked_about_at_last(verdict, monkeypatch):
+    monkeypatch.setattr(log_module, "_IDLE_CHECK_S", 0.0)
+    logs = [log_of(Topic(ORIGINALS)), log_of(Topic(COPIES, []))]
+    asked = [fails_at_last(log, Unreachable("no broker")) for log in logs]
+    report = await verdict(*logs)
+    assert isinstance(report.lanes[0].error, SourceReset)
+    assert asked == [[[0]], [[0]]]
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+async def test_what_was_forgotten_of_a_topic_that_is_there_after_all_is_found_again(resumes):
+    """A right was missing for a moment, or a broker that had just started did not know the topic."""
+    altered = [*COPIES[:700], (b"k", b"other", *COPIES[700][2:]), *COPIES[701:]]
+
+    async def audited(originals, target, state):
+        source, mapping = log_of(Topic(originals)), mapping_named("lossless")
+        return await audit(source, target, mapping, route_id=ROUTE, lanes=[0], resume=state)
+
+    state = (await audited(ORIGINALS[:400], log_of(Topic(altered[:400])), None)).state if resumes else None
+    target = log_of(Topic(altered))
+    fails_at_last(target, AccessRefused("no right to look at topic t"))
+    report = await audited(ORIGINALS, target, state)
+    assert (exit_code_of([report]), report.total("altered")) == (1, 0)
+    report = await audited(ORIGINALS, log_of(Topic(altered)), report.state)
+    assert (report.lanes[0].error, report.total("altered"), report.matched) == (None, 1, RECORDS - 1)

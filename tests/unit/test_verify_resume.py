@@ -13,6 +13,7 @@ from test_verify_audit import (
     RECORD,
     RECORDS,
     World,
+    content_changed,
     copied,
     entry,
     found,
@@ -220,3 +221,74 @@ async def test_doubled_copies_of_gone_originals_are_seen_by_the_audit_that_goes_
     assert (found(first), first.total("source_gone")) == ({}, LANES * RECORDS)
     world.broker.write("target", 0, [world.stored(0)[100][1]])
     assert found(await world.audit(resume=kept(first))) == {"extra": 1}
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_an_end_that_is_missing_is_counted_once_however_often_it_is_audited(source: Shape, target: Shape) -> None:
+    world = await copied(source, target)
+    last = world.stored(0)[-1][1]
+    del world.stored(0)[-5:]
+    state = None
+    for _ in range(3):
+        report = await world.audit(resume=state, is_settled=True)
+        assert (found(report), report.matched) == ({"missing": 5}, LANES * RECORDS - 5)
+        state = kept(report)
+    if target is RECORD:  # it comes after all
+        world.broker.write("target", 0, [last])
+        report = await world.audit(resume=state, is_settled=True)
+        assert (found(report), report.matched) == ({"missing": 4}, LANES * RECORDS - 4)
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+@pytest.mark.parametrize("source", [ENTRY, RECORD])
+async def test_a_copy_that_came_before_the_turn_of_the_last_record_is_never_missing(
+    source: Shape, is_settled: bool
+) -> None:
+    world = await copied(source, RECORD)
+    stored = world.stored(0)
+    rows = [row for _, row in stored]
+    rows.insert(100, rows.pop())
+    stored[:] = [(position, row) for (position, _), row in zip(stored, rows, strict=True)]
+    state = None
+    for number in range(4):
+        if number == 2:
+            await world.fill(50, first=RECORDS)
+            await world.copy()
+        report = await world.audit(resume=state, is_settled=is_settled)
+        assert (found(report), report.total("pending")) == ({"reordered": 1}, 0)
+        state = kept(report)
+    assert report.matched == LANES * (RECORDS + 50) - 1
+
+
+@pytest.mark.parametrize(("source", "target"), DIRECTIONS)
+async def test_what_the_target_lost_at_its_beginning_is_counted_once_by_audits_that_are_cut_short(
+    source: Shape, target: Shape
+) -> None:
+    world = await copied(source, target)
+    for lane in range(LANES):
+        world.broker.trim("target", lane, 200)
+    before, after = [], 1
+    while (state := await interrupted(world, after)) is not None:
+        before.append(state["lanes"]["0"]["before_target"] and state["lanes"]["0"]["source"]["after"])
+        report = await world.audit(resume=state)
+        assert (found(report), report.matched) == ({}, LANES * 200)
+        assert report.total("before_target") == LANES * (RECORDS - 200)
+        after += 1
+    assert after > 3
+    assert None not in before  # nor is it read again
+
+
+async def test_ranges_that_are_let_go_of_leave_their_differences_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crossfade.verify.digests.RANGE_RECORDS", 100)
+    world = await copied(RECORD, RECORD)
+    stored = world.stored(0)
+    stored[10:17] = [(position, content_changed(row)) for position, row in stored[10:17]]
+    first = await world.audit(is_settled=True)
+    assert sum(part.differences for part in first.lanes[0].ranges) == 7
+    state = kept(first)
+    del state["lanes"]["0"]["ranges"][:-1]
+    await world.fill(300, first=RECORDS)
+    await world.copy()
+    report = await world.audit(resume=state, is_settled=True)
+    assert (found(report), len(report.lanes[0].ranges)) == ({"altered": 7}, 4)
+    assert [part.differences for part in report.lanes[0].ranges] == [0] * 4

@@ -7,25 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from .output import output_of
 from .routes import OneRoute, chosen_routes
 from .runtime import keep_freed_memory
 from .verify_parts import Workers
-from .verify_repair import Repair, check_choice, repair_routes
+from .verify_repair import Repair, repair_routes
 from .verify_run import audit_route
 from .verify_scope import Scope, Store, parse_limit
 from .verify_watch import watch_routes
-from .verify_words import NO_VERDICT, exit_code_of, text_of
+from .verify_words import NO_VERDICT, VERDICTS, exit_code_of, incomplete_text, text_of
 
 verify_app = typer.Typer()
 
 #: more are worth it only where brokers have as many cores to spare; --processes may ask for them
 _PROCESSES_MAX = 16
+
+#: option, what it does nothing without, and the way out
+_NEEDS = (
+    ("--metrics-port", "--watch", "add --watch SECONDS"),
+    ("--yes", "--repair apply", "add --repair apply"),
+)
+#: option, what does not go with it, and why
+_ALONE = (
+    ("--repair", ("--watch", "--resume", "--complete"), "audits once, from the beginning, and says what to do"),
+    ("--watch", ("--complete", "--settled", "--from", "--to"), "follows live streams to their ends"),
+)
 
 #: this thread, those of the Kafka client and the one that takes records from it; with fewer they wait for each other
 _ARENAS = 4
@@ -60,8 +73,7 @@ def verify(
         bool,
         typer.Option(
             "--complete",
-            help="No verdict (exit code 1) unless every record was there to compare; "
-            "does nothing together with --watch or --repair.",
+            help="No verdict (exit code 1) unless every record was there to compare.",
         ),
     ] = False,
     watch: Annotated[
@@ -93,7 +105,8 @@ def verify(
     Live streams may be verified while they are copied: what is not yet on the target is pending, never a difference.
     After writers and relays have stopped, use --settled.
     What retention removed at either beginning cannot be compared and is counted; with --complete it is no proof.
-    Exits with 0 when nothing differs, with 3 when something does, with 1 when a lane could not be compared to its end.
+    Exits with 0 when nothing differs, with 3 when something does, with 1 when a lane could not be compared to its end
+    or there was nothing to compare.
 
     \b
     Examples:
@@ -105,14 +118,27 @@ def verify(
       crossfade verify forward --repair list
       crossfade verify --watch 10 --metrics-port 9188
     """
+    scope = Scope(lanes, parse_limit("--from", since), parse_limit("--to", until), settled)
+    scope.check(is_kept=resume is not None)
+    _check_choice(
+        {
+            "--watch": watch is not None,
+            "--metrics-port": bool(metrics_port),
+            "--repair": repair is not None,
+            "--repair apply": repair is Repair.APPLY,
+            "--yes": yes,
+            "--complete": complete,
+            "--resume": resume is not None,
+            "--settled": settled,
+            "--from": since is not None,
+            "--to": until is not None,
+        }
+    )
     keep_freed_memory(_ARENAS)
     output = output_of(context)
     config = output.config()
     names = chosen_routes(config, None if route is None else [route])
     store = Store(resume)
-    scope = Scope(lanes, parse_limit("--from", since), parse_limit("--to", until), settled)
-    if repair is not None:
-        check_choice(resume)
     shares = processes is not None
     with Workers(config, (processes or _processes()) - 1) as workers:
         if workers.shortage is not None and shares:
@@ -136,19 +162,36 @@ def verify(
         reports = {
             name: asyncio.run(audit_route(config, output, name, scope, store, workers, shares=shares)) for name in names
         }
+    audited = list(reports.values())
+    is_complete = all(report.is_complete for report in audited)
+    text = [text_of(name, report) for name, report in reports.items()]
+    code = exit_code_of(audited)
+    if code == 0 and complete and not is_complete:
+        code = NO_VERDICT
+        text.append(incomplete_text(audited))
     body = {
-        "ok": all(report.ok for report in reports.values()),
-        "complete": all(report.is_complete for report in reports.values()),
+        "ok": all(report.ok for report in audited),
+        "verdict": VERDICTS[code],
+        "complete": is_complete,
+        "exit_code": code if store.failure is None else store.failure.exit_code,
         "routes": [{"route": name, **report.as_dict()} for name, report in reports.items()],
     }
-    output.document(body, "\n".join(text_of(name, report) for name, report in reports.items()))
+    output.document(body, "\n".join(text))
     if store.failure is not None:
         raise store.failure
-    code = exit_code_of(list(reports.values()))
-    if code == 0 and complete and not body["complete"]:
-        code = NO_VERDICT
     if code:
         raise typer.Exit(code)
+
+
+def _check_choice(given: Mapping[str, bool]) -> None:
+    """Raises UsageError for options that would do nothing beside the others, or without one."""
+    for option, needed, hint in _NEEDS:
+        if given[option] and not given[needed]:
+            raise UsageError(f"{option} needs {needed}", hint=hint)
+    for option, others, why in _ALONE:
+        for other in others:
+            if given[option] and given[other]:
+                raise UsageError(f"{other} does not go with {option}, which {why}", hint=f"leave out {other}")
 
 
 def _processes() -> int:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import RefusedByRail, UsageError
+from ..errors import RefusedByRail
 from .output import Column, Output
 from .relay_alive import refuse_running
 from .verify_parts import Workers
 from .verify_run import audit_route
 from .verify_scope import Scope, Store
-from .verify_words import exit_code_of, text_of
+from .verify_words import VERDICTS, exit_code_of, text_of
 
 if TYPE_CHECKING:
     from ..brokers.removal import Removal
@@ -149,8 +149,9 @@ def _show(output: Output, rows: list[dict[str, Any]], plans: dict[str, Plan], re
     """The plan, and what the last audit says."""
     if output.is_json:
         routes = [{"route": name, **report.as_dict()} for name, report in reports.items()]
-        ok = all(report.ok for report in reports.values())
-        output.document({"ok": ok, "plan": rows, "routes": routes}, "")
+        code = exit_code_of(list(reports.values()))
+        head = {"ok": code == 0, "verdict": VERDICTS[code], "exit_code": code}
+        output.document({**head, "plan": rows, "routes": routes}, "")
         return
     if rows:
         output.table(rows, _COLUMNS)
@@ -159,9 +160,3 @@ def _show(output: Output, rows: list[dict[str, Any]], plans: dict[str, Plan], re
         output.note(f"{unnamed:,} more differences are not named; repair these first, then look again")
     for name, report in reports.items():
         output.document({}, text_of(name, report))
-
-
-def check_choice(resume: object) -> None:
-    """Raises UsageError for options that do not go with --repair."""
-    if resume is not None:
-        raise UsageError("--repair audits from the beginning", hint="leave out --resume")

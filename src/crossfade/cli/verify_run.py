@@ -46,7 +46,6 @@ async def audit_route(
                 hint="leave out --lanes and --resume",
             )
         lanes = parse_lanes(scope.lanes, opened.route.source_lanes)
-        scope.check(lanes, is_kept=store.is_kept)
         state = store.state_of(opened.route.id)
         with output.progress(f"verify {name}") as progress:
 
@@ -127,7 +126,7 @@ async def audit_opened(
         parts=parts,
     )
     for lane, count in echoes.items():
-        report.lanes[lane].quarantined += count
+        report.lanes[lane].echoes += count
     return report
 
 

@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,12 +39,15 @@ class Scope:
     is_settled: bool = False
     keep: Keeping | None = None
 
-    def check(self, lanes: Sequence[int], *, is_kept: bool) -> None:
-        """Raises UsageError for limits that mean nothing for these lanes."""
+    def check(self, *, is_kept: bool) -> None:
+        """Raises UsageError for what means nothing whatever the brokers hold."""
+        if self.lanes is not None:
+            _check_lanes(self.lanes)
         limits = [limit for limit in (self.since, self.until) if limit is not None]
         if limits and is_kept:
             raise UsageError("--resume goes on from an earlier audit: it has no --from and --to", hint="leave one out")
-        if len(lanes) != 1 and any(limit.where is From.POSITION for limit in limits):
+        named = set(re.findall(r"\d+", self.lanes or ""))
+        if len(named) != 1 and any(limit.where is From.POSITION for limit in limits):
             raise UsageError(
                 "a position belongs to one lane", hint="name it with --lanes, or give a time for all of them"
             )
@@ -75,17 +78,21 @@ def parse_lanes(text: str | None, count: int) -> list[int]:
     """`0,3-5` as lane numbers; None is all of them. Raises UsageError."""
     if text is None:
         return list(range(count))
-    if not _LANES.fullmatch(text):
-        raise UsageError(f"--lanes {text!r} names no lanes", hint="use numbers and ranges, such as 0,3-5")
+    _check_lanes(text)
     chosen: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
-        chosen |= set(range(int(first), min(int(last or first), count) + 1))
-    if not chosen or max(chosen) >= count:
-        raise UsageError(
-            f"--lanes {text!r} names lanes that are not there", hint=f"the source has lanes 0 to {count - 1}"
-        )
+        if not int(first) <= int(last or first) < count:
+            raise UsageError(
+                f"--lanes {text!r} names lanes that are not there", hint=f"the source has lanes 0 to {count - 1}"
+            )
+        chosen |= set(range(int(first), int(last or first) + 1))
     return sorted(chosen)
+
+
+def _check_lanes(text: str) -> None:
+    if not _LANES.fullmatch(text):
+        raise UsageError(f"--lanes {text!r} names no lanes", hint="use numbers and ranges, such as 0,3-5")
 
 
 class Store:

@@ -22,7 +22,7 @@ from .output import Output
 from .verify_parts import Workers
 from .verify_run import audit_route
 from .verify_scope import Scope, Store
-from .verify_words import DIFFERENT, KINDS, NO_VERDICT, exit_code_of, named_lines, verdict_of
+from .verify_words import DIFFERENT, KINDS, NO_VERDICT, VERDICTS, exit_code_of, named_lines, verdict_of
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -75,8 +75,9 @@ class Watched:
         if self.report is None:
             return row
         report = self.report
-        told = report.as_dict() | {"ok": self.code == 0, **self.found}
-        row |= {key: told[key] for key in ("ok", "complete", "matched", *KINDS, "pending", "stale_epochs", "seconds")}
+        told = report.as_dict() | {"ok": self.code == 0, "verdict": VERDICTS[self.code], **self.found}
+        keys = ("ok", "verdict", "complete", "matched", *KINDS, "pending", "stale_epochs", "seconds")
+        row |= {key: told[key] for key in keys}
         row |= {"parity": self.parity, "audited_age_s": round(now_s - self.audited_s, 3)}
         return row | {"differences": told["differences"] if self.error is None else []}
 
@@ -99,15 +100,10 @@ async def watch_routes(
     workers: Workers,
     shares: bool,
 ) -> int:
-    """Audit in rounds until SIGINT or SIGTERM. Returns the exit code: 3 if anything ever differed, 1 without report.
+    """Audit in rounds until SIGINT or SIGTERM. Returns the exit code: 3 if anything ever differed, 1 without verdict.
 
     `store` keeps where each audit ended. Raises UsageError.
     """
-    if scope.is_settled or scope.since is not None or scope.until is not None:
-        raise UsageError(
-            "--watch follows live streams to their ends",
-            hint="leave out --settled, --from and --to, or leave out --watch",
-        )
     watched = [Watched(name, store) for name in names]
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -5,6 +5,7 @@ The verdict has three values: equal, different, or none. Nothing here asks a bro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,21 +16,26 @@ if TYPE_CHECKING:
 
 DIFFERENT = 3
 NO_VERDICT = 1
+#: what each exit code says, in JSON
+VERDICTS = {0: "equal", DIFFERENT: "different", NO_VERDICT: "none"}
 #: what differences are called, in the order in which they are told
 KINDS = ("missing", "extra", "duplicate", "reordered", "altered")
 _ASIDE = {
     "pending": "not yet on the target",
-    "quarantined": "quarantined or refused by the mapping",
+    "quarantined": "quarantined or refused by the mapping: not on the target",
+    "echoes": "brought by the other route of the pair: on the target already",
     "before_target": "not on the target any more, or before the copy's start",
     "source_gone": "on the target, but their originals are gone from the source",
 }
+_LANES = {"held_up": "held up", "not_done": "not compared to the end"}
 
 
 def exit_code_of(reports: Sequence[AuditReport]) -> int:
-    """3 for a difference; 1 where there is none, but a lane could not be compared to its end; else 0."""
-    if any(report.differences or report.total("stale_epochs") for report in reports):
+    """3 for a difference; 1 where there is none, but a route has no verdict; else 0."""
+    verdicts = {report.verdict for report in reports}
+    if "different" in verdicts:
         return DIFFERENT
-    return 0 if all(report.ok for report in reports) else NO_VERDICT
+    return NO_VERDICT if "none" in verdicts else 0
 
 
 def text_of(route: str, report: AuditReport) -> str:
@@ -73,8 +79,26 @@ def verdict_of(report: AuditReport) -> str:
     code = exit_code_of([report])
     if code == DIFFERENT:
         return f"DIFFERENT: {report.differences + report.total('stale_epochs'):,} findings"
+    if any(lane.is_mixed for lane in report.lanes.values()):
+        return "NO VERDICT: a topic was deleted or made anew while it was read; what was read may be of either"
+    if code == NO_VERDICT and all(lane.ok for lane in report.lanes.values()):
+        return "NO VERDICT: nothing to compare, no record is on both sides"
     if code == NO_VERDICT:
         return "NO VERDICT: what was compared is equal, but not all could be compared"
-    if not report.matched:
-        return "nothing to compare: no record is on both sides"
-    return "equal" if report.is_complete else "equal as far as both sides can be compared"
+    uncompared = report.uncompared
+    if set(uncompared) == {"quarantined"}:
+        refused = f"{uncompared['quarantined']:,} records that the target or the mapping refused"
+        return f"equal, except {refused}: they are not on the target"
+    return "equal as far as both sides can be compared" if uncompared else "equal"
+
+
+def incomplete_text(reports: Sequence[AuditReport]) -> str:
+    """Why `--complete` gives no verdict."""
+    uncompared: Counter[str] = sum((report.uncompared for report in reports), Counter())
+    told = [f"{count:,} {name}" for name, count in uncompared.items() if name not in _LANES]
+    told += [
+        f"{uncompared[name]:,} {'lane' if uncompared[name] == 1 else 'lanes'} {words}"
+        for name, words in _LANES.items()
+        if uncompared[name]
+    ]
+    return f"NO VERDICT (--complete): {', '.join(told)}"

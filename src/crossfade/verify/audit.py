@@ -143,10 +143,11 @@ class _Run:
             )
 
     async def look_back(self, ends: Ends) -> None:
-        """Fail the lanes that were made anew while they were read. Raises Unreachable, AccessRefused."""
+        """Fail the lanes that were made anew while they were read."""
         for log, bounds in ((self._source, ends.source), (self._target, ends.target)):
-            for lane, error in (await made_anew_since(log, bounds)).items():
-                self.lanes[lane].fail(error)
+            asked = {lane: there for lane, there in bounds.items() if not self.lanes[lane].has_failed}
+            for lane, error in (await made_anew_since(log, asked)).items():
+                self.lanes[lane].fail(error, log.shape)
 
     def _wanted(self) -> tuple[list[Lane], list[Lane]]:
         """Which lanes to read on either side."""

@@ -214,7 +214,9 @@ class _Run:
             if isinstance(outcome, SourceTrimmed | SourceDeleted):
                 await self._go_on_behind_gap(lane)
             elif isinstance(outcome, LaneError):
-                self._fail(lane, outcome)
+                self._fail(lane, outcome, self._source.shape)
+            elif other := self.sources[lane].not_what_it_was(outcome, self._source.lane_name(lane)):
+                self._fail(lane, other, self._source.shape)
             else:
                 self._take_source(lane, outcome)
         return bool(outcomes)
@@ -227,6 +229,8 @@ class _Run:
                 await self._go_on_behind_target_gap(lane)
             elif isinstance(outcome, LaneError):
                 self._fail_target(lane, outcome)
+            elif other := self.targets[lane].not_what_it_was(outcome, self._target.lane_name(lane)):
+                self._fail_target(lane, other)
             else:
                 self._take_target(lane, outcome)
         return bool(outcomes)
@@ -252,9 +256,10 @@ class _Run:
                 self._unbegun.pop((lane, to), None)
                 self._paths[lane, to].target_lost()
 
-    def _fail(self, lane: Lane, error: LaneError) -> None:
-        """A lane that cannot be read to its end says nothing of what is on the target."""
-        if isinstance(error, SourceReset):
+    def _fail(self, lane: Lane, error: LaneError, side: Shape) -> None:
+        """A lane that cannot be read to its end says nothing of what is on the target. What was read of a topic that
+        turns out to be another one may be of either."""
+        if isinstance(error, SourceReset) and side is Shape.RECORD:
             self._report.forget(lane)
         self._report.lanes[lane].error = error
         self.sources[lane].is_ended = True
@@ -267,16 +272,16 @@ class _Run:
         """Any source lane may have copies there."""
         self.targets[to].is_ended = True
         for lane in self.sources:
-            self._fail(lane, error)
+            self._fail(lane, error, self._target.shape)
 
     async def look_back(self, ends: Ends) -> None:
-        """Fail the lanes that were made anew while they were read. Raises Unreachable, AccessRefused."""
-        for log, bounds, fail in (
-            (self._source, ends.source, self._fail),
-            (self._target, ends.target, self._fail_target),
-        ):
-            for lane, error in (await made_anew_since(log, bounds)).items():
-                fail(lane, error)
+        """Fail the lanes that were made anew while they were read."""
+        asked = {lane: there for lane, there in ends.source.items() if not self._has_failed(lane)}
+        for lane, error in (await made_anew_since(self._source, asked)).items():
+            self._fail(lane, error, self._source.shape)
+        if not all(self._has_failed(lane) for lane in self.sources):
+            for to, error in (await made_anew_since(self._target, ends.target)).items():
+                self._fail_target(to, error)
 
     def _has_failed(self, lane: Lane) -> bool:
         return self._report.lanes[lane].error is not None
@@ -366,7 +371,9 @@ class _Run:
                 else:
                     mine.pending += unnamed
                 mine.is_done = True
+            elif not mine.is_mixed:
+                diff.name_missing()
             mine.matched += diff.matched
             mine.before_target += diff.before + diff.before_end
             mine.source_gone += diff.source_gone
-            mine.stale_epochs += diff.stale_epochs
+            mine.stale_epochs += 0 if mine.is_mixed else diff.stale_epochs

@@ -9,6 +9,7 @@ Made by `lane` and `by_key`, which know where the sides end; nothing here knows 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -112,6 +113,8 @@ class LaneDiff:
         self.before = 0
         #: expected rows before the first of the target where nothing of the target is behind them: they come again
         self.before_end = 0
+        #: what was reported of rows that come again, where a later comparison goes on from here
+        self.again: Counter[Kind] = Counter()
         #: a marked copy of what lies behind the extent: the extent was copied to its end
         self.has_seen_beyond = False
         #: the next copy tells from where on records are expected: what is before it was never copied, or is trimmed
@@ -138,6 +141,8 @@ class LaneDiff:
         self.missing: dict[SourcePosition, Row | None] = {}
         #: seen, but not expected so far: it came before its turn
         self._early: dict[SourcePosition, tuple[Any, Copy]] = {}
+        #: the same, expected behind the last row of the target: their originals come again
+        self._early_of_tail: dict[SourcePosition, tuple[Any, Copy]] = {}
         self._epoch = -1
         self._slice = SLICE_ROWS_MAX
 
@@ -215,7 +220,7 @@ class LaneDiff:
 
     def came_early(self) -> list[tuple[SourcePosition, Any]]:
         """Origin and target position of rows that came before their turn."""
-        return [(origin, target) for origin, (target, _) in self._early.items()]
+        return [(origin, target) for origin, (target, _) in (self._early | self._early_of_tail).items()]
 
     @property
     def epoch(self) -> int:
@@ -257,15 +262,22 @@ class LaneDiff:
         for origin, (position, copy) in self._early.items():
             self._too_much(Kind.EXTRA, origin, position, "the source holds no such record", copy)
         self._early.clear()
-        last = None if self.frontier is None else order_of(self.frontier)
-        pending = self.tail
-        for position in self.missing:
-            if is_settled or (last is not None and order_of(position) < last):
-                self._report(Difference(Kind.MISSING, position, None, "not on the target"))
-            else:
-                pending += 1
+        self.name_missing(is_settled=is_settled)
+        self.again[Kind.MISSING] += self.tail if is_settled else 0
+        pending = self.tail + len(self.missing)
         self.missing.clear()
         return pending
+
+    def name_missing(self, *, is_settled: bool = False) -> None:
+        """Name what is missing before the last copy that was found, or, where it `is_settled`, all that is. Alone where
+        the lane cannot be read on."""
+        last = EVERYTHING if is_settled else NOWHERE if self.frontier is None else order_of(self.frontier)
+        after, _ = self.resume_after()
+        done = NOWHERE if after is None else order_of(after)
+        for position in [position for position in self.missing if order_of(position) < last]:
+            del self.missing[position]
+            self._report(Difference(Kind.MISSING, position, None, "not on the target"))
+            self.again[Kind.MISSING] += order_of(position) > done
 
     def _take_tail(self) -> None:
         """The target has ended: what is expected now is its tail, however long it is. Some of it is remembered by
@@ -277,7 +289,8 @@ class LaneDiff:
             return
         for position, row in zip(positions, rows, strict=True):
             if position in self._early:
-                self._not_here(position, row)
+                self._early_of_tail[position] = self._early[position]
+                self.again[self._came_early(position, row)] += 1
             elif len(self.missing) < self._remembered_max:
                 self.missing[position] = None  # no copy of it can come any more that would be compared with it
             else:
@@ -442,15 +455,17 @@ class LaneDiff:
 
     def _not_here(self, position: SourcePosition, row: Row) -> None:
         """An expected row without partner so far: it came early, it comes later, or never."""
-        early = self._early.pop(position, None)
-        if early is not None:
-            target, copy = early
-            self._moved(position, target, row, copy, "came too early")
+        if position in self._early:
+            self._came_early(position, row)
         elif len(self.missing) < self._remembered_max:
             self.missing[position] = row
         else:
             self._has_forgotten = True
             self._report(Difference(Kind.MISSING, position, None, "not on the target"))
+
+    def _came_early(self, position: SourcePosition, row: Row) -> Kind:
+        target, copy = self._early.pop(position)
+        return self._moved(position, target, row, copy, "came too early")
 
     def _stray(self, copy: Copy, target: Any, window: Window, reach: tuple[int, int]) -> None:
         """An actual row without partner in its window; `reach`: all that is expected up to here was taken, or is in the
@@ -509,12 +524,14 @@ class LaneDiff:
         if is_sure:
             self._sure = max(self._sure, order)
 
-    def _moved(self, position: SourcePosition, target: Any, row: Row | None, copy: Copy, how: str) -> None:
+    def _moved(self, position: SourcePosition, target: Any, row: Row | None, copy: Copy, how: str) -> Kind:
         self._advance_frontier(position)
         if row is not None and copy.row is not None and row != copy.row:
-            self._report(Difference(Kind.ALTERED, position, target, f"{how}; {describe(row, copy.row)}"))
+            kind, how = Kind.ALTERED, f"{how}; {describe(row, copy.row)}"
         else:
-            self._report(Difference(Kind.REORDERED, position, target, how))
+            kind = Kind.REORDERED
+        self._report(Difference(kind, position, target, how))
+        return kind
 
     def _came_twice(self, position: SourcePosition) -> None:
         """A copy that came early has come again, in its place."""

@@ -27,12 +27,13 @@ _COLUMNS = ("position", "key", "key length", "content", "content length", "heade
 class RangeDigests:
     """Appends to `ranges` after every RANGE_RECORDS records; a slice may span ranges."""
 
-    def __init__(self, ranges: list[Range]) -> None:
+    def __init__(self, ranges: list[Range], differences: int = 0) -> None:
+        """`differences`: those of the lane up to here; who audits for ever does not keep all ranges."""
         self._ranges = ranges
         self._ranges_before = len(ranges)
         self._records = 0
         self._last: Any = ""
-        self._differences_before = sum(part.differences for part in ranges)
+        self._differences_before = self._differences_at_first = differences
         self._sums = dict.fromkeys(_COLUMNS, 0)
 
     def add(self, positions: Sequence[Any], columns: Columns, differences: int) -> None:
@@ -64,7 +65,7 @@ class RangeDigests:
     def forget(self) -> None:
         """Let go of the ranges that were closed here, and of the open one."""
         del self._ranges[self._ranges_before :]
-        self._differences_before = sum(part.differences for part in self._ranges)
+        self._differences_before = self._differences_at_first
         self._records = 0
 
     def _sum(self, positions: Sequence[Any], columns: Columns) -> None:

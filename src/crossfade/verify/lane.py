@@ -19,7 +19,6 @@ from ..model.record import Batch, Lane, Row, Shape
 from .columns import Columns
 from .diff import NO_MARK, Difference, Kind, LaneDiff
 from .digests import RangeDigests
-from .ends import is_made_anew, made_anew
 from .extent import Extent
 from .first_rows import FirstRows, Question
 from .one_way import leaves_out, read_again
@@ -91,10 +90,12 @@ class LaneAudit:
         self._quarantined = quarantined
         self._rejected, self._left_out = Once(), Once()
         self._in_doubt: _InDoubt | None = None
-        #: the state that cannot be gone on from: it stays as it is, so that no later audit passes over that either
+        #: the state that stays as it is, so that no later audit passes over what this one cannot answer for
         self._stale: Mapping[str, Any] | None = None
         #: source rows before this are not on the target and need not be; None = not known before the target is read
         self._floor: tuple[int, int] | None = None
+        #: the last source row that was left out because the copy begins behind it
+        self._passed_over: Any = None
         #: source rows left out because nothing of the copy is on the target: a later audit reads them again
         self._before_nothing = 0
         self._is_whole = is_earliest and not self.target.is_trimmed
@@ -107,6 +108,8 @@ class LaneAudit:
         self._seeks_holes = not leaves_out(source)
         holes_until = whole.holes_until if self._seeks_holes else ""
         self._diff.source_lost("", before, is_told=is_told, holes_until=holes_until)
+        #: the state that this audit began from
+        self._begun: Mapping[str, Any] = self.save()
 
     # ------------------------------------------------------------------------------------------------ what is wanted
 
@@ -135,6 +138,10 @@ class LaneAudit:
         return len(self._diff.actual)
 
     @property
+    def has_failed(self) -> bool:
+        return self._mine.error is not None
+
+    @property
     def matched(self) -> int:
         return self._mine.matched
 
@@ -147,9 +154,11 @@ class LaneAudit:
     def take_source(self, outcome: Batch | LaneError) -> None:
         """More of the source, or why there is none."""
         if isinstance(outcome, LaneError):
-            self.fail(outcome)
+            self.fail(outcome, self._source_shape)
             return
-        if not self._is_same_incarnation(self.source, outcome, self._mine.source):
+        other = self.source.not_what_it_was(outcome, self._mine.source)
+        if other is not None:
+            self.fail(other, self._source_shape)
             return
         rows = self.source.new_rows(outcome)
         self.source.take(outcome)
@@ -163,9 +172,11 @@ class LaneAudit:
     def take_target(self, outcome: Batch | LaneError) -> None:
         """More of the target, or why there is none."""
         if isinstance(outcome, LaneError):
-            self.fail(outcome)
+            self.fail(outcome, self._target_shape)
             return
-        if not self._is_same_incarnation(self.target, outcome, self._mine.target):
+        other = self.target.not_what_it_was(outcome, self._mine.target)
+        if other is not None:
+            self.fail(other, self._target_shape)
             return
         rows = self.target.new_rows(outcome)
         self.target.take(outcome)
@@ -255,12 +266,16 @@ class LaneAudit:
         self._has_lost = True
         self._diff.target_lost()
 
-    def fail(self, error: LaneError) -> None:
-        """The lane cannot be compared to its end."""
-        if isinstance(error, SourceReset) and self._stale is None:
-            self._report.forget(self.lane)
+    def fail(self, error: LaneError, side: Shape) -> None:
+        """The lane cannot be compared to its end, for what happened to the side of this shape.
+
+        Only of a topic it is told some time later that it is another one, and what was read by then may be of either.
+        """
+        if isinstance(error, SourceReset) and side is Shape.RECORD:
+            self._report.forget(self.lane, self._counts_before)
             self._digests.forget()
-            self._mine.counts.update(self._counts_before)
+            self._diff.stale_epochs = 0
+            self._stale = self._begun
         self._mine.error = error
         self.is_done = True
 
@@ -275,7 +290,7 @@ class LaneAudit:
         diff.expected.is_ended, diff.actual.is_ended = self.source.is_ended, self.target.is_ended
         diff.advance()
         if self.source.has_many_places or self.target.has_many_places:
-            for side, after in zip((self.source, self.target), diff.resume_after(), strict=True):
+            for side, after in zip((self.source, self.target), self._compared(), strict=True):
                 side.forget(after)
         self._mine.matched = self._matched_before + diff.matched
         self.is_done = self.source.is_ended and self.target.is_ended and not diff.expected and not diff.actual
@@ -292,11 +307,13 @@ class LaneAudit:
             else:
                 mine.pending = unnamed
             mine.is_done = True
+        elif self._stale is None:
+            diff.name_missing()
         mine.before_target += diff.before + diff.before_end
         mine.source_gone += diff.source_gone
         mine.stale_epochs += diff.stale_epochs
         self._is_counted = True
-        self._digests.close(mine.differences)
+        self._digests.close(mine.differences - diff.again.total())  # these are told again, with a later range
 
     # ------------------------------------------------------------------------------------------------ going on later
 
@@ -305,13 +322,14 @@ class LaneAudit:
         if self._stale is not None:
             return dict(self._stale)
         mine, diff = self._mine, self._diff
-        after_source, after_target = diff.resume_after()
+        after_source, _ = diff.resume_after()
         done = _BEFORE_ALL if after_source is None else order_of(after_source)
+        compared_source, compared_target = self._compared()
         return {
-            "source": self.source.save(after_source),
-            "target": self.target.save(after_target),
+            "source": self.source.save(compared_source),
+            "target": self.target.save(compared_target),
             "matched": mine.matched,
-            "counts": {kind.value: count for kind, count in mine.counts.items()},
+            "counts": {kind.value: count - diff.again[kind] for kind, count in mine.counts.items()},
             "quarantined": mine.quarantined,
             "quarantined_until": [list(self._rejected.until), list(self._left_out.until)],
             # what lies before a copy that is not there yet comes again
@@ -332,9 +350,15 @@ class LaneAudit:
             "ranges": msgspec.to_builtins(mine.ranges),
         }
 
+    def _compared(self) -> tuple[Any, Any]:
+        """Up to where both sides are dealt with."""
+        source, target = self._diff.resume_after()
+        return self._passed_over if source is None else source, target
+
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `save` gave."""
         mine = self._mine
+        self._begun = saved
         self.source.restore(saved["source"])
         is_there = self.target.restore(saved["target"])
         self._matched_before = mine.matched = saved["matched"]
@@ -345,7 +369,7 @@ class LaneAudit:
         self._rejected, self._left_out = Once(rejected), Once(left_out)
         mine.source_gone, mine.stale_epochs = saved["source_gone"], saved["stale_epochs"]
         mine.ranges.extend(msgspec.convert(saved["ranges"], list[Range]))
-        self._digests = RangeDigests(mine.ranges)
+        self._digests = RangeDigests(mine.ranges, mine.differences)
         self._codec.ids_may_mark = saved.get("ids_may_mark", True)
         if saved["floor"] is not None:
             self._floor = (saved["floor"][0], saved["floor"][1])
@@ -368,24 +392,17 @@ class LaneAudit:
             if lost is not None:
                 what = "was deleted and made anew" if lost is SourceReset else "was cut off at its end, or made anew,"
                 self._stale = saved
-                self.fail(
-                    lost(
-                        self.lane,
-                        f"{name} {what} since the audit that this one goes on from: audit the lane from its beginning, "
-                        "without that state",
-                    )
+                mine.error = lost(
+                    self.lane,
+                    f"{name} {what} since the audit that this one goes on from: audit the lane from its beginning, "
+                    "without that state",
                 )
+                self.is_done = True
 
     def _native(self, text: str) -> Any:
         return int(text) if self._codec.is_source_numeric else text.encode()
 
     # ------------------------------------------------------------------------------------------------ what is expected
-
-    def _is_same_incarnation(self, side: Reading, batch: Batch, name: str) -> bool:
-        if not is_made_anew(side.bounds.incarnation, batch.place.incarnation):
-            return True
-        self.fail(made_anew(self.lane, name))
-        return False
 
     def _of_extent(self, batch: Batch, extent: Extent) -> Batch:
         """The rows whose originals belong to the extent, and what stands unmarked among them.
@@ -464,7 +481,10 @@ class LaneAudit:
             return positions, rows
         first = bisect_right(positions, (floor[0], floor[1] - 1), key=order_of)
         self._mine.before_target += first
-        self._before_nothing += first if floor == _AFTER_ALL else 0
+        if floor == _AFTER_ALL:
+            self._before_nothing += first
+        elif first:
+            self._passed_over = positions[first - 1]
         return positions[first:], rows[first:]
 
     def _without_quarantined(self, positions: list[Any], rows: Sequence[Row]) -> tuple[list[Any], Sequence[Row]]:

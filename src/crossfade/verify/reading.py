@@ -17,6 +17,7 @@ from ..brokers.protocol import Bounds, From, Start
 from ..errors import LaneError, SourceRegressed, SourceReset
 from ..model.position import Place, order_of, position_order, position_text
 from ..model.record import Batch, Lane, Mapped, Shape
+from .ends import is_made_anew, made_anew
 from .extent import Extent
 
 #: places of batches that are remembered before those that are dealt with are let go
@@ -58,6 +59,16 @@ class Reading:
             self._batches.append((self.place, order_of(batch.positions[-1])))
         self.place = msgspec.structs.replace(batch.place, incarnation="")
         self.is_ended = ends_with(batch, self.bounds)
+
+    def not_what_it_was(self, batch: Batch, name: str) -> LaneError | None:
+        """Why the lane has no verdict, where a batch to be taken is of another lane than the bounds are."""
+        if is_made_anew(self.bounds.incarnation, batch.place.incarnation):
+            return made_anew(batch.lane, name)
+        # A Redis key that goes before anything of it was read is read like one that never held more.
+        is_all = batch.shape is Shape.ENTRY and not self.place.position and batch.at_end
+        if is_all and 0 <= batch.place.count < self.bounds.count:
+            return SourceReset(batch.lane, f"{name} was deleted, and perhaps made anew, while it was read")
+        return None
 
     def new_rows(self, batch: Batch) -> slice:
         """Which rows of a batch were not dealt with before and are not newer than the bounds."""

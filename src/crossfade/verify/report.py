@@ -1,14 +1,15 @@
 """What an audit found, as values: counts per lane, the first differences by name, and what could not be verified.
 
-Counts are exact, names are bounded. `ok` says that nothing differs; `is_complete` that everything was there to compare.
-Made by `audit`, printed by the CLI, read by gates.
+Counts are exact, names are bounded. `verdict` says what the audit proves; `is_complete` that everything was there to
+compare. Made by `audit`, printed by the CLI, read by gates.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from ..errors import LaneError
 from ..model.position import position_text
@@ -19,6 +20,8 @@ from .diff import Difference, Kind
 NAMED_MAX = 100
 #: strays (`extra` and `duplicate`) that the second look over the source can tell apart
 STRAYS_MAX = 10_000
+#: counts of records that were not there to compare
+_UNCOMPARED = ("pending", "before_target", "source_gone", "quarantined")
 
 
 class Keeping(TypedDict, total=False):
@@ -50,8 +53,10 @@ class LaneReport:
     counts: Counter[Kind] = field(default_factory=Counter)
     #: of the source, not on the target, and behind everything that is: still on its way, or lost later
     pending: int = 0
-    #: of the source, but not expected: quarantined, refused by the mapping, or echoes
+    #: of the source, but not expected: quarantined, or refused by the mapping
     quarantined: int = 0
+    #: of the source, but not expected: the other route of a pair brought them, and they are on the target already
+    echoes: int = 0
     #: of the source, gone from the target's beginning (retention there), or before the copy's declared start
     before_target: int = 0
     #: on the target, but their originals are no longer in the source (trimmed after copying): not verifiable
@@ -63,6 +68,8 @@ class LaneReport:
     held_up: str = ""
     #: why the lane could not be compared to its end
     error: LaneError | None = None
+    #: it became another lane while it was read: what was read may be of either, and what differed was let go of
+    is_mixed: bool = False
     is_done: bool = False
 
     @property
@@ -82,6 +89,7 @@ class LaneReport:
             **{kind.value: self.counts[kind] for kind in Kind},
             "pending": self.pending,
             "quarantined": self.quarantined,
+            "echoes": self.echoes,
             "before_target": self.before_target,
             "source_gone": self.source_gone,
             "stale_epochs": self.stale_epochs,
@@ -145,9 +153,13 @@ class AuditReport:
         else:
             self.keep(named)
 
-    def forget(self, lane: Lane) -> None:
-        """Let go of what differs in a lane that became another one while it was read: it may be about either."""
-        self.lanes[lane].counts.clear()
+    def forget(self, lane: Lane, known: Mapping[Kind, int] | None = None) -> None:
+        """Let go of what differs in a lane that became another one while it was read: it may be about either. `known`:
+        what earlier audits found stays."""
+        mine = self.lanes[lane]
+        mine.is_mixed = True
+        mine.counts.clear()
+        mine.counts.update(known or {})
         for kept in (*self.named.values(), self.strays):
             kept[:] = [named for named in kept if named.lane != lane]
 
@@ -167,17 +179,29 @@ class AuditReport:
         return sum(lane.differences for lane in self.lanes.values())
 
     @property
+    def verdict(self) -> Literal["equal", "different", "none"]:
+        """What the audit proves: nothing where a lane failed, or where there was nothing to compare."""
+        if self.differences or self.total("stale_epochs"):
+            return "different"
+        return "equal" if self.matched and all(lane.ok for lane in self.lanes.values()) else "none"
+
+    @property
     def ok(self) -> bool:
-        """Nothing differs, no lane failed, no fenced relay wrote."""
-        return all(lane.ok for lane in self.lanes.values())
+        """Something was compared and nothing differs, no lane failed, no fenced relay wrote."""
+        return self.verdict == "equal"
+
+    @property
+    def uncompared(self) -> Counter[str]:
+        """What was not there to compare: records by what became of them, and lanes."""
+        found = Counter({name: self.total(name) for name in _UNCOMPARED})
+        found["held_up"] = sum(bool(lane.held_up) for lane in self.lanes.values())
+        found["not_done"] = sum(not lane.is_done for lane in self.lanes.values())
+        return +found
 
     @property
     def is_complete(self) -> bool:
-        """Every source record was there to compare: nothing pending or hidden, nothing gone on either side."""
-        return all(
-            lane.is_done and not (lane.pending or lane.before_target or lane.source_gone) and not lane.held_up
-            for lane in self.lanes.values()
-        )
+        """Every source record was there to compare: none pending, hidden or refused, none gone on either side."""
+        return not self.uncompared
 
     def total(self, name: str) -> int:
         """The sum over all lanes of a number of `LaneReport`, or of a kind of difference by its value."""
@@ -187,17 +211,17 @@ class AuditReport:
         return sum(int(getattr(lane, name)) for lane in self.lanes.values())
 
     def as_dict(self) -> dict[str, object]:
-        totals = ["matched", *(kind.value for kind in Kind), "pending", "quarantined", "before_target", "source_gone"]
+        totals = ["matched", *(kind.value for kind in Kind), *_UNCOMPARED, "echoes", "stale_epochs"]
         return {
             "version": 1,
             "source": self.source,
             "target": self.target,
             "ok": self.ok,
+            "verdict": self.verdict,
             "complete": self.is_complete,
             "seconds": round(self.seconds, 3),
             "records_per_s": round(self.records_per_s),
             **{name: self.total(name) for name in totals},
-            "stale_epochs": self.total("stale_epochs"),
             "differences": [named.as_dict() for kept in self.named.values() for named in kept],
             "lanes": [self.lanes[lane].as_dict() for lane in sorted(self.lanes)],
         }

@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 from ..brokers.protocol import Bounds, Log
-from ..errors import LaneError
-from ..model.position import Place, position_text
+from ..errors import LaneError, SourceDeleted, SourceTrimmed
+from ..model.position import position_text
 from ..model.record import Lane, Row, Shape
 from .diff import Kind
-from .reading import Translates, ends_with
+from .reading import Reading, Translates
 from .report import AuditReport, Named
 from .surplus import Surplus
 
@@ -43,27 +43,37 @@ async def second_look(
     wanted: dict[Hashable, str] = {}
     content_of = _content_of_record if target_shape is Shape.RECORD else _content_of_entry
     contents = {content_of(named.difference.row) for named in report.strays}
-    places = {lane: Place("", there.count - there.length) for lane, there in bounds.items() if there.length > 0}
-    while places and (len(wanted) < len(contents) or report.keeps_rows):
+    readings = {lane: Reading(there) for lane, there in bounds.items()}
+    unseen: set[Lane] = set()
+    while len(wanted) < len(contents) or report.keeps_rows:
+        places = {lane: one.place for lane, one in readings.items() if not one.is_ended}
+        if not places:
+            break
         outcomes = await source.read(places, _READ_RECORDS_MAX, _READ_BYTES_MAX, 1.0)
         if not outcomes:
+            unseen |= places.keys()
             break
         for lane, batch in outcomes.items():
-            if isinstance(batch, LaneError):
-                del places[lane]  # the audit itself has named it
+            reading = readings[lane]
+            if isinstance(batch, LaneError) or reading.not_what_it_was(batch, source.lane_name(lane)):
+                unseen.add(lane)
+                if isinstance(batch, SourceTrimmed | SourceDeleted):
+                    there = (await source.bounds([lane]))[lane]
+                    reading.go_on_behind_loss(there, reading.place.position, source.shape)
+                else:
+                    reading.is_ended = True  # the audit itself has named it
                 continue
             mapped = mapping.translate(batch, target_shape)
             _seek(mapped.positions, mapped.rows, content_of, contents, wanted, source.lane_name(lane))
             for position, row in zip(mapped.positions, mapped.rows, strict=True) if asked else ():
                 if (lane, position) in asked:
                     surplus.found(lane, position, row)
-            places[lane] = Place(batch.place.position, batch.place.count, "", batch.place.witness)
-            if ends_with(batch, bounds[lane]):
-                del places[lane]
+            reading.take(batch)
+            if reading.is_ended and lane not in unseen:
                 surplus.looked_at.add(lane)
     for named in report.strays:
         named.is_surplus = report.keeps_rows and surplus.is_certain(named, report)
-        _rename(report, named, wanted.get(content_of(named.difference.row)))
+        _rename(report, named, wanted.get(content_of(named.difference.row)), is_all_seen=not unseen)
     report.strays.clear()
 
 
@@ -81,8 +91,11 @@ def _seek(
             wanted.setdefault(content, f"{lane_name} {position_text(position)}")
 
 
-def _rename(report: AuditReport, named: Named, original: str | None) -> None:
+def _rename(report: AuditReport, named: Named, original: str | None, *, is_all_seen: bool) -> None:
     difference = named.difference
+    if original is None and not is_all_seen:
+        report.keep(Named(named.lane, difference, named.target_lane, named.is_surplus))
+        return
     kind = Kind.EXTRA if original is None else Kind.DUPLICATE
     if kind is not difference.kind:
         counts = report.lanes[named.lane].counts
