@@ -332,7 +332,6 @@ def test_an_option_that_would_do_nothing_is_refused(
     ("choice", "words"),
     [
         (["--lanes", "a"], "--lanes 'a' names no lanes"),
-        (["--from", "position:5"], "a position belongs to one lane"),
         (["--from", "position:5", "--lanes", "0-3"], "a position belongs to one lane"),
         (["--from", "time:2026-01-02", "--to", "time:2026-01-01"], "--from lies behind --to"),
         (["--from", "time:2026-01-02", "--resume", "state.json"], "--resume goes on from an earlier audit"),
@@ -648,12 +647,22 @@ async def test_a_watch_without_anything_to_compare_goes_on_and_has_no_verdict_ye
 
 
 def test_a_route_without_verdict_is_not_hidden_by_one_that_is_equal() -> None:
-    equal, empty, other = (AuditReport("a", "b", {0: LaneReport(0, "a", "b", is_done=True)}) for _ in range(3))
+    equal, empty, waiting, other = (AuditReport("a", "b", {0: LaneReport(0, "a", "b", is_done=True)}) for _ in range(4))
     equal.lanes[0].matched = 1
+    waiting.lanes[0].pending = 1
     other.lanes[0].counts[Kind.EXTRA] = 1
     assert exit_code_of([equal]) == 0
-    assert exit_code_of([equal, empty]) == 1
-    assert exit_code_of([equal, empty, other]) == 3
+    assert exit_code_of([equal, waiting]) == exit_code_of([empty]) == exit_code_of([]) == 1
+    assert exit_code_of([equal, waiting, other]) == 3
+
+
+def test_a_route_at_rest_takes_no_verdict_from_the_others() -> None:
+    """The way back of a pair that nobody has written to: the other route's records are echoes there."""
+    equal, resting = (AuditReport("a", "b", {0: LaneReport(0, "a", "b", is_done=True)}) for _ in range(2))
+    equal.lanes[0].matched = resting.lanes[0].echoes = 1
+    assert exit_code_of([equal, resting]) == 0
+    resting.lanes[0].is_done = False
+    assert exit_code_of([equal, resting]) == 1
 
 
 async def test_a_watch_remembers_a_difference_and_survives_a_broker_that_is_away(world: World) -> None:

@@ -51,7 +51,7 @@ _SPARE = ("echoes", "records_per_s", "lag_s")
 #: so many lanes with one reason are named each
 _NAMED_MAX = 3
 #: so long a look may take in any case: the last one, after a pause, or the only one of `--timeout-s 0`
-_LOOK_S = 1.0
+_LOOK_S = 3.0
 #: what a relay measures again and again: its last figures say nothing of a source that it no longer looks at
 _MEASURED = ("lag_records", "lag_s", "records_per_s", "trimmed_in_s")
 #: so much the clocks of two hosts may differ

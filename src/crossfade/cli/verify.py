@@ -166,11 +166,12 @@ def verify(
     is_complete = all(report.is_complete for report in audited)
     text = [text_of(name, report) for name, report in reports.items()]
     code = exit_code_of(audited)
-    if code == 0 and complete and not is_complete:
+    is_ok = code == 0
+    if is_ok and complete and not is_complete:
         code = NO_VERDICT
         text.append(incomplete_text(audited))
     body = {
-        "ok": all(report.ok for report in audited),
+        "ok": is_ok,
         "verdict": VERDICTS[code],
         "complete": is_complete,
         "exit_code": code if store.failure is None else store.failure.exit_code,

@@ -46,6 +46,7 @@ async def audit_route(
                 hint="leave out --lanes and --resume",
             )
         lanes = parse_lanes(scope.lanes, opened.route.source_lanes)
+        scope.check_positions(len(lanes))
         state = store.state_of(opened.route.id)
         with output.progress(f"verify {name}") as progress:
 

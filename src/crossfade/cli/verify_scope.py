@@ -46,15 +46,19 @@ class Scope:
         limits = [limit for limit in (self.since, self.until) if limit is not None]
         if limits and is_kept:
             raise UsageError("--resume goes on from an earlier audit: it has no --from and --to", hint="leave one out")
-        named = set(re.findall(r"\d+", self.lanes or ""))
-        if len(named) != 1 and any(limit.where is From.POSITION for limit in limits):
-            raise UsageError(
-                "a position belongs to one lane", hint="name it with --lanes, or give a time for all of them"
-            )
+        if self.lanes is not None and len(set(map(int, re.findall(r"\d+", self.lanes)))) > 1:
+            self.check_positions(2)
         if self.since and self.until and self.since.where is self.until.where:
             begin, end = position_order(self.since.value), position_order(self.until.value)
             if begin > end and not (end[0] == begin[0] and "-" not in self.until.value):
                 raise UsageError("--from lies behind --to", hint="exchange them")
+
+    def check_positions(self, lanes: int) -> None:
+        """Raises UsageError for a position where so many lanes are compared."""
+        if lanes != 1 and any(limit and limit.where is From.POSITION for limit in (self.since, self.until)):
+            raise UsageError(
+                "a position belongs to one lane", hint="name it with --lanes, or give a time for all of them"
+            )
 
 
 def parse_limit(option: str, text: str | None) -> Start | None:

@@ -31,8 +31,9 @@ _LANES = {"held_up": "held up", "not_done": "not compared to the end"}
 
 
 def exit_code_of(reports: Sequence[AuditReport]) -> int:
-    """3 for a difference; 1 where there is none, but a route has no verdict; else 0."""
-    verdicts = {report.verdict for report in reports}
+    """3 for a difference; 1 where there is none, but a route has no verdict; else 0. A route at rest, of which neither
+    side holds anything, counts only alone."""
+    verdicts = {report.verdict for report in reports if not report.is_empty} or {"none"}
     if "different" in verdicts:
         return DIFFERENT
     return NO_VERDICT if "none" in verdicts else 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..brokers.protocol import Bounds, Log
-from ..errors import AccessRefused, LaneError, SourceReset, Unreachable
+from ..errors import AccessRefused, SourceReset, Unreachable
 from ..model.position import position_order
 from ..model.record import Lane, Shape
 from .extent import Extent
@@ -73,19 +73,19 @@ async def ends_of(
     return Ends(source_bounds, target_bounds, quarantined, is_settled)
 
 
-async def made_anew_since(log: Log, bounds: Mapping[Lane, Bounds]) -> dict[Lane, LaneError]:
+async def made_anew_since(log: Log, bounds: Mapping[Lane, Bounds]) -> dict[Lane, SourceReset]:
     """Which lanes were made anew since these bounds were taken, or may have been. To be asked when all is read: of a
     topic an audit is told now and then only. Entries are looked at in every read."""
     if log.shape is not Shape.RECORD or not bounds:
         return {}
     try:
         now = await log.bounds(list(bounds))
-    except AccessRefused as refusal:  # it is not there, or has fewer lanes: as bad as another one in its place
-        why = f"cannot be looked at any more, it may have been deleted while it was read: {refusal.message}"
+    except (
+        AccessRefused,
+        Unreachable,
+    ) as failure:  # not there, or fewer lanes, or nobody can tell: as bad as another one
+        why = f"cannot be looked at any more, it may have been made anew while it was read: {failure.message}"
         return {lane: SourceReset(lane, f"{log.lane_name(lane)} {why}") for lane in bounds}
-    except Unreachable as silence:
-        why = f"may have been made anew while it was read, nobody can tell: {silence.message}"
-        return {lane: LaneError(lane, f"{log.lane_name(lane)} {why}") for lane in bounds}
     return {
         lane: made_anew(lane, log.lane_name(lane))
         for lane, before in bounds.items()

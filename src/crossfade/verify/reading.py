@@ -67,7 +67,9 @@ class Reading:
         # A Redis key that goes before anything of it was read is read like one that never held more.
         is_all = batch.shape is Shape.ENTRY and not self.place.position and batch.at_end
         if is_all and 0 <= batch.place.count < self.bounds.count:
-            return SourceReset(batch.lane, f"{name} was deleted, and perhaps made anew, while it was read")
+            return SourceReset(
+                batch.lane, f"{name} was deleted, and perhaps made anew, or its server went back, while it was read"
+            )
         return None
 
     def new_rows(self, batch: Batch) -> slice:

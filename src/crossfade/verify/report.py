@@ -186,6 +186,11 @@ class AuditReport:
         return "equal" if self.matched and all(lane.ok for lane in self.lanes.values()) else "none"
 
     @property
+    def is_empty(self) -> bool:
+        """No record was there to be compared, on either side."""
+        return not (self.matched or self.differences or self.total("stale_epochs") or self.uncompared)
+
+    @property
     def ok(self) -> bool:
         """Something was compared and nothing differs, no lane failed, no fenced relay wrote."""
         return self.verdict == "equal"

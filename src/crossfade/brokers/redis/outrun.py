@@ -116,17 +116,13 @@ def _ahead_by_mark(origins: Iterable[Origin], markers: Mapping[Lane, Marker], *,
     """The highest position of each lane in marks that its marker does not cover.
 
     Applications move entries and write old ones again, with their marks. The ordinal alone tells nothing of them: each
-    path has its own, and it starts anew with the lane; nor does the position, where the source was made anew. What was
-    copied since an older marker has none but epochs that followed on its. Where nothing of ours is there as the state
-    says, copies of an earlier life of the lane may be; the first one since the start must be among those that are not
-    covered.
+    path has its own, and it starts anew with the lane. Where nothing of ours is there as the state says, copies of an
+    earlier life of the lane may be; the first one since the start must be among those that are not covered.
     """
     ahead: dict[Lane, str] = {}
     for origin in origins:
         marker = markers.get(origin.lane)
-        if marker is None or origin.epoch < marker.epoch or origin.ordinal <= marker.ordinal:
-            continue
-        if _is_covered(origin.position, marker.place):
+        if marker is None or origin.ordinal <= marker.ordinal or _is_covered(origin.position, marker.place):
             continue
         if is_begun or origin.ordinal == 1 or origin.lane in ahead:
             ahead[origin.lane] = max(ahead.get(origin.lane, ""), origin.position, key=position_order)
@@ -137,9 +133,8 @@ def _is_covered(position: str, place: Place) -> bool:
     """Whether the source record at `position` is none that reading on from `place` comes to."""
     if place.position:
         return position_order(position) <= position_order(place.position)
-    # Before the first record that was there: of a Redis source its id is not known, and the stream may have been made
-    # anew since the copy.
-    return "-" in position or int(position) < place.count
+    # Before the first record that was there: of a Redis source its id is not known, unless nothing was ever removed.
+    return place.count != 0 if "-" in position else int(position) < place.count
 
 
 def _copied_up_to(entry_ids: Iterable[str], last: str, relayed: str) -> tuple[int, bool]:
