@@ -225,6 +225,46 @@ async def test_a_board_that_is_deleted_is_empty_and_made_anew_by_the_next_write(
     await board.close()
 
 
+async def test_what_was_read_of_a_deleted_board_is_let_go_of(board_of, monkeypatch):
+    """Where brokers tell no topic ids, one that was made anew and has grown would be read from the middle."""
+    board, cluster, topic = board_of()
+    await board.get("a")
+    cluster.has_board = False
+    monkeypatch.setattr(board_module, "_GONE_S", 0.0)
+    assert await board.list("") == {}
+    assert topic.consumers[0].is_closed
+    cluster.has_board, topic.topic_id = True, ""
+    topic.bodies = [(b"b", b"new")] * 9
+    assert "b" in await board.list("")
+    await board.close()
+
+
+async def test_a_board_that_is_missed_now_and_then_is_not_taken_for_a_deleted_one(board_of, clock):
+    board, cluster, _ = board_of()
+    clock[0] = 1.0
+    await board.get("a")
+    cluster.has_board = False
+    for _ in range(3):
+        with pytest.raises(Unreachable):
+            await board.get("a")
+        clock[0] += 3600.0
+    with pytest.raises(Unreachable):
+        await board.get("a")
+    clock[0] += 6.0
+    assert await board.list("") == {}
+    await board.close()
+
+
+async def test_a_refusal_of_a_board_that_is_just_gone_ends_nobody(board_of):
+    board, cluster, _ = board_of()
+    await board.get("a")
+    cluster.has_board, cluster.refusal = False, AccessRefused("unknown topic or partition")
+    with pytest.raises(Unreachable, match="unknown topic") as told:
+        await board.get("a")
+    assert "made anew" in told.value.hint
+    await board.close()
+
+
 @pytest.mark.parametrize("refusal", [AccessRefused("not allowed"), Unreachable("nobody answers")])
 async def test_a_board_that_cannot_be_read_is_not_taken_for_a_deleted_one(board_of, refusal):
     board, cluster, _ = board_of()

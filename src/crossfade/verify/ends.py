@@ -80,10 +80,8 @@ async def made_anew_since(log: Log, bounds: Mapping[Lane, Bounds]) -> dict[Lane,
         return {}
     try:
         now = await log.bounds(list(bounds))
-    except (
-        AccessRefused,
-        Unreachable,
-    ) as failure:  # not there, or fewer lanes, or nobody can tell: as bad as another one
+    except (AccessRefused, Unreachable) as failure:
+        # It is not there, or has fewer lanes, or nobody can tell: as bad as another one in its place.
         why = f"cannot be looked at any more, it may have been made anew while it was read: {failure.message}"
         return {lane: SourceReset(lane, f"{log.lane_name(lane)} {why}") for lane in bounds}
     return {

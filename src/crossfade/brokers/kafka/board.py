@@ -121,7 +121,11 @@ class KafkaBoard:
                     self._missed_s = 0.0
                     raise
                 if not self._is_gone():
-                    raise Unreachable(failure.message, hint=failure.hint) from failure
+                    raise Unreachable(
+                        failure.message,
+                        hint="nothing to do: brokers that have just started may not know the topic yet, and one that "
+                        "was deleted is made anew by the next heartbeat or command that writes",
+                    ) from failure
                 self._is_ready = False  # who writes next makes it anew
                 self._missed_s = 0.0
                 if self._reader is not None and self._reader_thread is not None:
